@@ -1,0 +1,362 @@
+"""Load data sets as tensors, split them, and draw augmented batches.
+
+The test splits are not loaded here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets.utils import download_url
+
+from hpo.errors import DataDamaged, DataUnavailable
+from hpo.settings import DatasetName
+
+CLASSES = 10
+VALIDATION_SHARE = 0.1
+DIGITS_TEST_SHARE = 0.2  # scikit-learn's digits come without a test split of their own
+SPLIT_SEED = 0  # the splits are the same for every study, so that studies can be compared
+DOWNLOAD_START_S = 10.0
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+# SHA-256 of the uncompressed files: the compressed ones differ between distributors.
+FASHION_MNIST_TRAIN = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Hold images and labels of one split.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N], in [0, CLASSES).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Split:
+        """Select some of the images, in the order of `indices` (int64 [n])."""
+        return Split(images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Hold a data set's training and validation split, and how it is augmented.
+
+    Attributes:
+        mean: Of the training split per channel, of pixels in [0, 255], float32 [C].
+        std: Likewise.
+        padding: Zero pixels on each side before a random crop of the original size.
+        flip: Whether half of the images are mirrored left to right.
+        checksum: SHA-256 of both splits.
+    """
+
+    name: DatasetName
+    train: Split
+    validation: Split
+    mean: Tensor
+    std: Tensor
+    padding: int
+    flip: bool
+    checksum: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Give height, width and channels."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    def to(self, device: torch.device) -> Dataset:
+        """Copy the whole data set to a device."""
+        return replace(
+            self,
+            train=Split(images=self.train.images.to(device), labels=self.train.labels.to(device)),
+            validation=Split(images=self.validation.images.to(device), labels=self.validation.labels.to(device)),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Say how a data set is found and augmented (4 pixels of 32 in He et al. 2015, §4.2, and in proportion)."""
+
+    padding: int
+    flip: bool
+    load: Callable[[Path], Split]
+    fetch: Callable[[Path], None] | None
+
+
+def load_dataset(name: DatasetName, data_dir: Path) -> Dataset:
+    """Load a data set that is on this machine, and split it.
+
+    Raises:
+        DataDamaged: A file is cut short or altered.
+        DataUnavailable: The data set is not there.
+    """
+    source = _SOURCES[name]
+    return split_dataset(name, source.load(data_dir), padding=source.padding, flip=source.flip)
+
+
+def fetch_dataset(name: DatasetName, data_dir: Path) -> None:
+    """Download a data set, with a progress bar on stderr, unless it is there.
+
+    Raises:
+        DataDamaged: What is there is cut short or altered.
+        DataUnavailable: The download did not start within 10 seconds, or failed.
+
+    Side effects:
+        Writes below `data_dir`.
+    """
+    source = _SOURCES[name]
+    try:
+        source.load(data_dir)
+    except DataUnavailable:
+        assert source.fetch is not None
+        source.fetch(data_dir)
+
+
+def choose_dataset(name: DatasetName | Literal["auto"], data_dir: Path) -> tuple[DatasetName, str | None]:
+    """Resolve `auto`: CIFAR-10 if it is there or can be fetched, else digits.
+
+    Returns:
+        The data set, and for digits in place of CIFAR-10 why that could not be had.
+
+    Raises:
+        DataDamaged: A CIFAR-10 that is there is cut short or altered.
+        DataUnavailable: A data set asked for by name is neither there nor to be fetched.
+    """
+    if name != "auto":
+        fetch_dataset(name, data_dir)
+        return name, None
+    try:
+        fetch_dataset("cifar10", data_dir)
+    except DataUnavailable as error:
+        return "digits", str(error)
+    return "cifar10", None
+
+
+def split_dataset(name: DatasetName, whole: Split, *, padding: int, flip: bool) -> Dataset:
+    """Set aside a stratified tenth for validation, with the same seed every time."""
+    train, validation = stratified_split(whole, VALIDATION_SHARE)
+    pixels = train.images.to(torch.float32)
+    return Dataset(
+        name=name,
+        train=train,
+        validation=validation,
+        mean=pixels.mean(dim=(0, 1, 2)),
+        std=pixels.std(dim=(0, 1, 2)),
+        padding=padding,
+        flip=flip,
+        checksum=_checksum(train, validation),
+    )
+
+
+def stratified_split(whole: Split, share: float) -> tuple[Split, Split]:
+    """Split in two, the second of the given share, with equal proportions of the classes."""
+    first, second = train_test_split(
+        np.arange(len(whole)), test_size=share, stratify=whole.labels.numpy(), random_state=SPLIT_SEED
+    )
+    return whole.take(torch.from_numpy(np.sort(first))), whole.take(torch.from_numpy(np.sort(second)))
+
+
+def _checksum(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split.images.numpy().tobytes())
+        digest.update(split.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Batches:
+    """Draw augmented training batches, each from the counters of its seed alone.
+
+    Args:
+        dataset: On the device on which the batches are wanted.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
+        height, width, channels = dataset.image_shape
+        pad = dataset.padding
+        padded = torch.nn.functional.pad(dataset.train.images, (0, 0, pad, pad, pad, pad))
+        self._pixels = padded.reshape(-1, channels)
+        self._padded_shape = (height + 2 * pad, width + 2 * pad)
+        self._rows = torch.arange(height, device=padded.device)
+        self._columns = torch.arange(width, device=padded.device)
+        self._dataset = dataset
+        self._batch_size = min(batch_size, len(dataset.train))
+        self._dtype = dtype
+
+    @property
+    def per_epoch(self) -> int:
+        """Count the full batches in the training split."""
+        return len(self._dataset.train) // self._batch_size
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw an epoch's batches as indices, int64 [per_epoch, batch]."""
+        device = self._pixels.device
+        order = torch.randperm(len(self._dataset.train), generator=generator, device=device)
+        return order[: self.per_epoch * self._batch_size].reshape(self.per_epoch, self._batch_size)
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Crop, mirror and normalise the images at `indices` (int64 [N]).
+
+        Returns:
+            Images [N, C, H, W], channels last in memory, and labels int64 [N].
+        """
+        padded_height, padded_width = self._padded_shape
+        device, n, shifts = indices.device, len(indices), 2 * self._dataset.padding + 1
+        dy, dx = torch.randint(shifts, (2, n, 1), generator=generator, device=device)
+        rows, columns = self._rows + dy, (self._columns + dx)
+        if self._dataset.flip:
+            mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        first = indices[:, None] * padded_height + rows
+        at = first[:, :, None] * padded_width + columns[:, None, :]
+        pixels = self._pixels.index_select(0, at.reshape(-1)).reshape(*at.shape, -1)
+        return normalise(pixels, self._dataset, self._dtype), self._dataset.train.labels[indices]
+
+
+def normalise(images: Tensor, dataset: Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 [N, H, W, C] into [N, C, H, W] of mean 0 and deviation 1 over the training split."""
+    return ((images.to(dtype) - dataset.mean) / dataset.std).permute(0, 3, 1, 2)
+
+
+def _load_digits(_data_dir: Path) -> Split:
+    bunch = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
+    rest, _test = stratified_split(
+        Split(images=images, labels=torch.from_numpy(bunch.target.astype(np.int64))), DIGITS_TEST_SHARE
+    )
+    return rest
+
+
+def _load_cifar10(data_dir: Path) -> Split:
+    folder = data_dir / CIFAR10.base_folder
+    if not folder.is_dir():
+        raise DataUnavailable(f"cifar10 is not in {data_dir}: there is no folder {folder}")
+    pixels, labels = [], []
+    for name, md5 in CIFAR10.train_list:
+        batch = pickle.loads(_read_checked(folder / name, "md5", md5), encoding="latin1")
+        pixels.append(batch["data"])
+        labels += batch["labels"]
+    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(images=torch.from_numpy(np.ascontiguousarray(images)), labels=torch.tensor(labels))
+
+
+def _load_fashion_mnist(data_dir: Path) -> Split:
+    folders = (data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST)
+    found = [f for f in folders if f.is_dir()]
+    if not found:
+        raise DataUnavailable(f"fashion_mnist is in none of {', '.join(map(str, folders))}")
+    images, labels = (
+        _read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in FASHION_MNIST_TRAIN.items()
+    )
+    return Split(images=images[..., None], labels=labels.to(torch.int64))
+
+
+def _read_idx(path: Path, sha256: str) -> Tensor:
+    content = _read_checked(path, "sha256", sha256, opener=gzip.open)
+    dimensions = content[3]
+    shape = np.frombuffer(content, dtype=">u4", count=dimensions, offset=4)
+    pixels = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions)
+    return torch.from_numpy(pixels.reshape(shape).copy())
+
+
+def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..., object] = open) -> bytes:
+    try:
+        with opener(path, "rb") as file:  # type: ignore[attr-defined]
+            content: bytes = file.read()
+    except FileNotFoundError as error:
+        raise DataDamaged(f"{path} is missing; remove {path.parent} to fetch the data set again") from error
+    except (OSError, EOFError) as error:
+        raise DataDamaged(f"{path} cannot be read: {error}") from error
+    found = hashlib.new(algorithm, content).hexdigest()
+    if found != expected:
+        raise DataDamaged(
+            f"{path} is damaged: its {algorithm} is {found}, expected {expected}; "
+            f"remove {path.parent} to fetch the data set again"
+        )
+    return content
+
+
+def _fetch_cifar10(data_dir: Path) -> None:
+    with _download("cifar10", CIFAR10.url):
+        CIFAR10(str(data_dir), download=True)
+
+
+def _fetch_fashion_mnist(data_dir: Path) -> None:
+    folder = data_dir / "FashionMNIST" / "raw"
+    with _download("fashion_mnist", FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0]):
+        for filename, md5 in FashionMNIST.resources:
+            download_url(FashionMNIST.mirrors[0] + filename, str(folder), filename, md5)
+
+
+@contextmanager
+def _download(name: str, url: str) -> Iterator[None]:
+    """Translate what can go wrong in a download, and give up when it does not start or stalls."""
+    require_reachable(name, url)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_START_S)  # torchvision sets none
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise DataUnavailable(f"{name} could not be fetched: {error}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) -> None:
+    """Wait for the first byte of a download, at most `limit_s`, name resolution included.
+
+    Raises:
+        DataUnavailable: Nothing came.
+    """
+    answer: list[Exception | None] = []
+
+    def probe() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=limit_s) as response:
+                response.read(1)
+            answer.append(None)
+        except (OSError, ValueError) as error:
+            answer.append(error)
+
+    # A thread, because name resolution knows no timeout.
+    prober = threading.Thread(target=probe, daemon=True)
+    prober.start()
+    prober.join(limit_s)
+    if not answer:
+        raise DataUnavailable(f"{name} could not be fetched: no answer within {limit_s:g} s")
+    if answer[0] is not None:
+        raise DataUnavailable(f"{name} could not be fetched: {answer[0]}") from answer[0]
+
+
+_SOURCES: dict[DatasetName, _Source] = {
+    "cifar10": _Source(4, True, _load_cifar10, _fetch_cifar10),
+    "fashion_mnist": _Source(4, True, _load_fashion_mnist, _fetch_fashion_mnist),
+    "digits": _Source(1, False, _load_digits, None),
+}

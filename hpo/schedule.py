@@ -1,0 +1,170 @@
+"""Compute what follows from a recipe's schedule: learning rate, phases, phase time, evaluation, early stopping."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal
+
+from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Recipe
+
+Align = Literal["phase", "iteration"]
+
+RUNGS = 16
+"""Prune decisions in a full trial; `should_prune` reads every running trial, so it is not asked at each report."""
+
+REPORTS = REFERENCE_ITERATIONS // BOUNDARY_GRID
+"""Values that a full trial reports to Optuna: one for each boundary that a schedule could have."""
+
+_EVALUATION_SPACINGS = (250, 500, 1_000, 2_000)
+_EVALUATION_SHARE = Fraction(1, 12)
+_FORWARD_PASSES_PER_STEP = 3  # a backward pass costs about two forward passes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Be a stretch of iterations [start, end) of one learning rate."""
+
+    start: int
+    end: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Say when and on how much of the validation split a run is evaluated.
+
+    Attributes:
+        iterations: Ascending; the last is the budget.
+        images: Size of the fixed subset for all but the last evaluation; the whole split where equal to it.
+    """
+
+    iterations: tuple[int, ...]
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """Be one evaluation of a run.
+
+    Attributes:
+        train_loss: Mean cross-entropy of the training batches since the evaluation before.
+        val_loss: Mean cross-entropy on the validation images.
+        val_accuracy: In [0, 1].
+    """
+
+    iteration: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Say that Optuna is given, as `step`, the value measured at `iteration`."""
+
+    step: int
+    iteration: int
+
+
+def scale(reference: int, iterations: int) -> int:
+    """Convert reference iterations to iterations of a budget, rounded half up."""
+    return (2 * reference * iterations + REFERENCE_ITERATIONS) // (2 * REFERENCE_ITERATIONS)
+
+
+def phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """List the phases of a recipe in iterations of its own budget."""
+    edges = [0, *(scale(b, recipe.iterations) for b in recipe.boundaries), recipe.iterations]
+    return tuple(
+        Phase(start=start, end=end, learning_rate=value)
+        for (start, end), value in zip(pairwise(edges), recipe.values, strict=True)
+    )
+
+
+def learning_rate(recipe: Recipe, iteration: int) -> float:
+    """Give the rate of the optimizer step that leads from `iteration` to the one after."""
+    starts = [phase.start for phase in phases(recipe)]
+    return recipe.values[bisect_right(starts, iteration) - 1]
+
+
+def learning_rate_runs(recipe: Recipe, until: int) -> tuple[tuple[int, float], ...]:
+    """List the rates over [0, until) as (end, rate), equal neighbours merged."""
+    runs: list[tuple[int, float]] = []
+    for phase in phases(recipe):
+        end = min(phase.end, until)
+        if runs and runs[-1][1] == phase.learning_rate:
+            runs.pop()
+        runs.append((end, phase.learning_rate))
+        if end == until:
+            break
+    return tuple(runs)
+
+
+def evaluation(iterations: int, batch_size: int, validation_images: int) -> Evaluation:
+    """Place the evaluations of a run so that they cost at most a tenth of its time.
+
+    The finest of 250, 500, 1,000 and 2,000 reference iterations that fits is taken (250 at the full CIFAR-10
+    budget: more than once an epoch of 351). Where even the last does not fit, a fixed subset of the validation split is
+    used, except at the end. Cost is counted in forward passes, a training step as three.
+    """
+    for spacing in _EVALUATION_SPACINGS:
+        trained = Fraction(spacing * iterations, REFERENCE_ITERATIONS) * batch_size * _FORWARD_PASSES_PER_STEP
+        if validation_images <= trained * _EVALUATION_SHARE and spacing * iterations >= REFERENCE_ITERATIONS:
+            break
+    images = min(validation_images, max(1, int(trained * _EVALUATION_SHARE)))
+    points = range(spacing, REFERENCE_ITERATIONS + 1, spacing)
+    return Evaluation(iterations=tuple(scale(p, iterations) for p in points), images=images)
+
+
+def grid(iterations: int) -> tuple[int, ...]:
+    """List the iterations at which a boundary may lie, the budget included and 0 not."""
+    return tuple(scale(g, iterations) for g in range(BOUNDARY_GRID, REFERENCE_ITERATIONS + 1, BOUNDARY_GRID))
+
+
+def iteration_at_phase_time(step: int, recipe: Recipe, base: Recipe) -> int:
+    """Find the iteration at which a recipe is as far as `base` is at iteration `step`.
+
+    As far means: in the same phase, and past the same fraction of it, rounded down. Both have the same number of phases.
+    """
+    for own, reference in zip(phases(recipe), phases(base), strict=True):
+        if step <= reference.end:
+            done = Fraction(step - reference.start, reference.end - reference.start)
+            return own.start + int(done * (own.end - own.start))
+    raise ValueError(f"step {step} is past the budget {base.iterations}")
+
+
+def reports(recipe: Recipe, base: Recipe, evaluated: Sequence[int], align: Align) -> tuple[Report, ...]:
+    """List which measurement goes to Optuna under which step.
+
+    The steps are the same for all trials of a study: the grid of the base schedule. A step's value is that of
+    the last evaluation at or before the iteration that the step stands for.
+    """
+    found = []
+    for step in grid(base.iterations):
+        iteration = iteration_at_phase_time(step, recipe, base) if align == "phase" else step
+        at = bisect_right(evaluated, iteration)
+        if at:
+            found.append(Report(step=step, iteration=evaluated[at - 1]))
+    return tuple(found)
+
+
+def rungs(iterations: int) -> frozenset[int]:
+    """List the steps at which a pruner is asked; the last report is not one, as nothing is left to save."""
+    steps = grid(iterations)
+    return frozenset(steps[REPORTS // RUNGS - 1 : -1 : REPORTS // RUNGS])
+
+
+def best_point(curve: Sequence[CurvePoint]) -> CurvePoint:
+    """Find the point with the lowest validation loss, the earliest of equals."""
+    return min(curve, key=lambda point: point.val_loss)
+
+
+def stops_early(curve: Sequence[CurvePoint], recipe: Recipe) -> bool:
+    """Tell whether the patience of a recipe has run out at the end of a curve."""
+    if recipe.early_stopping is None or not curve:
+        return False
+    patience = scale(recipe.early_stopping, recipe.iterations)
+    return curve[-1].iteration - best_point(curve).iteration >= patience

@@ -1,0 +1,95 @@
+"""Hold the settings of a study, and the defaults and limits of what a user may type."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from hpo.errors import BadInput, StudyMismatch
+from hpo.schedule import Align
+
+DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
+SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
+PrunerName = Literal["asha", "hyperband", "median", "wilcoxon", "none"]
+Precision = Literal["fp32", "bf16"]
+
+DEFAULT_STORAGE = "sqlite:///hpo.db"
+DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
+
+_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySettings:
+    """Hold all that determines a study's trials, decisions and values, apart from how many there are.
+
+    Attributes:
+        space: The search space as its YAML would load.
+        split: SHA-256 of the data set's training and validation splits.
+        align: Whether pruners compare trials at phase time or at equal iterations.
+    """
+
+    space: dict[str, Any]
+    dataset: DatasetName
+    split: str
+    iterations: int
+    seed: int
+    precision: Precision
+    sampler: SamplerName
+    pruner: PrunerName
+    align: Align
+
+    @classmethod
+    def from_attrs(cls, attrs: dict[str, Any]) -> Self:
+        """Read the settings back from what `to_attrs` gave."""
+        return cls(**{field.name: attrs[_title(field.name)] for field in fields(cls)})
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Give the settings as a study's user attributes, under names that a person can read."""
+        return {_title(field.name): getattr(self, field.name) for field in fields(self)}
+
+    def require(self, stored: StudySettings, study: str) -> None:
+        """Refuse to continue a study that was made with other settings.
+
+        Raises:
+            StudyMismatch: Naming each setting that differs, with both values.
+        """
+        pairs = [(f.name, getattr(stored, f.name), getattr(self, f.name)) for f in fields(self)]
+        differ = [_difference(name, old, new) for name, old, new in pairs if old != new]
+        if differ:
+            raise StudyMismatch(
+                f"study {study} was made with other settings: {'; '.join(differ)}. "
+                "Give the settings of the study, or another name with --study."
+            )
+
+
+def _title(name: str) -> str:
+    return {"space": "search space", "dataset": "data set", "split": "split checksum"}.get(name, name)
+
+
+def _difference(name: str, stored: object, asked: object) -> str:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
+        return f"the {_title(name)} differs in {', '.join(keys)}"
+    return f"{_title(name)} is {stored} in the study and {asked} here"
+
+
+def check_study_name(name: str) -> str:
+    """Return the name if it can stand in a file name and a URL.
+
+    Raises:
+        BadInput: It is empty, too long, or has other characters than letters, digits, '.', '_' and '-'.
+    """
+    if not _STUDY_NAME.fullmatch(name):
+        raise BadInput(
+            f"study name {name!r}: allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+        )
+    return name
+
+
+def default_data_dir() -> Path:
+    """Give the folder in which data sets are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"

@@ -1,0 +1,391 @@
+"""Read search spaces from YAML, and turn them into Optuna distributions and recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from optuna import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from hpo.errors import BadInput, SpaceError
+from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
+
+Number = TypeVar("Number", int, float)
+Param = bool | int | float | str
+Place = tuple[str | int, ...]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IntRange(_Strict):
+    """Allow low, low + step, ... up to high."""
+
+    low: int
+    high: int
+    step: Annotated[int, Field(gt=0)] = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        return _check_range(self)
+
+
+class FloatRange(_Strict):
+    """Allow low, low + step, ... up to high."""
+
+    low: float
+    high: float
+    step: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        return _check_range(self)
+
+
+AnyRange = TypeVar("AnyRange", IntRange, FloatRange)
+
+
+def _check_range(found: AnyRange) -> AnyRange:
+    if found.high < found.low:
+        raise ValueError(f"high {found.high} is under low {found.low}")
+    steps = (found.high - found.low) / found.step
+    if abs(steps - round(steps)) > 1e-9:
+        raise ValueError(f"high {found.high} is not low {found.low} plus a multiple of step {found.step}")
+    return found
+
+
+def _form(value: object) -> str:
+    return "range" if isinstance(value, dict | IntRange | FloatRange) else "choices"
+
+
+def _distinct(choices: list[Number]) -> list[Number]:
+    if len(set(choices)) < len(choices):
+        raise ValueError("a choice stands twice")
+    return choices
+
+
+_Rate = Annotated[float, Field(gt=0, lt=10)]
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Iterations = Annotated[int, Field(gt=0, lt=REFERENCE_ITERATIONS)]
+IntField = Annotated[
+    Annotated[IntRange, Tag("range")] | Annotated[list[_Iterations], Field(min_length=1), Tag("choices")],
+    Discriminator(_form),
+]
+RateField = Annotated[
+    Annotated[FloatRange, Tag("range")] | Annotated[list[_Rate], Field(min_length=1), Tag("choices")],
+    Discriminator(_form),
+]
+FractionField = Annotated[
+    Annotated[FloatRange, Tag("range")] | Annotated[list[_Fraction], Field(min_length=1), Tag("choices")],
+    Discriminator(_form),
+]
+
+
+class Search(_Strict):
+    """Say which fields of the base recipe are searched, and where; those left out stay as they are.
+
+    Boundaries and patience are reference iterations (of 64,000). `dropout` is searched only under a head that has
+    one, `patience` only under early stopping.
+    """
+
+    head: Annotated[list[Head], Field(min_length=1)] | None = None
+    dropout: FractionField | None = None
+    shortcut_norm: Annotated[list[bool], Field(min_length=1)] | None = None
+    early_stopping: Annotated[list[bool], Field(min_length=1)] | None = None
+    patience: IntField | None = None
+    boundaries: list[IntField] | None = None
+    values: list[RateField] | None = None
+
+    @field_validator("head", "dropout", "shortcut_norm", "early_stopping", "patience")
+    @classmethod
+    def _no_repeats(cls, value: Any) -> Any:
+        return _distinct(value) if isinstance(value, list) else value
+
+    @field_validator("boundaries")
+    @classmethod
+    def _boundaries_are_apart(cls, boundaries: list[IntRange | list[int]] | None) -> Any:
+        spans = [_span(b) for b in boundaries or []]
+        for field in boundaries or []:
+            off = [b for b in _members(field) if b % BOUNDARY_GRID or not 0 < b < REFERENCE_ITERATIONS]
+            if off:
+                raise ValueError(
+                    f"boundary {off[0]} is not a multiple of {BOUNDARY_GRID} over 0 and under {REFERENCE_ITERATIONS}"
+                )
+        for (_, high), (low, _) in pairwise(spans):
+            if high >= low:
+                raise ValueError(f"boundaries overlap: one reaches up to {high}, the next begins at {low}")
+        return boundaries
+
+
+class SearchSpace(_Strict):
+    """Hold a base recipe and what is searched around it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$")]
+    description: str = ""
+    base: str | dict[str, Any]
+    search: Search = Search()
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_a_recipe(cls, base: str | dict[str, Any]) -> str | dict[str, Any]:
+        _base_recipe(base)
+        return base
+
+    @model_validator(mode="after")
+    def _base_lies_in_the_space(self) -> Self:
+        base = self.base_recipe
+        for name, fields, wanted in (
+            ("boundaries", self.search.boundaries, len(base.boundaries)),
+            ("values", self.search.values, len(base.values)),
+        ):
+            if fields is not None and len(fields) != wanted:
+                raise _refusal(("search", name), f"has {len(fields)} entries; the base recipe has {wanted}")
+        if self.search.patience is not None and not self._may_stop_early():
+            raise _refusal(("search", "patience"), "needs early stopping, in the base recipe or in the search")
+        if self.search.early_stopping and True in self.search.early_stopping and self._patience_is_open():
+            raise _refusal(("search", "early_stopping"), "needs search.patience: the base recipe has no patience")
+        for place, value, field in self._base_values():
+            if field is not None and value is not None and not _is_member(value, field):
+                raise _refusal(place, f"leaves out the base recipe's {value!r}; allowed there: {_members(field)}")
+        return self
+
+    @property
+    def base_recipe(self) -> Recipe:
+        """Give the recipe of the first trial, at the reference budget."""
+        return _base_recipe(self.base)
+
+    def base_params(self) -> dict[str, Param]:
+        """Give the base recipe as values of the searched parameters."""
+        return {
+            _param_name(place): value
+            for place, value, field in self._base_values()
+            if value is not None and _is_searched(field)
+        }
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Give every parameter that a trial can have, in the order in which they are sampled."""
+        return {_param_name(place): _distribution(field) for place, _, field in self._base_values() if _is_searched(field)}
+
+    def suggest(self, trial: Trial) -> dict[str, Param]:
+        """Sample all parameters that apply, before any training, so that a pruned trial has them all."""
+        params: dict[str, Param] = {}
+        for name, distribution in self.distributions().items():
+            if self._applies(name, params):
+                params[name] = trial._suggest(name, distribution)
+        return params
+
+    def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
+        """Put parameters on the base recipe, for a budget and a seed."""
+        base = self.base_recipe.to_dict()
+        early = params.get("early_stopping", base["early_stopping"] is not None)
+        changed = {
+            "head": params.get("head", base["head"]),
+            "dropout": params.get("dropout", base["dropout"]),
+            "shortcut_norm": params.get("shortcut_norm", base["shortcut_norm"]),
+            "early_stopping": params.get("patience", base["early_stopping"]) if early else None,
+            "boundaries": [params.get(f"boundary_{i}", b) for i, b in enumerate(base["boundaries"], 1)],
+            "values": [params.get(f"learning_rate_{i}", v) for i, v in enumerate(base["values"], 1)],
+        }
+        return Recipe.from_dict(base | changed | {"iterations": iterations, "seed": seed})
+
+    def _base_values(self) -> Iterator[tuple[Place, Param | None, Any]]:
+        """List every field that can be searched: its place in the YAML, the base recipe's value, what is allowed."""
+        base, search = self.base_recipe, self.search
+        yield ("search", "head"), base.head, search.head
+        yield ("search", "dropout"), base.dropout or None, search.dropout
+        yield ("search", "shortcut_norm"), base.shortcut_norm, search.shortcut_norm
+        yield ("search", "early_stopping"), base.early_stopping is not None, search.early_stopping
+        yield ("search", "patience"), base.early_stopping, search.patience
+        for index, (boundary, field) in enumerate(zip(base.boundaries, search.boundaries or [], strict=False)):
+            yield ("search", "boundaries", index), boundary, field
+        for index, (value, rates) in enumerate(zip(base.values, search.values or [], strict=False)):
+            yield ("search", "values", index), value, rates
+
+    def _applies(self, name: str, params: Mapping[str, Param]) -> bool:
+        if name == "dropout":
+            return params.get("head", self.base_recipe.head) != "linear"
+        if name == "patience":
+            return bool(params.get("early_stopping", self.base_recipe.early_stopping is not None))
+        return True
+
+    def _may_stop_early(self) -> bool:
+        return self.base_recipe.early_stopping is not None or True in (self.search.early_stopping or [])
+
+    def _patience_is_open(self) -> bool:
+        return self.base_recipe.early_stopping is None and self.search.patience is None
+
+
+def _base_recipe(base: str | dict[str, Any]) -> Recipe:
+    runs = documented_runs()
+    if isinstance(base, str):
+        if base not in runs:
+            raise ValueError(f"unknown base recipe {base!r}; allowed: {', '.join(runs)}, or a recipe's fields")
+        return runs[base].recipe
+    try:
+        return Recipe.from_dict(base)
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+
+
+def _span(field: IntRange | list[int]) -> tuple[int, int]:
+    return (field.low, field.high) if isinstance(field, IntRange) else (min(field), max(field))
+
+
+def _members(field: Any) -> list[Any]:
+    if isinstance(field, list):
+        return field
+    count = round((field.high - field.low) / field.step) + 1
+    return [field.low + i * field.step for i in range(count)]
+
+
+def _is_member(value: Param, field: Any) -> bool:
+    return any(value == m or (isinstance(m, float) and abs(m - float(value)) < 1e-9) for m in _members(field))
+
+
+def _is_searched(field: Any) -> bool:
+    return field is not None and len(_members(field)) > 1
+
+
+def _param_name(place: Place) -> str:
+    names = {"boundaries": "boundary", "values": "learning_rate"}
+    _, name, *index = place
+    return f"{names[str(name)]}_{int(index[0]) + 1}" if index else str(name)
+
+
+def _refusal(place: Place, message: str) -> PydanticCustomError:
+    return PydanticCustomError("space", "{message}", {"message": message, "place": place})
+
+
+def _distribution(field: Any) -> BaseDistribution:
+    if isinstance(field, IntRange):
+        return IntDistribution(field.low, field.high, step=field.step)
+    if isinstance(field, FloatRange):
+        return FloatDistribution(field.low, field.high, step=field.step)
+    return CategoricalDistribution(field)
+
+
+def shipped_dir() -> Path:
+    """Give the folder of the shipped spaces: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"
+
+
+def list_shipped() -> list[str]:
+    """List the names of the shipped spaces."""
+    return sorted(path.stem for path in shipped_dir().glob("*.yaml"))
+
+
+def load_space(name_or_file: str) -> SearchSpace:
+    """Load a shipped space by name, or one from a YAML file.
+
+    Raises:
+        SpaceError: There is no such space, or it is malformed.
+    """
+    if name_or_file in list_shipped():
+        return parse_space((shipped_dir() / f"{name_or_file}.yaml").read_text("utf-8"), f"{name_or_file}.yaml")
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise SpaceError(
+            f"space {name_or_file!r} is neither a file nor a shipped space; shipped: {', '.join(list_shipped())}"
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    return parse_space(text, str(path))
+
+
+def parse_space(text: str, source: str) -> SearchSpace:
+    """Read a space from YAML.
+
+    Raises:
+        SpaceError: Naming source, line, key, bad value and what is allowed.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpaceError(f"{source}: {_yaml_problem(error)}") from error
+    if not isinstance(content, dict) or not isinstance(root, yaml.MappingNode):
+        raise SpaceError(f"{source}: line 1: a space is a mapping with the keys {', '.join(SearchSpace.model_fields)}")
+    _refuse_repeated_keys(root, source)
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(entry, root) for entry in error.errors()]
+        raise SpaceError("; ".join(f"{source}: {problem}" for problem in problems)) from error
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"not YAML: {' '.join(str(error).split())}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {getattr(error, 'problem', error)}"
+
+
+def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise SpaceError(f"{source}: line {key.start_mark.line + 1}: key {key.value!r} stands twice")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            _refuse_repeated_keys(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value, source)
+
+
+def _problem(entry: Mapping[str, Any], root: yaml.Node) -> str:
+    place = entry.get("ctx", {}).get("place", entry["loc"])
+    keys = [key for key in place if key not in ("range", "choices", "str", "dict[str,any]")]
+    where = ".".join(map(str, keys)) or "space"
+    message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "extra_forbidden":
+        message = f"unknown key; allowed: {', '.join(_allowed_keys(keys[:-1]))}"
+    shown = "" if entry["type"] in ("missing", "value_error", "space") else f" is {_short(entry['input'])}"
+    return f"line {_line(root, keys)}: {where}{shown}: {message}"
+
+
+def _allowed_keys(parents: list[Any]) -> list[str]:
+    if not parents:
+        return list(SearchSpace.model_fields)
+    return list(Search.model_fields if parents == ["search"] else IntRange.model_fields)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _line(node: yaml.Node, keys: list[Any]) -> int:
+    """Find the line of the deepest node on the way that `keys` describes."""
+    line = node.start_mark.line + 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(key)]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON Schema of a space, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SearchSpace.model_json_schema()
+
+

@@ -1,0 +1,248 @@
+"""Train one recipe from any state of its trajectory to any later one."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from hpo.data import CLASSES, Batches, Dataset, Split, normalise
+from hpo.model import ResNet20
+from hpo.recipe import Recipe
+from hpo.schedule import CurvePoint, phases
+from hpo.settings import Precision
+
+EVALUATION_BATCH = 500
+SUBSET_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numerics:
+    """Name what decides the last bit of a result, beside the recipe and the data.
+
+    Attributes:
+        threads: Of one training process on a CPU; 0 on other devices.
+    """
+
+    device_type: str
+    precision: Precision
+    threads: int
+    torch_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Hold a point of a trajectory: all that is needed to go on from it.
+
+    Attributes:
+        weights: Parameters and BatchNorm statistics by name, on the CPU.
+        momentum: The optimizer's buffers by parameter name, on the CPU; empty at iteration 0.
+        loss_sum: Sum of the training losses since the last evaluation, float64 scalar.
+        loss_count: How many losses were summed.
+    """
+
+    iteration: int
+    weights: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+    loss_sum: float
+    loss_count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """Hold mean cross-entropy and accuracy (in [0, 1]) over some images."""
+
+    loss: float
+    accuracy: float
+    images: int
+
+
+def native_precision(device: torch.device) -> Precision:
+    """Choose bf16 where the device computes it natively, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
+    return "fp32"
+
+
+def numerics(device: torch.device, precision: Precision) -> Numerics:
+    """Describe how this process computes on a device."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return Numerics(
+        device_type=device.type, precision=precision, threads=threads, torch_version=str(torch.__version__)
+    )
+
+
+@cache
+def keep_memory() -> None:
+    """Tell glibc's allocator to keep freed pages, which saves 10 to 20 % of a training step on a CPU.
+
+    Side effects:
+        Sets the process's malloc options; does nothing where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+class Training:
+    """Walk along the trajectory of one recipe.
+
+    A new one stands at iteration 0. The state after iteration t depends on the recipe, the data set and the
+    numerics alone, however often the walk was interrupted and taken up again with `restore`.
+
+    Args:
+        dataset: On the device to train on.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, compile_model: bool = False) -> None:
+        self.recipe = recipe
+        self.dataset = dataset
+        self.precision = precision
+        self.device = dataset.train.images.device
+        self.iteration = 0
+        if self.device.type == "cpu":
+            keep_memory()
+        self._generator = torch.Generator(self.device)
+        model = ResNet20(
+            channels=dataset.image_shape[2],
+            classes=CLASSES,
+            head=recipe.head,
+            dropout=recipe.dropout,
+            shortcut_norm=recipe.shortcut_norm,
+            generator=self._generator,
+            seed=derive_seed("weights", recipe.seed, 0),
+        )
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile_model else self.model
+        self._optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.values[0],
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self._batches = Batches(dataset, recipe.batch_size)
+        self._phases = phases(recipe)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_count = 0
+
+    def advance(self, until: int, stop: Callable[[], bool] = lambda: False) -> int:
+        """Train up to an iteration, or to the one at which `stop` says so.
+
+        Returns:
+            The number of optimizer steps done.
+        """
+        started = self.iteration
+        per_epoch = self._batches.per_epoch
+        self.model.train()
+        order = None
+        while self.iteration < until and not stop():
+            epoch, position = divmod(self.iteration, per_epoch)
+            if order is None or position == 0:
+                order = self._batches.order(self._seeded("order", epoch))
+            self._set_learning_rate()
+
+            images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
+            with self._autocast():
+                loss = nn.functional.cross_entropy(self._forward(images), labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+
+            self._loss_sum += loss.detach()  # no .item(): it would wait for the device
+            self._loss_count += 1
+            self.iteration += 1
+        return self.iteration - started
+
+    def measure(self, images: int) -> CurvePoint:
+        """Evaluate on a fixed number of validation images, and start a new mean of the training loss."""
+        validation = self.dataset.validation
+        found = self.evaluate(validation if images >= len(validation) else _subset(validation, images))
+        train_loss = float(self._loss_sum) / max(1, self._loss_count)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        return CurvePoint(
+            iteration=self.iteration, train_loss=train_loss, val_loss=found.loss, val_accuracy=found.accuracy
+        )
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> Measurement:
+        """Measure loss and accuracy over a split, without augmentation."""
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for start in range(0, len(split), EVALUATION_BATCH):
+            labels = split.labels[start : start + EVALUATION_BATCH]
+            with self._autocast():
+                logits = self._forward(normalise(split.images[start : start + EVALUATION_BATCH], self.dataset))
+            loss += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+        return Measurement(loss=float(loss) / len(split), accuracy=int(correct) / len(split), images=len(split))
+
+    def state(self) -> State:
+        """Copy the present state to the CPU."""
+        buffers = self._optimizer.state
+        return State(
+            iteration=self.iteration,
+            weights={name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()},
+            momentum={
+                name: buffers[parameter]["momentum_buffer"].detach().cpu().clone()
+                for name, parameter in self.model.named_parameters()
+                if parameter in buffers
+            },
+            loss_sum=float(self._loss_sum),
+            loss_count=self._loss_count,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go to a state of this recipe's trajectory."""
+        self.iteration = state.iteration
+        self.model.load_state_dict(state.weights)
+        self._optimizer.state.clear()
+        for name, parameter in self.model.named_parameters():
+            if name in state.momentum:
+                buffer = torch.empty_like(parameter, memory_format=torch.preserve_format)
+                self._optimizer.state[parameter] = {"momentum_buffer": buffer.copy_(state.momentum[name]).detach_()}
+        self._loss_sum.fill_(state.loss_sum)
+        self._loss_count = state.loss_count
+
+    def _set_learning_rate(self) -> None:
+        for phase in self._phases:
+            if phase.start <= self.iteration < phase.end:
+                self._optimizer.param_groups[0]["lr"] = phase.learning_rate
+
+    def _seeded(self, purpose: str, counter: int) -> torch.Generator:
+        return self._generator.manual_seed(derive_seed(purpose, self.recipe.seed, counter))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _subset(validation: Split, images: int) -> Split:
+    """Take the same images every time; the split is sorted by position, so a random draw keeps its proportions."""
+    generator = torch.Generator().manual_seed(SUBSET_SEED)
+    chosen = torch.randperm(len(validation), generator=generator)[:images].sort().values
+    return validation.take(chosen.to(validation.labels.device))
+
+
+def derive_seed(purpose: str, *counters: int) -> int:
+    """Mix a purpose and counters into a seed of 63 bits, the same on every machine."""
+    text = ":".join((purpose, *map(str, counters)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
