@@ -272,9 +272,7 @@ def _load_fashion_mnist(data_dir: Path) -> Split:
     found = [f for f in folders if f.is_dir()]
     if not found:
         raise DataUnavailable(f"fashion_mnist is in none of {', '.join(map(str, folders))}")
-    images, labels = (
-        _read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in FASHION_MNIST_TRAIN.items()
-    )
+    images, labels = (_read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in FASHION_MNIST_TRAIN.items())
     return Split(images=images[..., None], labels=labels.to(torch.int64))
 
 

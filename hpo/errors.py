@@ -1,15 +1,15 @@
 """Hold every error that this package raises on purpose.
 
-    HpoError                    exit code 1
-    ├── BadInput                exit code 2: the caller can mend it
-    │   ├── SpaceError          a search space that is malformed
-    │   ├── StudyMismatch       a study that was made with other settings
-    │   ├── StudyNotFound       no such study in the storage
-    │   └── DataDamaged         a data set that is there but not whole
-    ├── DataUnavailable         a data set that is neither here nor to be fetched
-    ├── StorageUnavailable      exit code 3: the database did not answer
-    ├── StudyFailed             every trial of the study fails
-    └── LeaseLost               the trial was given to another worker
+HpoError                    exit code 1
+├── BadInput                exit code 2: the caller can mend it
+│   ├── SpaceError          a search space that is malformed
+│   ├── StudyMismatch       a study that was made with other settings
+│   ├── StudyNotFound       no such study in the storage
+│   └── DataDamaged         a data set that is there but not whole
+├── DataUnavailable         a data set that is neither here nor to be fetched
+├── StorageUnavailable      exit code 3: the database did not answer
+├── StudyFailed             every trial of the study fails
+└── LeaseLost               the trial was given to another worker
 """
 
 

@@ -190,7 +190,7 @@ def layer_table(model: ResNet20, image_shape: tuple[int, int, int]) -> list[Laye
         name, kind = _KERAS_NAMES[type(module)]
         numbered = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
-        shape = tuple(output.shape[2:]) + (output.shape[1],) if output.dim() == 4 else (output.shape[1],)
+        shape = (*output.shape[2:], output.shape[1])
         if isinstance(module, nn.AdaptiveAvgPool2d):
             shape = shape[-1:]
         rows.append(LayerRow(name=numbered, kind=kind, shape=shape, params=_params(module)))

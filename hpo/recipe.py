@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
@@ -63,9 +64,9 @@ class Recipe:
         Raises:
             BadInput: A field is missing, unknown, or has a value that is not allowed.
         """
-        sequences = {"boundaries": tuple, "values": tuple}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         try:
-            return cls(**{k: sequences.get(k, lambda v: v)(v) for k, v in fields.items()})
+            return cls(**known)
         except TypeError as error:
             raise BadInput(f"recipe {fields}: {error}") from error
 
@@ -152,3 +153,9 @@ def _documented_run(entry: dict[str, Any]) -> DocumentedRun:
         test_loss=test["loss"],
         test_accuracy=test["accuracy"],
     )
+
+
+def derive_seed(purpose: str, *counters: int) -> int:
+    """Mix a purpose and counters into a seed of 63 bits, the same on every machine."""
+    text = ":".join((purpose, *map(str, counters)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -127,7 +127,8 @@ def grid(iterations: int) -> tuple[int, ...]:
 def iteration_at_phase_time(step: int, recipe: Recipe, base: Recipe) -> int:
     """Find the iteration at which a recipe is as far as `base` is at iteration `step`.
 
-    As far means: in the same phase, and past the same fraction of it, rounded down. Both have the same number of phases.
+    As far means: in the same phase, and past the same fraction of it, rounded down. Both have the same number of
+    phases.
     """
     for own, reference in zip(phases(recipe), phases(base), strict=True):
         if step <= reference.end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, cast
 
 import yaml
 from optuna import Trial
@@ -34,7 +34,8 @@ class IntRange(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        return _check_range(self)
+        _check_range(self)
+        return self
 
 
 class FloatRange(_Strict):
@@ -46,19 +47,16 @@ class FloatRange(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        return _check_range(self)
+        _check_range(self)
+        return self
 
 
-AnyRange = TypeVar("AnyRange", IntRange, FloatRange)
-
-
-def _check_range(found: AnyRange) -> AnyRange:
+def _check_range(found: IntRange | FloatRange) -> None:
     if found.high < found.low:
         raise ValueError(f"high {found.high} is under low {found.low}")
     steps = (found.high - found.low) / found.step
     if abs(steps - round(steps)) > 1e-9:
         raise ValueError(f"high {found.high} is not low {found.low} plus a multiple of step {found.step}")
-    return found
 
 
 def _form(value: object) -> str:
@@ -171,14 +169,16 @@ class SearchSpace(_Strict):
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Give every parameter that a trial can have, in the order in which they are sampled."""
-        return {_param_name(place): _distribution(field) for place, _, field in self._base_values() if _is_searched(field)}
+        return {
+            _param_name(place): _distribution(field) for place, _, field in self._base_values() if _is_searched(field)
+        }
 
     def suggest(self, trial: Trial) -> dict[str, Param]:
         """Sample all parameters that apply, before any training, so that a pruned trial has them all."""
         params: dict[str, Param] = {}
         for name, distribution in self.distributions().items():
             if self._applies(name, params):
-                params[name] = trial._suggest(name, distribution)
+                params[name] = _suggest(trial, name, distribution)
         return params
 
     def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
@@ -269,6 +269,17 @@ def _distribution(field: Any) -> BaseDistribution:
     if isinstance(field, FloatRange):
         return FloatDistribution(field.low, field.high, step=field.step)
     return CategoricalDistribution(field)
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Param:
+    match distribution:
+        case IntDistribution():
+            return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step)
+        case FloatDistribution():
+            return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step)
+        case CategoricalDistribution():
+            return cast(Param, trial.suggest_categorical(name, distribution.choices))
+    raise AssertionError(distribution)
 
 
 def shipped_dir() -> Path:
@@ -387,5 +398,3 @@ def _line(node: yaml.Node, keys: list[Any]) -> int:
 def json_schema() -> dict[str, Any]:
     """Give the JSON Schema of a space, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SearchSpace.model_json_schema()
-
-

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hpo.data import CLASSES, Batches, Dataset, Split, normalise
 from hpo.model import ResNet20
-from hpo.recipe import Recipe
+from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import CurvePoint, phases
 from hpo.settings import Precision
 
@@ -64,8 +64,13 @@ class Measurement:
     images: int
 
 
+def resolve_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """Choose bf16 for `auto` where the device computes it natively, else fp32."""
+    return native_precision(device) if wanted == "auto" else wanted
+
+
 def native_precision(device: torch.device) -> Precision:
-    """Choose bf16 where the device computes it natively, else fp32."""
+    """Give bf16 where the device computes it natively, else fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
@@ -76,9 +81,7 @@ def native_precision(device: torch.device) -> Precision:
 def numerics(device: torch.device, precision: Precision) -> Numerics:
     """Describe how this process computes on a device."""
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return Numerics(
-        device_type=device.type, precision=precision, threads=threads, torch_version=str(torch.__version__)
-    )
+    return Numerics(device_type=device.type, precision=precision, threads=threads, torch_version=str(torch.__version__))
 
 
 @cache
@@ -127,7 +130,7 @@ class Training:
             generator=self._generator,
             seed=derive_seed("weights", recipe.seed, 0),
         )
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile_model else self.model
         self._optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -240,9 +243,3 @@ def _subset(validation: Split, images: int) -> Split:
     generator = torch.Generator().manual_seed(SUBSET_SEED)
     chosen = torch.randperm(len(validation), generator=generator)[:images].sort().values
     return validation.take(chosen.to(validation.labels.device))
-
-
-def derive_seed(purpose: str, *counters: int) -> int:
-    """Mix a purpose and counters into a seed of 63 bits, the same on every machine."""
-    text = ":".join((purpose, *map(str, counters)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,1 @@
+"""Hold the Alembic migrations of our tables; Optuna's tables are Optuna's to migrate."""

@@ -1,0 +1,110 @@
+"""Run one trial: train its recipe, report on the way, and stop early, prune or finish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hpo.data import Dataset
+from hpo.queue import FinalState, Outcome
+from hpo.recipe import Recipe
+from hpo.schedule import Align, CurvePoint, best_point, evaluation, reports, rungs, stops_early
+from hpo.settings import Precision
+from hpo.train import Measurement, State, Training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Say what a trial trains, and how it is compared with others.
+
+    Attributes:
+        base: The base recipe of the space at the same budget.
+    """
+
+    recipe: Recipe
+    base: Recipe
+    align: Align
+    precision: Precision
+
+
+class Supervisor(Protocol):
+    """Be told how a trial goes on, and say whether it may."""
+
+    def stopped(self) -> bool:
+        """Tell whether training has to stop now; asked before each iteration, so it must be quick."""
+
+    def advanced(self, iteration: int, steps: int) -> None:
+        """Take note that `steps` optimizer steps led to `iteration`."""
+
+    def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
+        """Keep a measurement, and the values that Optuna is given, by step."""
+
+    def should_prune(self) -> bool:
+        """Ask the study's pruner about what was recorded so far."""
+
+
+def run_trial(task: Task, dataset: Dataset, supervisor: Supervisor) -> Outcome | None:
+    """Train a trial's recipe to its end.
+
+    Returns:
+        How it ended, or None when the supervisor stopped it.
+    """
+    training = Training(task.recipe, dataset, task.precision)
+    budget = task.recipe.iterations
+    plan = evaluation(budget, task.recipe.batch_size, len(dataset.validation))
+    to_report = reports(task.recipe, task.base, plan.iterations, task.align)
+    curve: list[CurvePoint] = []
+    reported: dict[int, float] = {}
+    best: State | None = None
+
+    for iteration in plan.iterations:
+        steps = training.advance(iteration, supervisor.stopped)
+        supervisor.advanced(training.iteration, steps)
+        if training.iteration < iteration:
+            return None
+        point = training.measure(len(dataset.validation) if iteration == budget else plan.images)
+        if not (math.isfinite(point.train_loss) and math.isfinite(point.val_loss)):
+            return _ended("pruned", f"diverged: the loss was not finite at iteration {iteration}", curve, reported)
+        curve.append(point)
+        values = {report.step: point.val_accuracy for report in to_report if report.iteration == iteration}
+        reported |= values
+        supervisor.record(point, values)
+
+        if task.recipe.early_stopping is not None and best_point(curve) is point:
+            best = training.state()
+        if stops_early(curve, task.recipe):
+            break
+        if rungs(budget) & values.keys() and supervisor.should_prune():
+            return _ended("pruned", f"pruned at iteration {iteration}", curve, reported)
+
+    if best is not None:
+        training.restore(best)
+    return _completed(curve, budget, training.evaluate(dataset.validation), training.iteration)
+
+
+def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[int, float]) -> Outcome:
+    """Describe a trial that did not reach its end; its value is the last that Optuna was given."""
+    value = reported[max(reported)] if reported else None
+    length = curve[-1].iteration if curve else 0
+    return Outcome(state=state, value=value, attrs={"outcome": why, "iterations": length})
+
+
+def _completed(curve: list[CurvePoint], budget: int, found: Measurement, restored: int) -> Outcome:
+    end = curve[-1].iteration
+    sentence = "complete" if end == budget else f"stopped early at iteration {end}"
+    if restored != end:
+        sentence += f", weights of iteration {restored}"
+    attrs: dict[str, Any] = {
+        "outcome": sentence,
+        "iterations": end,
+        "validation loss": found.loss,
+        "standard error": standard_error(found.accuracy, found.images),
+    }
+    return Outcome(state="complete", value=found.accuracy, attrs=attrs)
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Give the standard error of an accuracy measured on independent images (binomial)."""
+    return math.sqrt(accuracy * (1 - accuracy) / images)

@@ -1,0 +1,478 @@
+"""Hand trials to workers, and take what they write, each as one short transaction.
+
+The queue is Optuna's WAITING trials. A claim opens an attempt with a lease; whatever is written for a trial is
+written by an open attempt, so that a worker that was given up for dead cannot write any more. Optuna's own methods
+would need a transaction each, which is why its tables are written directly here (and only here).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import CursorResult, Select, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from hpo.errors import LeaseLost, StudyNotFound
+from hpo.schedule import CurvePoint
+from hpo.storage import AttemptRow, CurveRow, Storage, now_s
+
+LEASE_S = 60.0
+MAX_LAPSES = 3
+"""How often a trial is given out again after a worker vanished with it, before it fails."""
+
+Trials = models.TrialModel
+FinalState = Literal["complete", "pruned", "failed"]
+_OPTUNA_CHILDREN = (
+    models.TrialParamModel,
+    models.TrialIntermediateValueModel,
+    models.TrialUserAttributeModel,
+    models.TrialSystemAttributeModel,
+)
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerId:
+    """Name a worker, for people and for the trail that it leaves."""
+
+    name: str
+    host: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """Be the right to write for a trial."""
+
+    attempt_id: int
+    trial_id: int
+    trial_number: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Say how far an attempt has come.
+
+    Attributes:
+        iteration: Where the trial stands.
+        trained_iterations: Optimizer steps that this attempt has executed.
+        val_accuracy: Last measured, in [0, 1].
+    """
+
+    iteration: int
+    trained_iterations: int
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Say how a trial ended.
+
+    Attributes:
+        value: Validation accuracy in [0, 1]; None where none was measured.
+        attrs: User attributes, shown by optuna-dashboard.
+    """
+
+    state: FinalState
+    value: float | None
+    attrs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """Be one line of the live view."""
+
+    worker: str
+    host: str
+    device: str
+    trial_number: int
+    iteration: int
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Count a study's trials by state."""
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+
+    @property
+    def finished(self) -> int:
+        """Count the trials that will not change any more."""
+        return self.complete + self.pruned + self.failed
+
+    @property
+    def total(self) -> int:
+        """Count all trials."""
+        return self.finished + self.running + self.waiting
+
+
+def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a study the user attributes that it does not have yet, and return all that it has then.
+
+    Atomic across processes: of several that describe a study at once, one does, and the others get its words.
+    """
+    with storage.transaction() as session:
+        _lock_study(session, study_id)
+        attributes = models.StudyUserAttributeModel
+        rows = session.execute(
+            select(attributes.key, attributes.value_json).where(attributes.study_id == study_id)
+        ).all()
+        found: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        session.add_all(
+            models.StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value))
+            for key, value in attrs.items()
+            if key not in found
+        )
+    return dict(attrs) | found
+
+
+def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
+    """Add waiting trials, or take away those at the end, until the study has `total`.
+
+    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. Trials
+    that are finished or running stay, and so do those before them.
+
+    Args:
+        first: Parameters that the study's first trial is to have.
+    """
+    with storage.transaction() as session:
+        _lock_study(session, study_id)
+        present = _count(session, study_id).total
+        if present > total:
+            _trim(session, study_id, total)
+        rows = [Trials(study_id=study_id, number=number, state=TrialState.WAITING) for number in range(present, total)]
+        session.add_all(rows)
+        session.flush()
+        ids: list[int] = [row.trial_id for row in rows]  # type: ignore[misc]  # Optuna's models are untyped
+        # SQLite gives the ids of deleted trials again, and other tools may delete without our tables.
+        _forget(session, ids, (AttemptRow, CurveRow))
+        if present == 0 and rows:
+            session.add(_system_attr(ids[0], "fixed_params", dict(first)))
+
+
+def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
+    """Give the oldest waiting trial to one worker.
+
+    Atomic across processes: of several callers, exactly one gets a given trial.
+
+    Args:
+        lease_s: Seconds, by the database's clock, until the lease may be reaped.
+
+    Returns:
+        The attempt, or None when nothing is waiting.
+
+    Raises:
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        found = session.execute(
+            select(Trials.trial_id, Trials.number)
+            .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
+            .order_by(Trials.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).first()
+        if found is None:
+            return None
+        changed = session.execute(
+            update(Trials)
+            .where(Trials.trial_id == found.trial_id, Trials.state == TrialState.WAITING)
+            .values(state=TrialState.RUNNING, _datetime_start_utc=_utc_now())
+        )
+        assert _rows(changed) == 1, "the row was locked"
+        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == found.trial_id))
+        row = AttemptRow(
+            trial_id=found.trial_id,
+            number=(before or 0) + 1,
+            worker=worker.name,
+            host=worker.host,
+            device=worker.device,
+            claimed_s=now_s(),
+            lease_until_s=now_s() + lease_s,
+        )
+        session.add(row)
+        session.flush()
+        return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
+
+
+def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> None:
+    """Extend the lease of an attempt, and note its progress.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress, lease_s)
+
+
+def record(
+    storage: Storage,
+    attempt: Attempt,
+    progress: Progress,
+    points: Sequence[CurvePoint],
+    values: Mapping[int, float],
+    lease_s: float = LEASE_S,
+) -> None:
+    """Write curve points, and values for Optuna by step, for the trial of an attempt.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress, lease_s)
+        _write_points(session, attempt, points, values)
+
+
+def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
+    """End an attempt and its trial.
+
+    Raises:
+        LeaseLost: The attempt has ended before; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress, LEASE_S)
+        _end_attempts(session, [attempt.attempt_id], outcome.state)
+        _end_trial(session, attempt.trial_id, outcome)
+
+
+def hand_back(storage: Storage, attempt: Attempt, progress: Progress) -> None:
+    """End an attempt and put its trial back in the queue, under its number and with its parameters.
+
+    Raises:
+        LeaseLost: The attempt has ended before; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress, LEASE_S)
+        _end_attempts(session, [attempt.attempt_id], "handed back")
+        _requeue(session, attempt.trial_id)
+
+
+def reap(storage: Storage, study_id: int) -> list[int]:
+    """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
+
+    Any live process may do this at any time.
+
+    Returns:
+        The numbers of the trials concerned.
+    """
+    with storage.transaction() as session:
+        lapsed = session.execute(
+            select(AttemptRow.attempt_id, AttemptRow.trial_id, Trials.number)
+            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+            .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
+            .with_for_update(of=AttemptRow, skip_locked=True)
+        ).all()
+        _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
+        for row in lapsed:
+            _give_up_or_requeue(session, row.trial_id)
+    return [row.number for row in lapsed]
+
+
+def count(storage: Storage, study_id: int) -> Counts:
+    """Count a study's trials by state."""
+    with storage.transaction() as session:
+        return _count(session, study_id)
+
+
+def list_running(storage: Storage, study_id: int) -> list[Running]:
+    """List who trains what, in the order of the trials."""
+    with storage.transaction() as session:
+        rows = session.execute(
+            select(AttemptRow, Trials.number)
+            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+            .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None))
+            .order_by(Trials.number)
+        ).all()
+        return [
+            Running(
+                worker=row.worker,
+                host=row.host,
+                device=row.device,
+                trial_number=number,
+                iteration=row.iteration,
+                val_accuracy=row.val_accuracy,
+            )
+            for row, number in rows
+        ]
+
+
+def trained_iterations(storage: Storage, study_id: int) -> int:
+    """Count the optimizer steps that all attempts of a study have executed, redone work included."""
+    with storage.transaction() as session:
+        total = session.scalar(
+            select(func.sum(AttemptRow.trained_iterations))
+            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+            .where(Trials.study_id == study_id)
+        )
+        return int(total or 0)
+
+
+def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
+    """Find number and value of the completed trial of the highest value, the oldest of equals."""
+    value = models.TrialValueModel.value
+    with storage.transaction() as session:
+        row = session.execute(
+            select(Trials.number, value)
+            .join(models.TrialValueModel, models.TrialValueModel.trial_id == Trials.trial_id)
+            .where(Trials.study_id == study_id, Trials.state == TrialState.COMPLETE)
+            .order_by(value.desc(), Trials.number)
+            .limit(1)
+        ).first()
+        return None if row is None else (row.number, row.value)
+
+
+def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
+    """Load a trial's curve, in the order of the iterations."""
+    with storage.transaction() as session:
+        rows = session.scalars(select(CurveRow).where(CurveRow.trial_id == trial_id).order_by(CurveRow.iteration))
+        return [
+            CurvePoint(
+                iteration=row.iteration,
+                train_loss=row.train_loss,
+                val_loss=row.val_loss,
+                val_accuracy=row.val_accuracy,
+            )
+            for row in rows
+        ]
+
+
+def _lock_study(session: Session, study_id: int) -> None:
+    study: Select[Any] = select(models.StudyModel.study_id).where(models.StudyModel.study_id == study_id)
+    if session.execute(study.with_for_update()).first() is None:
+        raise StudyNotFound(f"the study with id {study_id} was deleted")
+
+
+def _trim(session: Session, study_id: int, total: int) -> None:
+    last_taken = session.scalar(
+        select(func.max(Trials.number)).where(Trials.study_id == study_id, Trials.state != TrialState.WAITING)
+    )
+    keep = max(total, -1 if last_taken is None else last_taken + 1)
+    ids = session.scalars(select(Trials.trial_id).where(Trials.study_id == study_id, Trials.number >= keep)).all()
+    _forget(session, ids, (AttemptRow, CurveRow, *_OPTUNA_CHILDREN, Trials))
+
+
+def _count(session: Session, study_id: int) -> Counts:
+    rows = session.execute(
+        select(Trials.state, func.count()).where(Trials.study_id == study_id).group_by(Trials.state)
+    ).all()
+    by_state = {state: int(number) for state, number in rows}
+    return Counts(
+        complete=by_state.get(TrialState.COMPLETE, 0),
+        pruned=by_state.get(TrialState.PRUNED, 0),
+        failed=by_state.get(TrialState.FAIL, 0),
+        running=by_state.get(TrialState.RUNNING, 0),
+        waiting=by_state.get(TrialState.WAITING, 0),
+    )
+
+
+def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float) -> None:
+    """Make sure that an attempt is open, and keep it so until the transaction ends."""
+    changed = session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
+        .values(lease_until_s=now_s() + lease_s, **asdict(progress))
+    )
+    if _rows(changed) != 1:
+        raise LeaseLost(f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way")
+
+
+def _write_points(
+    session: Session, attempt: Attempt, points: Sequence[CurvePoint], values: Mapping[int, float]
+) -> None:
+    curve = [{"trial_id": attempt.trial_id} | asdict(point) for point in points]
+    _upsert(session, CurveRow, curve, ("trial_id", "iteration"))
+    model = models.TrialIntermediateValueModel
+    finite = model.TrialIntermediateValueType.FINITE
+    reported = [
+        {
+            "trial_id": attempt.trial_id,
+            "step": step,
+            "intermediate_value": value,
+            "intermediate_value_type": finite,
+        }
+        for step, value in values.items()
+    ]
+    _upsert(session, model, reported, ("trial_id", "step"))
+
+
+def _upsert(session: Session, model: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    if not rows:
+        return
+    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+    insert = dialects[session.get_bind().dialect.name](model)
+    others = {name: insert.excluded[name] for name in rows[0] if name not in key}
+    session.execute(insert.on_conflict_do_update(index_elements=key, set_=others), rows)
+
+
+def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:
+    session.execute(
+        update(AttemptRow).where(AttemptRow.attempt_id.in_(attempt_ids)).values(ended_s=now_s(), outcome=outcome)
+    )
+
+
+def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
+    session.execute(
+        update(Trials)
+        .where(Trials.trial_id == trial_id)
+        .values(state=_STATES[outcome.state], _datetime_complete_utc=_utc_now())
+    )
+    if outcome.value is not None:
+        finite = models.TrialValueModel.TrialValueType.FINITE
+        session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
+    attrs = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in outcome.attrs.items()]
+    _upsert(session, models.TrialUserAttributeModel, attrs, ("trial_id", "key"))
+
+
+def _requeue(session: Session, trial_id: int) -> None:
+    # What was reported goes too: the next attempt reports it again, and a pruner must not see a future.
+    _forget(session, [trial_id], (CurveRow, models.TrialIntermediateValueModel))
+    session.execute(
+        update(Trials)
+        .where(Trials.trial_id == trial_id, Trials.state == TrialState.RUNNING)
+        .values(state=TrialState.WAITING)
+    )
+
+
+def _give_up_or_requeue(session: Session, trial_id: int) -> None:
+    lapses = session.scalar(select(func.count()).where(AttemptRow.trial_id == trial_id, AttemptRow.outcome == "lapsed"))
+    if (lapses or 0) <= MAX_LAPSES:
+        _requeue(session, trial_id)
+    else:
+        reason = f"its worker vanished {lapses} times"
+        _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}"}))
+
+
+def _forget(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:
+    for table in tables:
+        session.execute(delete(table).where(table.trial_id.in_(trial_ids)))
+
+
+def _system_attr(trial_id: int, key: str, value: Any) -> models.TrialSystemAttributeModel:
+    return models.TrialSystemAttributeModel(trial_id=trial_id, key=key, value_json=json.dumps(value))
+
+
+def _rows(result: Any) -> int:
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
+def _utc_now() -> datetime:
+    """Give the time as Optuna's tables hold it: UTC without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)

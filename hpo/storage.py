@@ -1,0 +1,299 @@
+"""Open the shared database: one engine, Optuna's tables and ours."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import alembic.command
+import alembic.config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages._rdb.models import TrialModel
+from sqlalchemy import Connection, Double, Engine, ForeignKey, Index, UniqueConstraint, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+from hpo.errors import BadInput, StorageUnavailable
+
+CONNECT_S = 10
+STATEMENT_S = 30
+SQLITE_BUSY_S = 60.0
+CREATE_TRIES = 10
+VERSION_TABLE = "hpo_alembic_version"
+
+
+class Base(DeclarativeBase):
+    """Collect our tables; Optuna's are in a collection of their own."""
+
+
+class AttemptRow(Base):
+    """Be one claim of a trial by one worker; it may write for the trial while it has not ended.
+
+    All times are seconds since the epoch by the database's clock.
+    """
+
+    __tablename__ = "hpo_attempts"
+    __table_args__ = (UniqueConstraint("trial_id", "number"), Index("ix_hpo_attempts_open", "ended_s", "lease_until_s"))
+
+    attempt_id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = mapped_column(ForeignKey(TrialModel.__table__.c.trial_id, ondelete="CASCADE"))
+    number: Mapped[int]
+    worker: Mapped[str]
+    host: Mapped[str]
+    device: Mapped[str]
+    claimed_s: Mapped[float] = mapped_column(Double)
+    lease_until_s: Mapped[float] = mapped_column(Double)
+    ended_s: Mapped[float | None] = mapped_column(Double)
+    outcome: Mapped[str | None]
+    iteration: Mapped[int] = mapped_column(default=0)
+    trained_iterations: Mapped[int] = mapped_column(default=0)
+    val_accuracy: Mapped[float | None] = mapped_column(Double)
+
+
+class CurveRow(Base):
+    """Be one point of a trial's curve."""
+
+    __tablename__ = "hpo_curve_points"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialModel.__table__.c.trial_id, ondelete="CASCADE"), primary_key=True
+    )
+    iteration: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    train_loss: Mapped[float] = mapped_column(Double)
+    val_loss: Mapped[float] = mapped_column(Double)
+    val_accuracy: Mapped[float] = mapped_column(Double)
+
+
+class now_s(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
+    """Give the database's clock in seconds since the epoch."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _now_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _now_postgresql(*_: Any, **__: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Hold an open database.
+
+    Attributes:
+        url: For messages, without the password.
+        optuna: What Optuna's studies are loaded with.
+    """
+
+    url: str
+    engine: Engine = field(repr=False)
+    optuna: BaseStorage = field(repr=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Run one short transaction, committed at the end.
+
+        Raises:
+            StorageUnavailable: The database did not answer within its deadline.
+        """
+        with self.translated(), Session(self.engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the errors of SQLAlchemy and Optuna's storage into ours."""
+        try:
+            yield
+        except (DBAPIError, StorageInternalError, PoolTimeout) as error:
+            raise _unavailable(self.url, error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def open_storage(url: str, access: Literal["create", "write", "read"] = "write") -> Storage:
+    """Open a database by URL.
+
+    Args:
+        access: `create` makes what is missing; the others want a database that is there. `read` cannot write.
+
+    Raises:
+        BadInput: The URL is malformed, of another kind of database, or names a file that is not there.
+        StorageUnavailable: The database did not answer within its deadline.
+
+    Side effects:
+        With `create`, makes the SQLite file, Optuna's tables and ours.
+    """
+    parsed = parse_url(url)
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() == "sqlite":
+        _check_sqlite_file(Path(str(parsed.database)), access)
+    try:
+        backend = _open_with_retries(parsed, access)
+        if access == "create":
+            _create_our_tables(backend.engine)
+        _check_our_tables(backend.engine, shown)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unavailable(shown, error) from error
+    except RuntimeError as error:  # Optuna's word for tables of another release
+        raise BadInput(f"storage {shown}: {error}") from error
+    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend))
+
+
+def parse_url(url: str) -> URL:
+    """Read a storage URL, and name the driver where it is left out.
+
+    Raises:
+        BadInput: It is no URL of an SQLite file or a PostgreSQL database.
+    """
+    allowed = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise BadInput(f"storage: not a database URL; allowed: {allowed}") from None
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise BadInput(f"storage {shown}: {parsed.drivername!r} is not supported; allowed: {allowed}")
+    if not parsed.database or (parsed.drivername == "sqlite" and parsed.database.startswith((":memory:", "file:"))):
+        raise BadInput(f"storage {shown}: names no database that processes could share; allowed: {allowed}")
+    return parsed
+
+
+def _check_sqlite_file(path: Path, access: str) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")
+    if access != "create" and not path.is_file():
+        raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
+
+
+def _open_with_retries(url: URL, access: str) -> RDBStorage:
+    """Open Optuna's storage; of several processes that create the tables at once, all but one have to try again."""
+    for remaining in reversed(range(CREATE_TRIES)):
+        try:
+            return _open_optuna(url, access)
+        except (SQLAlchemyError, StorageInternalError):
+            if not remaining or access != "create" or url.get_backend_name() != "sqlite":
+                raise
+            time.sleep(random.uniform(0.05, 0.2))
+    raise AssertionError("unreachable")
+
+
+def _open_optuna(url: URL, access: str) -> RDBStorage:
+    connect, options = _sqlite_options(access) if url.get_backend_name() == "sqlite" else _postgresql_options(access)
+    kwargs: dict[str, Any] = {"connect_args": connect, "pool_pre_ping": True} | options
+    plain_url = url.render_as_string(hide_password=False)
+    if url.get_backend_name() == "postgresql" and access == "create":
+        with _creation_lock(plain_url, connect):
+            return RDBStorage(plain_url, engine_kwargs=kwargs)
+    backend = RDBStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=access != "create")
+    if url.get_backend_name() == "sqlite":
+        _begin_immediately(backend.engine, access)
+    return backend
+
+
+def _sqlite_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if access == "read":
+            connection.execute("PRAGMA query_only = ON")
+
+    return {"timeout": SQLITE_BUSY_S}, {"pool_events": [(prepare, "connect")]}
+
+
+def _begin_immediately(engine: Engine, access: str) -> None:
+    """Take SQLite's write lock at the start of a transaction.
+
+    One that reads first and writes later fails at once when another has written in between, whatever the busy timeout.
+    """
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if access == "read" else "BEGIN IMMEDIATE")
+
+
+def _postgresql_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    session = f"-c statement_timeout={STATEMENT_S}s -c idle_in_transaction_session_timeout={STATEMENT_S}s"
+    if access == "read":
+        session += " -c default_transaction_read_only=on"
+    connect = {
+        "connect_timeout": CONNECT_S,
+        "tcp_user_timeout": STATEMENT_S * 1000,
+        "keepalives_idle": CONNECT_S,
+        "application_name": "hpo",
+        "options": session,
+    }
+    return connect, {}
+
+
+@contextmanager
+def _creation_lock(url: str, connect: dict[str, Any]) -> Iterator[None]:
+    """Let one process at a time create tables."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(url, connect_args=connect)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(hashtext('hpo'))"))
+            yield
+    finally:
+        engine.dispose()
+
+
+def _alembic_config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _create_our_tables(engine: Engine) -> None:
+    config = _alembic_config()
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
+        if _our_revision(connection) is None:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+
+
+def _check_our_tables(engine: Engine, shown: str) -> None:
+    with engine.connect() as connection:
+        found = _our_revision(connection)
+    if found is None:
+        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    if found != head:
+        raise BadInput(f"storage {shown}: its tables are of revision {found}, this release of hpo wants {head}")
+
+
+def _our_revision(connection: Connection) -> str | None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _unavailable(shown: str, error: Exception) -> StorageUnavailable:
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()
+    return StorageUnavailable(f"storage {shown}: {reason[0] if reason else type(cause).__name__}")

@@ -1,0 +1,242 @@
+"""Create or continue a study, fill its queue, and say how it stands."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    WilcoxonPruner,
+)
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo import queue
+from hpo.errors import StudyNotFound
+from hpo.recipe import Recipe, derive_seed
+from hpo.schedule import RUNGS, CurvePoint
+from hpo.settings import PrunerName, SamplerName, StudySettings
+from hpo.space import SearchSpace
+from hpo.storage import Storage
+
+METRIC = "validation accuracy"
+TARGET = "trials"
+REDUCTION_FACTOR = 3  # of successive halving (Li et al. 2018, §3)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """Be a study in a storage."""
+
+    storage: Storage
+    study_id: int
+    name: str
+    settings: StudySettings
+
+    @property
+    def space(self) -> SearchSpace:
+        """Give the search space that the study was made with."""
+        return SearchSpace.model_validate(self.settings.space)
+
+    @property
+    def base(self) -> Recipe:
+        """Give the base recipe at the study's budget and seed."""
+        return self.space.base_recipe.at(iterations=self.settings.iterations, seed=self.settings.seed)
+
+    def recipe_of(self, trial: FrozenTrial) -> Recipe:
+        """Give the recipe that a trial's parameters stand for."""
+        return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
+
+    def optuna_study(self, trial_number: int) -> optuna.Study:
+        """Load the Optuna study, with a sampler seeded for one trial.
+
+        Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
+        """
+        with self.storage.translated():
+            return optuna.load_study(
+                study_name=self.name,
+                storage=self.storage.optuna,
+                sampler=make_sampler(self.settings.sampler, self.settings.seed, trial_number),
+                pruner=make_pruner(self.settings.pruner, self.settings.iterations),
+            )
+
+    def trials(self) -> list[FrozenTrial]:
+        """List all trials in the order of their numbers."""
+        with self.storage.translated():
+            return self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """Be the best completed trial.
+
+    Attributes:
+        value: Validation accuracy in [0, 1].
+        standard_error: Of the value, binomial.
+    """
+
+    trial: int
+    value: float
+    standard_error: float
+    recipe: Recipe
+    curve: tuple[CurvePoint, ...]
+
+
+def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int) -> Study:
+    """Make a study of `total` trials, or continue one, and fill its queue.
+
+    Raises:
+        StudyMismatch: The study exists with other settings; nothing is changed.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.translated():
+        try:
+            study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+            storage.optuna.set_study_system_attr(study_id, "study:metric_names", [METRIC])
+        except DuplicatedStudyError:
+            study_id = storage.optuna.get_study_id_from_name(name)
+    stored = queue.describe_study(storage, study_id, settings.to_attrs())
+    settings.require(_settings(stored, name), name)
+    study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
+    queue.fill(storage, study_id, total, first=study.space.base_params())
+    with storage.translated():
+        storage.optuna.set_study_user_attr(study_id, TARGET, queue.count(storage, study_id).total)
+    return study
+
+
+def load(storage: Storage, name: str | None) -> Study:
+    """Load a study by name, or the only one.
+
+    Raises:
+        StudyNotFound: There is no such study, or several and no name.
+    """
+    with storage.translated():
+        ours = {s.study_name: s for s in storage.optuna.get_all_studies() if "search space" in s.user_attrs}
+    if name is None and len(ours) != 1:
+        hint = "; name one with --study" if ours else "; `hpo run` makes one"
+        raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
+    found = next(iter(ours.values())) if name is None else ours.get(name)
+    if found is None:
+        raise StudyNotFound(f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours) or ' none'}")
+    return Study(
+        storage=storage,
+        study_id=found._study_id,
+        name=found.study_name,
+        settings=_settings(found.user_attrs, found.study_name),
+    )
+
+
+def status(study: Study) -> dict[str, Any]:
+    """Say how a study stands, in the form of `hpo status --json`."""
+    trials = study.trials()
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    counts = asdict(queue.count(study.storage, study.study_id))
+    best = find_best_trial(trials)
+    return {
+        "study": study.name,
+        "space": study.settings.space["name"],
+        "dataset": study.settings.dataset,
+        "iterations": study.settings.iterations,
+        "target": target(study),
+        "trials": counts,
+        "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
+        "iterations_spent": {
+            "naive": len(finished) * study.settings.iterations,
+            "requested": sum(trial.user_attrs.get("iterations", 0) for trial in finished),
+            "trained": queue.trained_iterations(study.storage, study.study_id),
+        },
+    }
+
+
+def target(study: Study) -> int:
+    """Give the number of trials that the study is to have."""
+    with study.storage.translated():
+        return int(study.storage.optuna.get_study_user_attrs(study.study_id).get(TARGET, 0))
+
+
+def best(study: Study) -> Best:
+    """Load the best completed trial with its curve.
+
+    Raises:
+        StudyNotFound: No trial is complete yet.
+    """
+    found = find_best_trial(study.trials())
+    if found is None:
+        raise StudyNotFound(f"study {study.name} has no completed trial yet")
+    assert found.value is not None
+    return Best(
+        trial=found.number,
+        value=found.value,
+        standard_error=found.user_attrs["standard error"],
+        recipe=study.recipe_of(found),
+        curve=tuple(queue.load_curve(study.storage, found._trial_id)),
+    )
+
+
+def find_best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """Find the completed trial of the highest accuracy; of equals the one of lowest loss, then the oldest."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return min(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs["validation loss"], t.number), default=None)
+
+
+def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler:
+    """Make a sampler for one trial of a study."""
+    own = derive_seed("sampler", seed, trial_number) % 2**32
+    shared = derive_seed("sampler", seed) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "tpe":
+                # group: without it, parameters that only some trials have fall out of the joint model
+                return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
+            case "random":
+                return RandomSampler(seed=own)
+            case "qmc":
+                # one sequence for all workers, which take their places in it from the storage
+                return QMCSampler(
+                    scramble=True, seed=shared, warn_asynchronous_seeding=False, warn_independent_sampling=False
+                )
+            case "gp":
+                return GPSampler(seed=own, warn_independent_sampling=False)
+            case "cmaes":
+                return CmaEsSampler(seed=own, warn_independent_sampling=False)
+
+
+def make_pruner(name: PrunerName, iterations: int) -> BasePruner:
+    """Make a pruner for trials of a budget, asked at `RUNGS` evenly spaced steps."""
+    rung = max(1, iterations // RUNGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "asha":
+                return SuccessiveHalvingPruner(min_resource=rung, reduction_factor=REDUCTION_FACTOR)
+            case "hyperband":
+                return HyperbandPruner(min_resource=rung, max_resource=iterations, reduction_factor=REDUCTION_FACTOR)
+            case "median":
+                return MedianPruner(n_startup_trials=5, n_warmup_steps=2 * rung)
+            case "wilcoxon":
+                return WilcoxonPruner(p_threshold=0.1, n_startup_steps=4)
+            case "none":
+                return NopPruner()
+
+
+def _settings(attrs: dict[str, Any], name: str) -> StudySettings:
+    try:
+        return StudySettings.from_attrs(attrs)
+    except KeyError as error:
+        raise StudyNotFound(f"study {name} was not made by hpo: it has no attribute {error}") from error
+
+
+def _listed(studies: dict[str, Any]) -> str:
+    return f": {', '.join(sorted(studies))}" if studies else ""

@@ -1,0 +1,146 @@
+"""Turn what is known of studies, trials and models into text and tables for a terminal.
+
+Everything here is a pure function from records to something that rich can print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from hpo.model import LayerRow
+    from hpo.queue import Counts, Running
+    from hpo.recipe import ParameterCounts
+    from hpo.study import Best
+
+
+def accuracy(value: float | None) -> str:
+    """Write an accuracy with four places, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration for people."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def time_left(elapsed_s: float, finished: int, remaining: int) -> float | None:
+    """Estimate the seconds to the end from the trials finished since the start; None while there is none."""
+    return elapsed_s / finished * remaining if finished else None
+
+
+def counts_line(counts: Counts, target: int) -> str:
+    """Write how many trials are in which state."""
+    parts = [f"{counts.finished} / {target} finished", f"{counts.complete} complete", f"{counts.pruned} pruned"]
+    parts += [f"{counts.failed} failed"] if counts.failed else []
+    parts += [f"{counts.running} running", f"{counts.waiting} waiting"]
+    return ", ".join(parts)
+
+
+def progress(
+    name: str,
+    counts: Counts,
+    target: int,
+    best: tuple[int, float] | None,
+    running: Sequence[Running],
+    budget: int,
+    left_s: float | None,
+) -> RenderableType:
+    """Draw the live view of a study: what is finished, the best so far, and what each worker does."""
+    headline = Text(f"{name}  ", style="bold")
+    headline.append(counts_line(counts, target), style="default")
+    summary = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("worker", "device", "trial", "iteration", "accuracy"):
+        table.add_column(title, justify="left" if title in ("worker", "device") else "right")
+    for row in running:
+        at = f"{row.iteration} / {budget}"
+        table.add_row(row.worker, row.device, str(row.trial_number), at, accuracy(row.val_accuracy))
+    return Group(headline, f"{summary}, time left {duration(left_s)}", table)
+
+
+def progress_line(counts: Counts, target: int, best: tuple[int, float] | None, left_s: float | None) -> str:
+    """Write the same in one line, for a log."""
+    found = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
+    return f"{counts_line(counts, target)}; {found}; time left {duration(left_s)}"
+
+
+def status(found: Mapping[str, Any]) -> RenderableType:
+    """Draw `hpo status`."""
+    trials = found["trials"]
+    finished = trials["complete"] + trials["pruned"] + trials["failed"]
+    states = ", ".join(f"{number} {state}" for state, number in trials.items())
+    best = found["best"]
+    table = _pairs()
+    table.add_row("study", found["study"])
+    table.add_row("space", f"{found['space']} on {found['dataset']}, {found['iterations']} iterations a trial")
+    table.add_row("trials", f"{finished} of {found['target']} finished: {states}")
+    table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
+    table.add_row("iterations", spent_line(found["iterations_spent"]))
+    return table
+
+
+def spent_line(spent: Mapping[str, int]) -> str:
+    """Write what a study cost beside what it would cost without pruning and early stopping."""
+    naive = spent["naive"]
+    share = f" ({spent['trained'] / naive:.0%} of naive)" if naive else ""
+    return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
+
+
+def best(found: Best, base: Mapping[str, Any]) -> RenderableType:
+    """Draw `hpo best`: the value, and the recipe with the base recipe's value where it differs."""
+    table = _pairs()
+    table.add_row("trial", str(found.trial))
+    table.add_row(
+        "validation accuracy",
+        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). It was picked for being high: expect less "
+        "on new images.",
+    )
+    for name, value in found.recipe.to_dict().items():
+        changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
+        table.add_row(name, f"{value}{changed}")
+    return table
+
+
+def layers(rows: Sequence[LayerRow], counts: ParameterCounts) -> RenderableType:
+    """Draw the layer table of a model, with its three totals."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Layer (type)")
+    table.add_column("Output Shape")
+    table.add_column("Param", justify="right")
+    for row in rows:
+        shape = f"(None, {', '.join(map(str, row.shape))})"
+        table.add_row(f"{row.name} ({row.kind})", f"[{shape}]" if row.kind == "InputLayer" else shape, str(row.params))
+    totals = (
+        f"Total params: {counts.total}\nTrainable params: {counts.trainable}\n"
+        f"Non-trainable params: {counts.non_trainable}"
+    )
+    return Group(table, "", totals)
+
+
+def spaces(entries: Sequence[tuple[str, str, int, str]]) -> RenderableType:
+    """Draw the list of shipped spaces: name, base recipe, number of searched parameters, description."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("name", "base recipe", "parameters", "description"):
+        table.add_column(title)
+    for name, base_name, parameters, description in entries:
+        table.add_row(name, base_name, str(parameters), description)
+    return table
+
+
+def _pairs() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
