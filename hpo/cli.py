@@ -20,7 +20,15 @@ from rich.console import Console, RenderableType
 from hpo import __version__
 from hpo.errors import BadInput, HpoError
 from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
-from hpo.settings import DEFAULT_ITERATIONS, DEFAULT_STORAGE, check_study_name, default_data_dir
+from hpo.settings import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_CHECKPOINT_GB,
+    DEFAULT_ITERATIONS,
+    DEFAULT_STORAGE,
+    GIGABYTE,
+    check_study_name,
+    default_data_dir,
+)
 
 if TYPE_CHECKING:
     from hpo.study import Study
@@ -40,7 +48,6 @@ app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
 
 INTERRUPTED, TERMINATED = 130, 143
-PLAIN_EVERY_S = 10.0
 
 
 class DatasetChoice(StrEnum):
@@ -110,6 +117,18 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="HPO_DATA", show_envvar=True, help="Folder of the data sets. [~/.cache/hpo]"),
 ]
+ArtifactsOption = Annotated[
+    str,
+    typer.Option(
+        "--artifacts", envvar="HPO_ARTIFACTS", show_envvar=True, help="Where checkpoints go: a folder, s3:// or gs://."
+    ),
+]
+ReuseOption = Annotated[
+    bool, typer.Option("--reuse/--no-reuse", help="Start trials from checkpoints of others, or all from scratch.")
+]
+BudgetOption = Annotated[
+    float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that checkpoints may take in all.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -134,15 +153,19 @@ def run(
         AlignChoice.phase
     ),
     precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
+    reuse: ReuseOption = True,
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
     timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
     storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     _say("loading")
     from hpo import study as studies
+    from hpo.artifacts import open_artifacts
     from hpo.data import choose_dataset, load_dataset
     from hpo.settings import StudySettings
     from hpo.space import load_space
@@ -169,9 +192,14 @@ def run(
         pruner=pruner.value,
         align=align.value,
     )
+    if reuse:
+        open_artifacts(artifacts)
     database = open_storage(storage, "create")
     made = studies.continue_or_create(database, name, settings, trials)
-    _drive(made, storage, folder, workers, timeout)
+    options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
+    options += [] if reuse else ["--no-reuse"]
+    environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
+    _drive(made, workers, timeout, options, environment)
     found = studies.status(made)
     if json_output:
         _print_json(found)
@@ -183,20 +211,28 @@ def run(
 def worker(
     study: StudyOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reuse: ReuseOption = True,
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
 ) -> None:
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo import study as studies
+    from hpo.artifacts import open_artifacts
     from hpo.launch.local import DRIVER_ENV
     from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
     from hpo.worker import StopSignal, pick_device, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    found = studies.load(open_storage(storage), study)
+    database = open_storage(storage)
+    found = studies.load(database, study)
+    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
     driver = os.environ.get(DRIVER_ENV)
     stop = StopSignal(parent=int(driver) if driver else None)
-    finished = work(found, device=pick_device(device), data_dir=data_dir or default_data_dir(), stop=stop)
+    folder = data_dir or default_data_dir()
+    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop)
     _say(f"finished {finished} trials of {found.name}")
     _exit_if_stopped(stop)
 
@@ -238,6 +274,45 @@ def best(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE, js
         _print_json(asdict(found) | {"recipe": found.recipe.to_dict()})
     else:
         _print(view.best(found, found_study.base.to_dict()))
+
+
+@app.command()
+def verify(
+    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial. [the best]")] = None,
+    study: StudyOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+    data_dir: DataOption = None,
+) -> None:
+    """Train a finished trial's recipe from scratch, and compare curve and weights bit for bit."""
+    from hpo import study as studies
+    from hpo.artifacts import open_artifacts
+    from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
+    from hpo.worker import verify as verify_trial
+
+    database = open_storage(storage)
+    found = studies.load(database, study)
+    kept = Checkpoints(database, open_artifacts(artifacts))
+    number = studies.best(found).trial if trial is None else trial
+    _say(f"training trial {number} of {found.name} from scratch")
+    print(verify_trial(found, number, data_dir or default_data_dir(), kept))
+
+
+@app.command()
+def gc(
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+) -> None:
+    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
+    from hpo.artifacts import open_artifacts
+    from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
+
+    kept = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
+    left = kept.collect_garbage()
+    print(f"{left / GIGABYTE:.3f} GB of checkpoints are left")
 
 
 @app.command()
@@ -363,87 +438,36 @@ def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> 
         raise typer.Exit(BadInput.exit_code)
 
 
-def _drive(study: Study, storage_url: str, data_dir: Path, workers: int | None, timeout_s: float | None) -> None:
+def _drive(
+    study: Study, workers: int | None, timeout_s: float | None, options: list[str], environment: dict[str, str]
+) -> None:
     import torch
 
     from hpo import queue
     from hpo.launch.local import LocalWorkers, choose_devices
+    from hpo.progress import Progress
     from hpo.worker import StopSignal
 
     counts = queue.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
         return
-    cores = len(os.sched_getaffinity(0))
+    devices = choose_devices(workers, torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
     log_path = Path(f"{study.name}.log").absolute()
-    launcher = LocalWorkers(
-        study=study,
-        storage_url=storage_url,
-        data_dir=data_dir,
-        devices=choose_devices(workers, torch.cuda.device_count(), cores),
-        log_path=log_path,
-    )
-    _say(
-        f"study {study.name}: {len(launcher.devices)} workers ({', '.join(launcher.devices)}), their log is {log_path}"
-    )
+    launcher = LocalWorkers(study=study, devices=devices, options=options, environment=environment, log_path=log_path)
+    _say(f"study {study.name}: {len(devices)} workers ({', '.join(devices)}), their log is {log_path}")
     stop = StopSignal(deadline=None if timeout_s is None else time.monotonic() + timeout_s)
-    with stop.installed(), _Progress(study) as shown:
+    with stop.installed(), Progress(study) as shown:
         launcher.run(stop, shown.update)
     if stop.reason == "timed out":
         _say(f"stopped after {timeout_s:g} s; the same command continues")
     _exit_if_stopped(stop)
 
 
-class _Progress:
-    """Show how a study goes on: a live view on a terminal, now and then a line elsewhere."""
-
-    def __init__(self, study: Study) -> None:
-        from rich.live import Live
-
-        self._study = study
-        self._target = 0
-        self._console = Console(stderr=True)
-        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
-        self._started = time.monotonic()
-        self._finished_before: int | None = None
-        self._last_line = 0.0
-        self._last_finished = -1
-
-    def __enter__(self) -> _Progress:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, counts: Any) -> None:
-        """Show the present counts, the best trial, and on a terminal what each worker does."""
-        from hpo import queue, view
-
-        if self._finished_before is None:
-            self._finished_before = counts.finished
-        now = time.monotonic()
-        left = view.time_left(
-            now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
-        )
-        due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
-        if not self._live and not due and counts.finished != counts.total:
-            return
-        best = queue.find_best(self._study.storage, self._study.study_id)
-        if self._live:
-            running = queue.list_running(self._study.storage, self._study.study_id)
-            budget = self._study.settings.iterations
-            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left))
-        else:
-            self._console.print(view.progress_line(counts, counts.total, best, left), soft_wrap=True)
-            self._last_line, self._last_finished = now, counts.finished
-
-
 def _watch(study: Study) -> None:
     from hpo import queue
+    from hpo.progress import Progress
 
-    with _Progress(study) as shown:
+    with Progress(study) as shown:
         while True:
             counts = queue.count(study.storage, study.study_id)
             shown.update(counts)

@@ -55,5 +55,17 @@ class StudyFailed(HpoError):
     """Say that a study was stopped because all of its trials fail."""
 
 
+class VerificationFailed(HpoError):
+    """Say where a trial trained again from scratch differs from what was stored."""
+
+
+class ArtifactMissing(HpoError):
+    """Name a file that the artifact store does not hold."""
+
+
+class ArtifactDamaged(HpoError):
+    """Name a stored file whose checksum is wrong."""
+
+
 class LeaseLost(HpoError):
     """Say that a trial's lease ran out and the trial is no longer this worker's."""

@@ -12,7 +12,8 @@ from hpo.queue import FinalState, Outcome
 from hpo.recipe import Recipe
 from hpo.schedule import Align, CurvePoint, best_point, evaluation, reports, rungs, stops_early
 from hpo.settings import Precision
-from hpo.train import Measurement, State, Training
+from hpo.train import Measurement
+from hpo.trajectory import Blocked, Sharing, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,26 +46,38 @@ class Supervisor(Protocol):
         """Ask the study's pruner about what was recorded so far."""
 
 
-def run_trial(task: Task, dataset: Dataset, supervisor: Supervisor) -> Outcome | None:
-    """Train a trial's recipe to its end.
+def run_trial(
+    task: Task, dataset: Dataset, supervisor: Supervisor, sharing: Sharing | None = None
+) -> Outcome | Blocked:
+    """Train a trial's recipe to its end, from the deepest checkpoint on its path.
+
+    What was measured on the way to that checkpoint is reported and judged as if it had been trained here.
+
+    Args:
+        sharing: None to train everything from scratch.
 
     Returns:
-        How it ended, or None when the supervisor stopped it.
+        How the trial ended; `stopped` when the supervisor stopped it; `parked` when a live worker trains what it needs.
     """
-    training = Training(task.recipe, dataset, task.precision)
     budget = task.recipe.iterations
     plan = evaluation(budget, task.recipe.batch_size, len(dataset.validation))
     to_report = reports(task.recipe, task.base, plan.iterations, task.align)
+    trajectory = Trajectory(
+        task.recipe,
+        dataset,
+        task.precision,
+        plan,
+        sharing=sharing,
+        stop=supervisor.stopped,
+        advanced=supervisor.advanced,
+    )
     curve: list[CurvePoint] = []
     reported: dict[int, float] = {}
-    best: State | None = None
 
     for iteration in plan.iterations:
-        steps = training.advance(iteration, supervisor.stopped)
-        supervisor.advanced(training.iteration, steps)
-        if training.iteration < iteration:
-            return None
-        point = training.measure(len(dataset.validation) if iteration == budget else plan.images)
+        point = trajectory.measure_at(iteration)
+        if not isinstance(point, CurvePoint):
+            return point
         if not (math.isfinite(point.train_loss) and math.isfinite(point.val_loss)):
             return _ended("pruned", f"diverged: the loss was not finite at iteration {iteration}", curve, reported)
         curve.append(point)
@@ -73,15 +86,15 @@ def run_trial(task: Task, dataset: Dataset, supervisor: Supervisor) -> Outcome |
         supervisor.record(point, values)
 
         if task.recipe.early_stopping is not None and best_point(curve) is point:
-            best = training.state()
+            trajectory.keep()
         if stops_early(curve, task.recipe):
             break
         if rungs(budget) & values.keys() and supervisor.should_prune():
+            trajectory.save()
             return _ended("pruned", f"pruned at iteration {iteration}", curve, reported)
 
-    if best is not None:
-        training.restore(best)
-    return _completed(curve, budget, training.evaluate(dataset.validation), training.iteration)
+    trajectory.save()
+    return _completed(trajectory, task.recipe, curve)
 
 
 def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[int, float]) -> Outcome:
@@ -91,9 +104,14 @@ def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[
     return Outcome(state=state, value=value, attrs={"outcome": why, "iterations": length})
 
 
-def _completed(curve: list[CurvePoint], budget: int, found: Measurement, restored: int) -> Outcome:
+def _completed(trajectory: Trajectory, recipe: Recipe, curve: list[CurvePoint]) -> Outcome | Blocked:
+    """Describe a trial that reached its end; with early stopping its weights are those of the lowest loss."""
     end = curve[-1].iteration
-    sentence = "complete" if end == budget else f"stopped early at iteration {end}"
+    restored = end if recipe.early_stopping is None else best_point(curve).iteration
+    found = trajectory.evaluate_at(restored)
+    if not isinstance(found, Measurement):
+        return found
+    sentence = "complete" if end == recipe.iterations else f"stopped early at iteration {end}"
     if restored != end:
         sentence += f", weights of iteration {restored}"
     attrs: dict[str, Any] = {

@@ -15,17 +15,19 @@ from typing import Any, Literal
 
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import CursorResult, Select, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.schedule import CurvePoint
-from hpo.storage import AttemptRow, CurveRow, Storage, now_s
+from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
 LEASE_S = 60.0
 MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it, before it fails."""
+
+MAX_PARKED = 2
+"""How many trials may wait for segments that others train before no new trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -180,7 +182,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
     with storage.transaction() as session:
         found = session.execute(
             select(Trials.trial_id, Trials.number)
-            .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
+            .where(*_claimable(session, study_id))
             .order_by(Trials.number)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -251,7 +253,7 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
         _end_trial(session, attempt.trial_id, outcome)
 
 
-def hand_back(storage: Storage, attempt: Attempt, progress: Progress) -> None:
+def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Literal["stopped", "parked"]) -> None:
     """End an attempt and put its trial back in the queue, under its number and with its parameters.
 
     Raises:
@@ -260,7 +262,7 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress) -> None:
     """
     with storage.transaction() as session:
         _hold(session, attempt, progress, LEASE_S)
-        _end_attempts(session, [attempt.attempt_id], "handed back")
+        _end_attempts(session, [attempt.attempt_id], why)
         _requeue(session, attempt.trial_id)
 
 
@@ -353,6 +355,28 @@ def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
         ]
 
 
+def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
+    """List the conditions on a trial that may be given out now.
+
+    One that waits for another's segment is passed over while that is being trained. When several wait, no new trial is
+    begun: its parameters would be sampled without what those will teach.
+    """
+    holder = aliased(AttemptRow)
+    blocked = exists().where(
+        ParkedRow.trial_id == Trials.trial_id,
+        SegmentRow.segment == ParkedRow.segment,
+        holder.attempt_id == SegmentRow.attempt_id,
+        holder.ended_s.is_(None),
+        holder.lease_until_s >= now_s(),
+        holder.iteration < ParkedRow.end,
+    )
+    waiting: list[ColumnElement[bool]] = [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
+    number_blocked = session.scalar(select(func.count()).select_from(Trials).where(*waiting, blocked)) or 0
+    if number_blocked >= MAX_PARKED:
+        waiting.append(exists().where(AttemptRow.trial_id == Trials.trial_id))
+    return [*waiting, ~blocked]
+
+
 def _lock_study(session: Session, study_id: int) -> None:
     study: Select[Any] = select(models.StudyModel.study_id).where(models.StudyModel.study_id == study_id)
     if session.execute(study.with_for_update()).first() is None:
@@ -397,7 +421,7 @@ def _write_points(
     session: Session, attempt: Attempt, points: Sequence[CurvePoint], values: Mapping[int, float]
 ) -> None:
     curve = [{"trial_id": attempt.trial_id} | asdict(point) for point in points]
-    _upsert(session, CurveRow, curve, ("trial_id", "iteration"))
+    upsert(session, CurveRow, curve, ("trial_id", "iteration"))
     model = models.TrialIntermediateValueModel
     finite = model.TrialIntermediateValueType.FINITE
     reported = [
@@ -409,16 +433,7 @@ def _write_points(
         }
         for step, value in values.items()
     ]
-    _upsert(session, model, reported, ("trial_id", "step"))
-
-
-def _upsert(session: Session, model: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-    if not rows:
-        return
-    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-    insert = dialects[session.get_bind().dialect.name](model)
-    others = {name: insert.excluded[name] for name in rows[0] if name not in key}
-    session.execute(insert.on_conflict_do_update(index_elements=key, set_=others), rows)
+    upsert(session, model, reported, ("trial_id", "step"))
 
 
 def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:
@@ -437,7 +452,7 @@ def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
         finite = models.TrialValueModel.TrialValueType.FINITE
         session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
     attrs = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in outcome.attrs.items()]
-    _upsert(session, models.TrialUserAttributeModel, attrs, ("trial_id", "key"))
+    upsert(session, models.TrialUserAttributeModel, attrs, ("trial_id", "key"))
 
 
 def _requeue(session: Session, trial_id: int) -> None:

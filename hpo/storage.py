@@ -17,7 +17,8 @@ from alembic.script import ScriptDirectory
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
-from sqlalchemy import Connection, Double, Engine, ForeignKey, Index, UniqueConstraint, event
+from sqlalchemy import Connection, Double, Engine, ForeignKey, Index, String, Text, UniqueConstraint, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -60,6 +61,7 @@ class AttemptRow(Base):
     iteration: Mapped[int] = mapped_column(default=0)
     trained_iterations: Mapped[int] = mapped_column(default=0)
     val_accuracy: Mapped[float | None] = mapped_column(Double)
+    checkpoint_id: Mapped[int | None]
 
 
 class CurveRow(Base):
@@ -74,6 +76,48 @@ class CurveRow(Base):
     train_loss: Mapped[float] = mapped_column(Double)
     val_loss: Mapped[float] = mapped_column(Double)
     val_accuracy: Mapped[float] = mapped_column(Double)
+
+
+class CheckpointRow(Base):
+    """Be a state on a trajectory that can be gone on from.
+
+    Attributes:
+        segment: Key of the stretch of one learning rate that it lies on; with `iteration` it names the state.
+        curve: Points measured up to there, as JSON.
+    """
+
+    __tablename__ = "hpo_checkpoints"
+    __table_args__ = (UniqueConstraint("segment", "iteration"),)
+
+    checkpoint_id: Mapped[int] = mapped_column(primary_key=True)
+    segment: Mapped[str] = mapped_column(String(64))
+    iteration: Mapped[int]
+    curve: Mapped[str] = mapped_column(Text)
+    artifact_id: Mapped[str]
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    last_used_s: Mapped[float] = mapped_column(Double)
+
+
+class SegmentRow(Base):
+    """Say which attempt trains a segment now; it holds while the attempt's lease does."""
+
+    __tablename__ = "hpo_segments"
+
+    segment: Mapped[str] = mapped_column(String(64), primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("hpo_attempts.attempt_id", ondelete="CASCADE"))
+
+
+class ParkedRow(Base):
+    """Say that a waiting trial waits for a segment that another worker trains, up to `end`."""
+
+    __tablename__ = "hpo_parked"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialModel.__table__.c.trial_id, ondelete="CASCADE"), primary_key=True
+    )
+    segment: Mapped[str] = mapped_column(String(64))
+    end: Mapped[int]
 
 
 class now_s(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
@@ -291,6 +335,22 @@ def _check_our_tables(engine: Engine, shown: str) -> None:
 def _our_revision(connection: Connection) -> str | None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return context.get_current_revision()
+
+
+def upsert(
+    session: Session, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...], *, update: bool = True
+) -> None:
+    """Insert rows; where the key is taken, update the other columns, or leave the row as it is."""
+    if not rows:
+        return
+    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+    insert = dialects[session.get_bind().dialect.name](table)
+    others = {name: insert.excluded[name] for name in rows[0] if name not in key}
+    if update:
+        insert = insert.on_conflict_do_update(index_elements=key, set_=others)
+    else:
+        insert = insert.on_conflict_do_nothing(index_elements=key)
+    session.execute(insert.values(rows))
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:

@@ -177,11 +177,15 @@ class Training:
         validation = self.dataset.validation
         found = self.evaluate(validation if images >= len(validation) else _subset(validation, images))
         train_loss = float(self._loss_sum) / max(1, self._loss_count)
-        self._loss_sum.zero_()
-        self._loss_count = 0
+        self.restart_loss()
         return CurvePoint(
             iteration=self.iteration, train_loss=train_loss, val_loss=found.loss, val_accuracy=found.accuracy
         )
+
+    def restart_loss(self) -> None:
+        """Start a new mean of the training loss, as every evaluation does."""
+        self._loss_sum.zero_()
+        self._loss_count = 0
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> Measurement:

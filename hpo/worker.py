@@ -26,9 +26,10 @@ from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.study import Study
+from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 HEARTBEAT_S = 10.0
-IDLE_POLL_S = 1.0
+IDLE_POLL_S = 0.5
 CPU_THREADS = 1  # two processes of one thread train nearly twice the images of one process of two
 
 log = logging.getLogger(__name__)
@@ -193,8 +194,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def work(study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal) -> int:
+def work(
+    study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal, checkpoints: Checkpoints | None = None
+) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
+
+    Args:
+        checkpoints: None to train everything from scratch.
 
     Returns:
         How many trials this worker finished.
@@ -216,16 +222,44 @@ def work(study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal
             queue.reap(study.storage, study.study_id)
             attempt = queue.claim(study.storage, study.study_id, worker)
             if attempt is not None:
-                finished += train_attempt(study, attempt, dataset, stop)
-            elif queue.count(study.storage, study.study_id).running == 0:
+                finished += train_attempt(study, attempt, dataset, stop, checkpoints)
+            elif _is_done(study):
                 break
-            else:  # a running trial may yet come back to the queue
+            else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
                 stop.notice_orphanhood()
                 threading.Event().wait(IDLE_POLL_S)
     return finished
 
 
-def train_attempt(study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal) -> bool:
+def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints) -> str:
+    """Train a finished trial's recipe from scratch, and compare with what the study holds, bit for bit.
+
+    Returns:
+        What was compared, in one line.
+
+    Raises:
+        BadInput: There is no such finished trial, or this machine computes otherwise than the study's.
+        VerificationFailed: Curve or weights differ.
+    """
+    torch.set_num_threads(CPU_THREADS)
+    trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
+    if trial is None:
+        raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
+    stored = queue.load_curve(study.storage, trial._trial_id)
+    if not stored:
+        raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
+    dataset = _load_checked(study, data_dir).to(pick_device("auto"))
+    return compare_with_scratch(study.recipe_of(trial), dataset, study.settings.precision, stored, checkpoints)
+
+
+def _is_done(study: Study) -> bool:
+    counts = queue.count(study.storage, study.study_id)
+    return counts.waiting + counts.running == 0
+
+
+def train_attempt(
+    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None = None
+) -> bool:
     """Train a claimed trial to its end, or hand it back.
 
     Returns:
@@ -236,9 +270,9 @@ def train_attempt(study: Study, attempt: Attempt, dataset: Dataset, stop: StopSi
     )
     with supervisor:
         try:
-            outcome = _run(study, supervisor, dataset)
-            if outcome is None:
-                queue.hand_back(study.storage, attempt, supervisor.progress)
+            outcome = _run(study, supervisor, dataset, checkpoints)
+            if not isinstance(outcome, Outcome):
+                queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return False
             supervisor.finish(outcome)
         except LeaseLost as error:
@@ -247,7 +281,9 @@ def train_attempt(study: Study, attempt: Attempt, dataset: Dataset, stop: StopSi
     return True
 
 
-def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset) -> Outcome | None:
+def _run(
+    study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
+) -> Outcome | Blocked:
     try:
         study.trials()  # Optuna's cache must know the trial before it takes parameters for it
         with study.storage.translated():
@@ -256,7 +292,8 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset) -> Outcome
         settings = study.settings
         recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
         task = Task(recipe=recipe, base=study.base, align=settings.align, precision=settings.precision)
-        return run_trial(task, dataset, supervisor)
+        sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
+        return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):
         raise
     except Exception as error:  # whatever went wrong in training belongs to the trial

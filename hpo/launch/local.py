@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,15 +40,16 @@ class LocalWorkers:
     """Keep a worker process per place running until a study is done.
 
     Attributes:
-        storage_url: With its password; the workers get it through their environment, where no process list shows it.
         devices: One name per worker, such as `cpu` or `cuda:0`.
+        options: Of `hpo worker`, the same for all.
+        environment: For the workers; the storage URL is in it, as a process list would show its password elsewhere.
         log_path: Where the workers' output goes.
     """
 
     study: Study
-    storage_url: str
-    data_dir: Path
     devices: Sequence[str]
+    options: Sequence[str]
+    environment: Mapping[str, str]
     log_path: Path
     _workers: list[LocalWorker] = field(default_factory=list, init=False)
 
@@ -81,8 +82,8 @@ class LocalWorkers:
 
     def _spawn(self, device: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "hpo", "worker", "--study", self.study.name, "--device", device]
-        command += ["--data-dir", str(self.data_dir)]
-        environment = os.environ | {"HPO_STORAGE": self.storage_url, DRIVER_ENV: str(os.getpid())}
+        command += self.options
+        environment = os.environ | dict(self.environment) | {DRIVER_ENV: str(os.getpid())}
         with self.log_path.open("ab") as log:
             # A session of its own, so that Ctrl-C reaches the driver alone, which then ends the workers in order.
             return subprocess.Popen(

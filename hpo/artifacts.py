@@ -1,0 +1,108 @@
+"""Keep files in an artifact store, named by URL, and check them by checksum when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from hpo.errors import ArtifactDamaged, ArtifactMissing, BadInput
+
+SCHEMES = "a folder, s3://BUCKET or gs://BUCKET"
+Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """Name a stored file, with what is needed to know it again.
+
+    Attributes:
+        sha256: Of the content, in hexadecimal.
+    """
+
+    artifact_id: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """Hold an artifact store: one of Optuna's, so that optuna-dashboard can read it too."""
+
+    url: str
+    store: Store = field(repr=False)
+
+    def write(self, content: bytes) -> Artifact:
+        """Store a file under a new name.
+
+        Nothing refers to the name before this returns, so that nobody reads a file half-written.
+
+        Raises:
+            OSError: The store is full or cannot be reached.
+        """
+        artifact_id = str(uuid.uuid4())
+        try:
+            self.store.write(artifact_id, io.BytesIO(content))
+        except OSError:
+            self.remove(artifact_id)
+            raise
+        return Artifact(artifact_id=artifact_id, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def read(self, artifact: Artifact) -> bytes:
+        """Read a file whole.
+
+        Raises:
+            ArtifactMissing: The store has no such file.
+            ArtifactDamaged: Its content is not what was written.
+        """
+        try:
+            with self.store.open_reader(artifact.artifact_id) as file:
+                content = file.read()
+        except ArtifactNotFound as error:
+            raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact.artifact_id}") from error
+        if hashlib.sha256(content).hexdigest() != artifact.sha256:
+            raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is not what was written")
+        return content
+
+    def remove(self, artifact_id: str) -> None:
+        """Delete a file, if it is there."""
+        try:
+            self.store.remove(artifact_id)
+        except (ArtifactNotFound, FileNotFoundError):
+            return
+
+
+def open_artifacts(url: str) -> Artifacts:
+    """Open an artifact store by URL.
+
+    Raises:
+        BadInput: The URL is of another kind, or the folder cannot be made.
+
+    Side effects:
+        Makes the folder.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in ("s3", "gs"):
+        if not parts.netloc or parts.path.strip("/"):
+            raise BadInput(f"artifacts {url!r}: allowed are {SCHEMES}, without a path")
+        return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
+    if "://" in url:
+        raise BadInput(f"artifacts {url!r}: allowed are {SCHEMES}")
+    try:
+        Path(url).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"artifacts {url!r}: the folder cannot be made: {error.strerror}") from error
+    return Artifacts(url, FileSystemArtifactStore(url))
+
+
+def _open_bucket(scheme: str, bucket: str) -> Store:
+    try:
+        return Boto3ArtifactStore(bucket) if scheme == "s3" else GCSArtifactStore(bucket)
+    except ImportError as error:
+        raise BadInput(f"artifacts {scheme}://{bucket}: needs `pip install hpo[{scheme}]` ({error})") from error

@@ -1,0 +1,58 @@
+"""Show how a study goes on: a live view on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+
+from hpo import queue, view
+from hpo.queue import Counts
+from hpo.study import Study
+
+PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """Show how a study goes on: a live view on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._target = 0
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
+        self._started = time.monotonic()
+        self._finished_before: int | None = None
+        self._last_line = 0.0
+        self._last_finished = -1
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, counts: Counts) -> None:
+        """Show the present counts, the best trial, and on a terminal what each worker does."""
+        if self._finished_before is None:
+            self._finished_before = counts.finished
+        now = time.monotonic()
+        left = view.time_left(
+            now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
+        )
+        due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
+        if not self._live and not due and counts.finished != counts.total:
+            return
+        best = queue.find_best(self._study.storage, self._study.study_id)
+        if self._live:
+            running = queue.list_running(self._study.storage, self._study.study_id)
+            budget = self._study.settings.iterations
+            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left))
+        else:
+            self._console.print(view.progress_line(counts, counts.total, best, left), soft_wrap=True)
+            self._last_line, self._last_finished = now, counts.finished

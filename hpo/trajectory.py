@@ -1,0 +1,470 @@
+"""Train each trajectory once: find, keep and share the checkpoints along the paths that recipes walk.
+
+Two recipes that agree up to iteration t have the same state at t, so the recipes of a study form a tree. Its edges are
+*segments*, stretches of one learning rate; a segment's key stands for all that determines the states on it, and a
+checkpoint is named by segment and iteration (the stage trees of Shin et al. 2020).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from optuna.storages._rdb.models import TrialModel, TrialValueModel
+from optuna.trial import TrialState
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from hpo.artifacts import Artifact, Artifacts
+from hpo.data import Dataset
+from hpo.errors import ArtifactDamaged, ArtifactMissing, VerificationFailed
+from hpo.queue import Attempt
+from hpo.recipe import Recipe
+from hpo.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
+from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
+from hpo.storage import AttemptRow, CheckpointRow, ParkedRow, SegmentRow, Storage, now_s, upsert
+from hpo.train import Measurement, Numerics, State, Training, numerics
+
+FORMAT = 1
+"""Part of every key; to be raised when a change of the training code changes its results."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Be a stretch (start, end] of iterations of one learning rate, with the key of the states on it."""
+
+    key: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Be a state in the store, and the curve up to it."""
+
+    checkpoint_id: int
+    iteration: int
+    curve: tuple[CurvePoint, ...]
+    artifact: Artifact
+
+
+def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics) -> tuple[Segment, ...]:
+    """Cut a recipe's path into segments.
+
+    A key is the SHA-256 of the canonical JSON of all that determines the states: architecture, dropout, data, batch
+    size, optimizer, seed, numerics, when is evaluated and on how much, and the learning rates up to and on the segment.
+    Early stopping and what comes later are not part of it.
+    """
+    same = {
+        "format": FORMAT,
+        "network": ["resnet20", recipe.head, recipe.dropout, recipe.shortcut_norm],
+        "data": [dataset.name, dataset.checksum, dataset.padding, dataset.flip],
+        "optimizer": ["sgd", recipe.momentum, recipe.weight_decay, recipe.batch_size],
+        "seed": recipe.seed,
+        "numerics": asdict(found),
+        "evaluation": asdict(plan),
+    }
+    cut: list[Segment] = []
+    runs = learning_rate_runs(recipe, recipe.iterations)
+    for index, (end, rate) in enumerate(runs):
+        text = json.dumps(same | {"before": runs[:index], "rate": rate}, sort_keys=True, separators=(",", ":"))
+        start = runs[index - 1][0] if index else 0
+        cut.append(Segment(key=hashlib.sha256(text.encode()).hexdigest(), start=start, end=end))
+    return tuple(cut)
+
+
+def segment_at(path: Sequence[Segment], iteration: int) -> Segment:
+    """Find the segment that leads on from an iteration before the last."""
+    return next(segment for segment in path if segment.start <= iteration < segment.end)
+
+
+def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
+    """Find the segment that a state of iteration 1 or more lies on."""
+    return path[bisect_left([segment.end for segment in path], iteration)]
+
+
+@dataclass
+class Checkpoints:
+    """Keep checkpoints: files in an artifact store, and an index of them in the database.
+
+    Attributes:
+        budget_bytes: Cap on the files' size; the least recently used go first.
+    """
+
+    storage: Storage
+    artifacts: Artifacts
+    budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
+    _missing: set[str] = field(default_factory=set, init=False)
+    _warned: bool = field(default=False, init=False)
+
+    def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
+        """Find the deepest checkpoint on a path, up to an iteration."""
+        on_path = [
+            and_(CheckpointRow.segment == s.key, CheckpointRow.iteration <= min(s.end, at_most))
+            for s in path
+            if s.start < at_most
+        ]
+        if not on_path:
+            return None
+        query = select(CheckpointRow).where(or_(*on_path), CheckpointRow.artifact_id.not_in(self._missing))
+        with self.storage.transaction() as session:
+            row = session.scalars(query.order_by(CheckpointRow.iteration.desc()).limit(1)).first()
+            return None if row is None else _checkpoint(row)
+
+    def load(self, attempt: Attempt, checkpoint: Checkpoint) -> State | None:
+        """Read a checkpoint's state; None where the file is gone or damaged.
+
+        A damaged file is dropped for all. One that is missing is passed over by this process alone: another one's
+        artifact store may hold it.
+        """
+        try:
+            state = decode(self.artifacts.read(checkpoint.artifact))
+        except ArtifactMissing as error:
+            log.warning("%s", error)
+            self._missing.add(checkpoint.artifact.artifact_id)
+            return None
+        except (ArtifactDamaged, SafetensorError) as error:
+            log.warning("%s; it is dropped", error)
+            self._drop([checkpoint.artifact.artifact_id])
+            return None
+        with self.storage.transaction() as session:
+            at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
+            session.execute(update(CheckpointRow).where(at).values(last_used_s=now_s()))
+            _note_use(session, attempt, checkpoint.checkpoint_id)
+        return state
+
+    def save(self, attempt: Attempt, segment: Segment, state: State, curve: Sequence[CurvePoint]) -> None:
+        """Store a state. Where the store is full, training goes on without new checkpoints, after one warning."""
+        try:
+            artifact = self.artifacts.write(encode(state))
+        except OSError as error:
+            if not self._warned:
+                log.warning("artifacts %s: %s; training goes on without new checkpoints", self.artifacts.url, error)
+            self._warned = True
+            return
+        row = {
+            "segment": segment.key,
+            "iteration": state.iteration,
+            "curve": json.dumps([asdict(point) for point in curve]),
+            "last_used_s": now_s(),
+            **asdict(artifact),
+        }
+        with self.storage.transaction() as session:
+            same = (CheckpointRow.segment == segment.key, CheckpointRow.iteration == state.iteration)
+            replaced = session.scalars(select(CheckpointRow.artifact_id).where(*same)).all()
+            upsert(session, CheckpointRow, [row], ("segment", "iteration"))
+            made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
+            _note_use(session, attempt, made)
+            evicted = _evict(session, self.budget_bytes)
+        for artifact_id in (*replaced, *evicted):
+            self.artifacts.remove(artifact_id)
+
+    def enter(self, attempt: Attempt, segment: Segment) -> bool:
+        """Take the lease on a segment, unless a live worker is training it and has not passed its end.
+
+        Where it is refused, the trial is marked as waiting for the segment.
+        """
+        with self.storage.transaction() as session:
+            row = {"segment": segment.key, "attempt_id": attempt.attempt_id}
+            upsert(session, SegmentRow, [row], ("segment",), update=False)
+            holder = session.execute(
+                select(AttemptRow.attempt_id, AttemptRow.iteration)
+                .join(SegmentRow, SegmentRow.attempt_id == AttemptRow.attempt_id)
+                .where(SegmentRow.segment == segment.key, AttemptRow.ended_s.is_(None))
+                .where(AttemptRow.lease_until_s >= now_s())
+                .with_for_update(of=SegmentRow)
+            ).first()
+            if holder is None:
+                upsert(session, SegmentRow, [row], ("segment",))
+            elif holder.attempt_id != attempt.attempt_id and holder.iteration < segment.end:
+                parked = {"trial_id": attempt.trial_id, "segment": segment.key, "end": segment.end}
+                upsert(session, ParkedRow, [parked], ("trial_id",))
+                return False
+            left = (SegmentRow.attempt_id == attempt.attempt_id, SegmentRow.segment != segment.key)
+            session.execute(delete(SegmentRow).where(*left))
+            session.execute(delete(ParkedRow).where(ParkedRow.trial_id == attempt.trial_id))
+        return True
+
+    def collect_garbage(self) -> int:
+        """Bring the files under the cap, and return how many bytes are left."""
+        with self.storage.transaction() as session:
+            evicted = _evict(session, self.budget_bytes)
+            left = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0)
+        for artifact_id in evicted:
+            self.artifacts.remove(artifact_id)
+        return left
+
+    def _drop(self, artifact_ids: Sequence[str]) -> None:
+        with self.storage.transaction() as session:
+            session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(artifact_ids)))
+        for artifact_id in artifact_ids:
+            self.artifacts.remove(artifact_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Give one attempt its access to the checkpoints of all."""
+
+    checkpoints: Checkpoints
+    attempt: Attempt
+
+
+Blocked = Literal["stopped", "parked"]
+
+
+class Trajectory:
+    """Walk along a recipe's trajectory, training only what no checkpoint holds.
+
+    Args:
+        sharing: None to train everything from scratch.
+        stop: Asked before each optimizer step whether to stop.
+        advanced: Told of optimizer steps: the iteration reached, and how many steps were executed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        precision: Precision,
+        plan: Evaluation,
+        *,
+        sharing: Sharing | None,
+        stop: Callable[[], bool],
+        advanced: Callable[[int, int], None],
+    ) -> None:
+        self._recipe, self._dataset, self._precision, self._plan = recipe, dataset, precision, plan
+        self._sharing, self._stop, self._advanced = sharing, stop, advanced
+        self._path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
+        self._grid = frozenset(grid(recipe.iterations))
+        self._entered: Segment | None = None
+        self._training: Training | None = None
+        self._kept: State | None = None
+        self._saved = 0
+        self.position = 0
+        self.curve: list[CurvePoint] = []
+
+    def measure_at(self, iteration: int) -> CurvePoint | Blocked:
+        """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
+
+        Returns:
+            The measurement; `stopped` when `stop` said so; `parked` when a live worker trains what would come next.
+        """
+        while True:
+            known = self._known(iteration)
+            if known is not None:
+                return known
+            segment = segment_at(self._path, self.position)
+            if segment != self._entered and not self._enter(segment):
+                return "parked"
+            if segment == self._entered:
+                return self._train_to(iteration)
+
+    def keep(self) -> None:
+        """Remember the present state, so that `evaluate_at` need not find or train it again."""
+        if self._training is not None and self._training.iteration == self.position:
+            self._kept = self._training.state()
+
+    def evaluate_at(self, iteration: int) -> Measurement | Blocked:
+        """Measure the state at an iteration that was passed, on the whole validation split."""
+        if self._plan.images == len(self._dataset.validation):
+            point = next(point for point in self.curve if point.iteration == iteration)
+            return Measurement(loss=point.val_loss, accuracy=point.val_accuracy, images=self._plan.images)
+        if not self._go_to(iteration):
+            return "stopped"
+        assert self._training is not None
+        return self._training.evaluate(self._dataset.validation)
+
+    def save(self) -> None:
+        """Store the present state, unless it is in the store or was never made here."""
+        training = self._training
+        if self._sharing is None or training is None or training.iteration in (0, self._saved):
+            return
+        segment = segment_of(self._path, training.iteration)
+        curve = [point for point in self.curve if point.iteration <= training.iteration]
+        self._sharing.checkpoints.save(self._sharing.attempt, segment, training.state(), curve)
+        self._saved = training.iteration
+
+    def _known(self, iteration: int) -> CurvePoint | None:
+        if iteration > self.position:
+            return None
+        return next(point for point in self.curve if point.iteration == iteration)
+
+    def _enter(self, segment: Segment) -> bool:
+        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment."""
+        if self._sharing is None:
+            self._entered = segment
+            return True
+        if self._adopt_deeper(self._sharing):
+            return True
+        if not self._sharing.checkpoints.enter(self._sharing.attempt, segment):
+            return False
+        if not self._adopt_deeper(self._sharing):  # what was saved between the look and the lease
+            self._entered = segment
+        return True
+
+    def _adopt_deeper(self, sharing: Sharing) -> bool:
+        found = sharing.checkpoints.find(self._path, self._recipe.iterations)
+        if found is None or found.iteration <= self.position:
+            return False
+        self.position, self.curve = found.iteration, list(found.curve)
+        return True
+
+    def _train_to(self, iteration: int) -> CurvePoint | Blocked:
+        if not self._go_to(self.position) or not self._advance(iteration):
+            self.save()
+            return "stopped"
+        assert self._training is not None
+        last = iteration == self._recipe.iterations
+        point = self._training.measure(len(self._dataset.validation) if last else self._plan.images)
+        self.position = iteration
+        self.curve.append(point)
+        if iteration in self._grid:
+            self.save()
+        return point
+
+    def _advance(self, iteration: int) -> bool:
+        """Train up to an iteration; False when stopped before."""
+        assert self._training is not None
+        steps = self._training.advance(iteration, self._stop)
+        self.position = max(self.position, self._training.iteration)
+        self._advanced(self.position, steps)
+        return self._training.iteration == iteration
+
+    def _go_to(self, iteration: int) -> bool:
+        """Bring the training to a state that the curve covers, from the deepest checkpoint that can be read."""
+        if self._training is not None and self._training.iteration == iteration:
+            return True
+        self._training = Training(self._recipe, self._dataset, self._precision)
+        state = self._load_deepest(iteration)
+        if state is not None:
+            self._training.restore(state)
+            self._saved = state.iteration
+        for point in self._plan.iterations:
+            if self._training.iteration < point <= iteration:
+                if not self._advance(point):
+                    return False
+                self._training.restart_loss()
+        return self._advance(iteration)
+
+    def _load_deepest(self, iteration: int) -> State | None:
+        if self._kept is not None and self._kept.iteration == iteration:
+            return self._kept
+        if self._sharing is None:
+            return None
+        while (found := self._sharing.checkpoints.find(self._path, iteration)) is not None:
+            state = self._sharing.checkpoints.load(self._sharing.attempt, found)
+            if state is not None:
+                return state
+        return None
+
+
+def compare_with_scratch(
+    recipe: Recipe, dataset: Dataset, precision: Precision, stored: Sequence[CurvePoint], checkpoints: Checkpoints
+) -> str:
+    """Train a recipe from scratch along a stored curve, and compare curve and last checkpoint with it.
+
+    Returns:
+        What was compared, in one line.
+
+    Raises:
+        VerificationFailed: Naming the first iteration at which they differ.
+    """
+    plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
+    training = Training(recipe, dataset, precision)
+    for point in stored:
+        training.advance(point.iteration)
+        last = point.iteration == recipe.iterations
+        found = training.measure(len(dataset.validation) if last else plan.images)
+        if found != point:
+            raise VerificationFailed(f"the curve differs at iteration {point.iteration}: {point} stored, {found} now")
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
+    kept = checkpoints.find(path, training.iteration)
+    compared = f"{len(stored)} points of the curve up to iteration {training.iteration} are equal bit for bit"
+    if kept is None or kept.iteration != training.iteration:
+        return f"{compared}; the checkpoint of the last is no longer kept"
+    if checkpoints.artifacts.read(kept.artifact) != encode(training.state()):
+        raise VerificationFailed(f"the state at iteration {training.iteration} differs from the checkpoint")
+    return f"{compared}, and so are weights, momentum and BatchNorm statistics at its end"
+
+
+def encode(state: State) -> bytes:
+    """Write a state as safetensors, a format that holds tensors and text and runs nothing when it is read."""
+    tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
+    tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
+    facts = {"iteration": state.iteration, "loss_sum": state.loss_sum.hex(), "loss_count": state.loss_count}
+    return save_tensors(tensors, metadata={"state": json.dumps(facts)})
+
+
+def decode(content: bytes) -> State:
+    """Read what `encode` wrote.
+
+    Raises:
+        SafetensorError: The content is something else.
+    """
+    tensors = load_tensors(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    facts = json.loads(header["__metadata__"]["state"])
+    parts: dict[str, dict[str, Any]] = {"weights": {}, "momentum": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return State(
+        iteration=facts["iteration"],
+        weights=parts["weights"],
+        momentum=parts["momentum"],
+        loss_sum=float.fromhex(facts["loss_sum"]),
+        loss_count=facts["loss_count"],
+    )
+
+
+def _checkpoint(row: CheckpointRow) -> Checkpoint:
+    return Checkpoint(
+        checkpoint_id=row.checkpoint_id,
+        iteration=row.iteration,
+        curve=tuple(CurvePoint(**point) for point in json.loads(row.curve)),
+        artifact=Artifact(artifact_id=row.artifact_id, size_bytes=row.size_bytes, sha256=row.sha256),
+    )
+
+
+def _note_use(session: Session, attempt: Attempt, checkpoint_id: int) -> None:
+    at = AttemptRow.attempt_id == attempt.attempt_id
+    session.execute(update(AttemptRow).where(at).values(checkpoint_id=checkpoint_id))
+
+
+def _evict(session: Session, budget_bytes: int) -> list[str]:
+    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
+    over = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0) - budget_bytes
+    if over <= 0:
+        return []
+    needed = needed_checkpoints(session)
+    gone = []
+    for row in session.scalars(select(CheckpointRow).order_by(CheckpointRow.last_used_s)):
+        if over > 0 and row.checkpoint_id not in needed:
+            over -= row.size_bytes
+            gone.append(row.artifact_id)
+    session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(gone)))
+    return gone
+
+
+def needed_checkpoints(session: Session) -> set[int]:
+    """List the checkpoints that running trials go on from, and those of each study's best trial."""
+    running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None))
+    finished = session.execute(
+        select(TrialModel.study_id, TrialValueModel.value, AttemptRow.checkpoint_id)
+        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+        .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)
+        .where(TrialModel.state == TrialState.COMPLETE, AttemptRow.checkpoint_id.is_not(None))
+        .order_by(TrialValueModel.value)
+    ).all()
+    best = {study_id: checkpoint_id for study_id, _, checkpoint_id in finished}
+    return {found for found in session.scalars(running) if found is not None} | set(best.values())
