@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
@@ -127,14 +128,25 @@ def grid(iterations: int) -> tuple[int, ...]:
 def iteration_at_phase_time(step: int, recipe: Recipe, base: Recipe) -> int:
     """Find the iteration at which a recipe is as far as `base` is at iteration `step`.
 
-    As far means: in the same phase, and past the same fraction of it, rounded down. Both have the same number of
-    phases.
+    As far means: in the same phase, and past the same fraction of it, rounded down. Where one schedule has more
+    phases, its neighbours with the smallest drop of the rate between them count as one, until both have equally
+    many: what a small drop does to the accuracy matters least.
     """
-    for own, reference in zip(phases(recipe), phases(base), strict=True):
+    count = min(len(recipe.values), len(base.values))
+    for own, reference in zip(_merged(phases(recipe), count), _merged(phases(base), count), strict=True):
         if step <= reference.end:
             done = Fraction(step - reference.start, reference.end - reference.start)
             return own.start + int(done * (own.end - own.start))
     raise ValueError(f"step {step} is past the budget {base.iterations}")
+
+
+def _merged(found: Sequence[Phase], count: int) -> list[Phase]:
+    merged = list(found)
+    while len(merged) > count:
+        drops = [abs(math.log(a.learning_rate / b.learning_rate)) for a, b in pairwise(merged)]
+        first = drops.index(min(drops))
+        merged[first : first + 2] = [replace(merged[first + 1], start=merged[first].start)]
+    return merged
 
 
 def reports(recipe: Recipe, base: Recipe, evaluated: Sequence[int], align: Align) -> tuple[Report, ...]:

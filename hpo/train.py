@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -74,8 +75,16 @@ def native_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
+        return "bf16" if _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
     return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    """List what the processor can do, as Linux names it; torch itself also counts emulation as support."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
 
 
 def numerics(device: torch.device, precision: Precision) -> Numerics:

@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their set-up themselves; `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format constraints clean system
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Run a 50-trial study in demo/, as a user would
+	@mkdir -p demo
+	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50
+
+test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real browser
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## Check format, lint, types and architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
+
+format: $(INSTALLED)  ## Bring the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: $(INSTALLED)  ## Write down the versions that are installed
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+
+system:  ## Install the Debian packages that tests use: a browser, and Fashion-MNIST
+	@if [ -e /usr/bin/chromium ] && [ -d /usr/share/datasets/fashion-mnist ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends chromium dataset-fashion-mnist > /dev/null; \
+	else \
+	  echo 'chromium or dataset-fashion-mnist is not installed; the tests that need them will be skipped'; \
+	fi
+
+clean:  ## Remove the environment and what the demo wrote
+	rm -rf $(VENV) demo
