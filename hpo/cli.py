@@ -12,13 +12,13 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Never
 
 import typer
 from rich.console import Console, RenderableType
 
 from hpo import __version__
-from hpo.errors import BadInput, HpoError
+from hpo.errors import BadInput, HpoError, StudyFailed
 from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
@@ -26,6 +26,9 @@ from hpo.settings import (
     DEFAULT_ITERATIONS,
     DEFAULT_STORAGE,
     GIGABYTE,
+    DatasetName,
+    Precision,
+    StudySettings,
     check_study_name,
     default_data_dir,
 )
@@ -153,6 +156,7 @@ def run(
         AlignChoice.phase
     ),
     precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
+    compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the kernels.")] = False,
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
@@ -163,31 +167,25 @@ def run(
     json_output: JsonOption = False,
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
-    _say("loading")
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
-    from hpo.data import choose_dataset, load_dataset
-    from hpo.settings import StudySettings
     from hpo.space import load_space
     from hpo.storage import open_storage
-    from hpo.train import resolve_precision
-    from hpo.worker import pick_device
 
-    found_space = load_space(space)
     if study is not None:
         check_study_name(study)
+    found_space = load_space(space)
     folder = data_dir or default_data_dir()
-    dataset_name, why = choose_dataset(dataset.value, folder)
-    if why is not None:
-        _notice_digits(why)
+    dataset_name, split = _choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
     settings = StudySettings(
         space=found_space.model_dump(mode="json", exclude_none=True),
         dataset=dataset_name,
-        split=load_dataset(dataset_name, folder).checksum,
+        split=split,
         iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
         seed=seed,
-        precision=resolve_precision(precision.value, pick_device("auto")),
+        precision=_choose_precision(precision.value),
+        compiled=compiled,
         sampler=sampler.value,
         pruner=pruner.value,
         align=align.value,
@@ -205,6 +203,8 @@ def run(
         _print_json(found)
     else:
         _conclude(made, found, storage)
+    if found["trials"]["complete"] + found["trials"]["pruned"] == 0:
+        raise StudyFailed(f"all trials of study {name} failed; `hpo dashboard` shows why")
 
 
 @app.command()
@@ -438,6 +438,23 @@ def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> 
         raise typer.Exit(BadInput.exit_code)
 
 
+def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
+    """Find the data set, and give its name and the checksum of its splits."""
+    from hpo.data import choose_dataset, load_dataset
+
+    name, why_not_cifar10 = choose_dataset(wanted, folder)
+    if why_not_cifar10 is not None:
+        _notice_digits(why_not_cifar10)
+    return name, load_dataset(name, folder).checksum
+
+
+def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+    from hpo.train import native_precision
+    from hpo.worker import pick_device
+
+    return native_precision(pick_device("auto")) if wanted == "auto" else wanted
+
+
 def _drive(
     study: Study, workers: int | None, timeout_s: float | None, options: list[str], environment: dict[str, str]
 ) -> None:
@@ -481,9 +498,10 @@ def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
     from hpo.study import best as load_best
 
     _print(view.status(found))
-    if found["best"] is not None:
-        print()
-        _print(view.best(load_best(study), study.base.to_dict()))
+    if found["best"] is None:
+        return
+    print()
+    _print(view.best(load_best(study), study.base.to_dict()))
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
     print(f"  hpo best --study {study.name} --json     the curve of the best trial")

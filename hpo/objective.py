@@ -28,6 +28,7 @@ class Task:
     base: Recipe
     align: Align
     precision: Precision
+    compiled: bool = False
 
 
 class Supervisor(Protocol):
@@ -67,6 +68,7 @@ def run_trial(
         dataset,
         task.precision,
         plan,
+        compiled=task.compiled,
         sharing=sharing,
         stop=supervisor.stopped,
         advanced=supervisor.advanced,

@@ -32,6 +32,7 @@ class StudySettings:
     Attributes:
         space: The search space as its YAML would load.
         split: SHA-256 of the data set's training and validation splits.
+        compiled: Whether `torch.compile` makes the kernels.
         align: Whether pruners compare trials at phase time or at equal iterations.
     """
 
@@ -41,6 +42,7 @@ class StudySettings:
     iterations: int
     seed: int
     precision: Precision
+    compiled: bool = False
     sampler: SamplerName
     pruner: PrunerName
     align: Align

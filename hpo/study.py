@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import queue
-from hpo.errors import StudyNotFound
+from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import RUNGS, CurvePoint
 from hpo.settings import PrunerName, SamplerName, StudySettings
@@ -106,6 +106,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
             storage.optuna.set_study_system_attr(study_id, "study:metric_names", [METRIC])
         except DuplicatedStudyError:
             study_id = storage.optuna.get_study_id_from_name(name)
+            _require_ours(storage, study_id, name)
     stored = queue.describe_study(storage, study_id, settings.to_attrs())
     settings.require(_settings(stored, name), name)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
@@ -229,6 +230,12 @@ def make_pruner(name: PrunerName, iterations: int) -> BasePruner:
                 return WilcoxonPruner(p_threshold=0.1, n_startup_steps=4)
             case "none":
                 return NopPruner()
+
+
+def _require_ours(storage: Storage, study_id: int, name: str) -> None:
+    described = "search space" in storage.optuna.get_study_user_attrs(study_id)
+    if not described and queue.count(storage, study_id).total:
+        raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
 
 
 def _settings(attrs: dict[str, Any], name: str) -> StudySettings:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +28,13 @@ class Numerics:
     """Name what decides the last bit of a result, beside the recipe and the data.
 
     Attributes:
+        compiled: Whether `torch.compile` made the kernels.
         threads: Of one training process on a CPU; 0 on other devices.
     """
 
     device_type: str
     precision: Precision
+    compiled: bool
     threads: int
     torch_version: str
 
@@ -65,11 +66,6 @@ class Measurement:
     images: int
 
 
-def resolve_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """Choose bf16 for `auto` where the device computes it natively, else fp32."""
-    return native_precision(device) if wanted == "auto" else wanted
-
-
 def native_precision(device: torch.device) -> Precision:
     """Give bf16 where the device computes it natively, else fp32."""
     if device.type == "cuda":
@@ -87,10 +83,15 @@ def _cpu_flags() -> set[str]:
         return set()
 
 
-def numerics(device: torch.device, precision: Precision) -> Numerics:
+def numerics(device: torch.device, precision: Precision, compiled: bool) -> Numerics:
     """Describe how this process computes on a device."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return Numerics(device_type=device.type, precision=precision, threads=threads, torch_version=str(torch.__version__))
+    return Numerics(
+        device_type=device.type,
+        precision=precision,
+        compiled=compiled,
+        threads=torch.get_num_threads() if device.type == "cpu" else 0,
+        torch_version=str(torch.__version__),
+    )
 
 
 @cache
@@ -119,9 +120,10 @@ class Training:
 
     Args:
         dataset: On the device to train on.
+        compiled: Whether to let `torch.compile` make the kernels.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, compile_model: bool = False) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, compiled: bool = False) -> None:
         self.recipe = recipe
         self.dataset = dataset
         self.precision = precision
@@ -140,7 +142,7 @@ class Training:
             seed=derive_seed("weights", recipe.seed, 0),
         )
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile_model else self.model
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
         self._optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.values[0],

@@ -121,27 +121,28 @@ class Checkpoints:
             row = session.scalars(query.order_by(CheckpointRow.iteration.desc()).limit(1)).first()
             return None if row is None else _checkpoint(row)
 
-    def load(self, attempt: Attempt, checkpoint: Checkpoint) -> State | None:
+    def note_use(self, attempt: Attempt, checkpoint: Checkpoint) -> None:
+        """Note that an attempt needs a checkpoint, so that it stays."""
+        with self.storage.transaction() as session:
+            at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
+            session.execute(update(CheckpointRow).where(at).values(last_used_s=now_s()))
+            _set_needed(session, attempt, checkpoint.checkpoint_id)
+
+    def load(self, checkpoint: Checkpoint) -> State | None:
         """Read a checkpoint's state; None where the file is gone or damaged.
 
         A damaged file is dropped for all. One that is missing is passed over by this process alone: another one's
         artifact store may hold it.
         """
         try:
-            state = decode(self.artifacts.read(checkpoint.artifact))
+            return decode(self.artifacts.read(checkpoint.artifact))
         except ArtifactMissing as error:
             log.warning("%s", error)
             self._missing.add(checkpoint.artifact.artifact_id)
-            return None
         except (ArtifactDamaged, SafetensorError) as error:
             log.warning("%s; it is dropped", error)
             self._drop([checkpoint.artifact.artifact_id])
-            return None
-        with self.storage.transaction() as session:
-            at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
-            session.execute(update(CheckpointRow).where(at).values(last_used_s=now_s()))
-            _note_use(session, attempt, checkpoint.checkpoint_id)
-        return state
+        return None
 
     def save(self, attempt: Attempt, segment: Segment, state: State, curve: Sequence[CurvePoint]) -> None:
         """Store a state. Where the store is full, training goes on without new checkpoints, after one warning."""
@@ -164,7 +165,7 @@ class Checkpoints:
             replaced = session.scalars(select(CheckpointRow.artifact_id).where(*same)).all()
             upsert(session, CheckpointRow, [row], ("segment", "iteration"))
             made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
-            _note_use(session, attempt, made)
+            _set_needed(session, attempt, made)
             evicted = _evict(session, self.budget_bytes)
         for artifact_id in (*replaced, *evicted):
             self.artifacts.remove(artifact_id)
@@ -238,13 +239,15 @@ class Trajectory:
         precision: Precision,
         plan: Evaluation,
         *,
+        compiled: bool,
         sharing: Sharing | None,
         stop: Callable[[], bool],
         advanced: Callable[[int, int], None],
     ) -> None:
-        self._recipe, self._dataset, self._precision, self._plan = recipe, dataset, precision, plan
+        self._recipe, self._dataset, self._plan = recipe, dataset, plan
+        self._precision, self._compiled = precision, compiled
         self._sharing, self._stop, self._advanced = sharing, stop, advanced
-        self._path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
+        self._path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
         self._grid = frozenset(grid(recipe.iterations))
         self._entered: Segment | None = None
         self._training: Training | None = None
@@ -276,9 +279,10 @@ class Trajectory:
 
     def evaluate_at(self, iteration: int) -> Measurement | Blocked:
         """Measure the state at an iteration that was passed, on the whole validation split."""
-        if self._plan.images == len(self._dataset.validation):
+        if iteration == self._recipe.iterations or self._plan.images == len(self._dataset.validation):
             point = next(point for point in self.curve if point.iteration == iteration)
-            return Measurement(loss=point.val_loss, accuracy=point.val_accuracy, images=self._plan.images)
+            images = len(self._dataset.validation)
+            return Measurement(loss=point.val_loss, accuracy=point.val_accuracy, images=images)
         if not self._go_to(iteration):
             return "stopped"
         assert self._training is not None
@@ -316,6 +320,7 @@ class Trajectory:
         found = sharing.checkpoints.find(self._path, self._recipe.iterations)
         if found is None or found.iteration <= self.position:
             return False
+        sharing.checkpoints.note_use(sharing.attempt, found)
         self.position, self.curve = found.iteration, list(found.curve)
         return True
 
@@ -344,7 +349,7 @@ class Trajectory:
         """Bring the training to a state that the curve covers, from the deepest checkpoint that can be read."""
         if self._training is not None and self._training.iteration == iteration:
             return True
-        self._training = Training(self._recipe, self._dataset, self._precision)
+        self._training = Training(self._recipe, self._dataset, self._precision, self._compiled)
         state = self._load_deepest(iteration)
         if state is not None:
             self._training.restore(state)
@@ -362,14 +367,19 @@ class Trajectory:
         if self._sharing is None:
             return None
         while (found := self._sharing.checkpoints.find(self._path, iteration)) is not None:
-            state = self._sharing.checkpoints.load(self._sharing.attempt, found)
+            state = self._sharing.checkpoints.load(found)
             if state is not None:
                 return state
         return None
 
 
 def compare_with_scratch(
-    recipe: Recipe, dataset: Dataset, precision: Precision, stored: Sequence[CurvePoint], checkpoints: Checkpoints
+    recipe: Recipe,
+    dataset: Dataset,
+    precision: Precision,
+    stored: Sequence[CurvePoint],
+    checkpoints: Checkpoints,
+    compiled: bool = False,
 ) -> str:
     """Train a recipe from scratch along a stored curve, and compare curve and last checkpoint with it.
 
@@ -380,14 +390,14 @@ def compare_with_scratch(
         VerificationFailed: Naming the first iteration at which they differ.
     """
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
-    training = Training(recipe, dataset, precision)
+    training = Training(recipe, dataset, precision, compiled)
     for point in stored:
         training.advance(point.iteration)
         last = point.iteration == recipe.iterations
         found = training.measure(len(dataset.validation) if last else plan.images)
         if found != point:
             raise VerificationFailed(f"the curve differs at iteration {point.iteration}: {point} stored, {found} now")
-    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
     kept = checkpoints.find(path, training.iteration)
     compared = f"{len(stored)} points of the curve up to iteration {training.iteration} are equal bit for bit"
     if kept is None or kept.iteration != training.iteration:
@@ -436,7 +446,7 @@ def _checkpoint(row: CheckpointRow) -> Checkpoint:
     )
 
 
-def _note_use(session: Session, attempt: Attempt, checkpoint_id: int) -> None:
+def _set_needed(session: Session, attempt: Attempt, checkpoint_id: int) -> None:
     at = AttemptRow.attempt_id == attempt.attempt_id
     session.execute(update(AttemptRow).where(at).values(checkpoint_id=checkpoint_id))
 

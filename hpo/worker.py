@@ -212,8 +212,7 @@ def work(
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
-    torch.set_num_threads(CPU_THREADS)
-    torch.backends.cudnn.benchmark = False
+    _prepare_torch()
     dataset = _load_checked(study, data_dir).to(device)
     worker = worker_id(device)
     finished = 0
@@ -241,7 +240,7 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
         BadInput: There is no such finished trial, or this machine computes otherwise than the study's.
         VerificationFailed: Curve or weights differ.
     """
-    torch.set_num_threads(CPU_THREADS)
+    _prepare_torch()
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
         raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
@@ -249,7 +248,10 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
     dataset = _load_checked(study, data_dir).to(pick_device("auto"))
-    return compare_with_scratch(study.recipe_of(trial), dataset, study.settings.precision, stored, checkpoints)
+    settings = study.settings
+    return compare_with_scratch(
+        study.recipe_of(trial), dataset, settings.precision, stored, checkpoints, settings.compiled
+    )
 
 
 def _is_done(study: Study) -> bool:
@@ -291,7 +293,13 @@ def _run(
             params = study.space.suggest(trial)
         settings = study.settings
         recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
-        task = Task(recipe=recipe, base=study.base, align=settings.align, precision=settings.precision)
+        task = Task(
+            recipe=recipe,
+            base=study.base,
+            align=settings.align,
+            precision=settings.precision,
+            compiled=settings.compiled,
+        )
         sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
         return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):
@@ -303,6 +311,13 @@ def _run(
         return Outcome(
             state="failed", value=None, attrs={"outcome": reason, "iterations": supervisor.progress.iteration}
         )
+
+
+def _prepare_torch() -> None:
+    """Let a recipe give the same bits every time, in every process."""
+    torch.set_num_threads(CPU_THREADS)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _load_checked(study: Study, data_dir: Path) -> Dataset:

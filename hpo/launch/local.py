@@ -23,6 +23,9 @@ TERMINATE_S = 10.0
 MAX_RESTARTS = 3
 """How often a worker that died is started again."""
 
+HOPELESS_FAILURES = 5
+"""How many trials may fail while none succeeds before the study is given up."""
+
 DRIVER_ENV = "HPO_DRIVER_PID"
 
 
@@ -69,6 +72,8 @@ class LocalWorkers:
                 on_poll(counts)
                 if counts.waiting + counts.running == 0:
                     return
+                if counts.failed == counts.finished >= HOPELESS_FAILURES:
+                    raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.log_path}")
                 self._restart_dead()
                 time.sleep(POLL_S)
 
