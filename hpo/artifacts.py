@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ from urllib.parse import urlsplit
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from hpo.errors import ArtifactDamaged, ArtifactMissing, BadInput
+from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 SCHEMES = "a folder, s3://BUCKET or gs://BUCKET"
 Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
@@ -44,14 +46,16 @@ class Artifacts:
         Nothing refers to the name before this returns, so that nobody reads a file half-written.
 
         Raises:
-            OSError: The store is full or cannot be reached.
+            ArtifactsUnavailable: The store is full or cannot be reached.
         """
         artifact_id = str(uuid.uuid4())
-        try:
-            self.store.write(artifact_id, io.BytesIO(content))
-        except OSError:
-            self.remove(artifact_id)
-            raise
+        with self._translated(artifact_id):
+            try:
+                self.store.write(artifact_id, io.BytesIO(content))
+            except OSError:  # a folder may hold half of the file
+                with suppress(ArtifactNotFound):
+                    self.store.remove(artifact_id)
+                raise
         return Artifact(artifact_id=artifact_id, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     def read(self, artifact: Artifact) -> bytes:
@@ -60,22 +64,32 @@ class Artifacts:
         Raises:
             ArtifactMissing: The store has no such file.
             ArtifactDamaged: Its content is not what was written.
+            ArtifactsUnavailable: The store cannot be reached.
         """
-        try:
-            with self.store.open_reader(artifact.artifact_id) as file:
-                content = file.read()
-        except ArtifactNotFound as error:
-            raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact.artifact_id}") from error
+        with self._translated(artifact.artifact_id), self.store.open_reader(artifact.artifact_id) as file:
+            content = file.read()
         if hashlib.sha256(content).hexdigest() != artifact.sha256:
             raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is not what was written")
         return content
 
     def remove(self, artifact_id: str) -> None:
-        """Delete a file, if it is there."""
-        try:
+        """Delete a file, if it is there.
+
+        Raises:
+            ArtifactsUnavailable: The store cannot be reached.
+        """
+        with suppress(ArtifactMissing), self._translated(artifact_id):
             self.store.remove(artifact_id)
-        except (ArtifactNotFound, FileNotFoundError):
-            return
+
+    @contextmanager
+    def _translated(self, artifact_id: str) -> Iterator[None]:
+        """Turn the errors of whatever store it is into ours: each has a tree of its own."""
+        try:
+            yield
+        except ArtifactNotFound as error:
+            raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact_id}") from error
+        except Exception as error:
+            raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
 
 
 def open_artifacts(url: str) -> Artifacts:

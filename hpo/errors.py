@@ -59,6 +59,10 @@ class VerificationFailed(HpoError):
     """Say where a trial trained again from scratch differs from what was stored."""
 
 
+class ArtifactsUnavailable(HpoError):
+    """Say why an artifact store could not be used."""
+
+
 class ArtifactMissing(HpoError):
     """Name a file that the artifact store does not hold."""
 

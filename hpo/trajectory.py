@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifact, Artifacts
 from hpo.data import Dataset
-from hpo.errors import ArtifactDamaged, ArtifactMissing, VerificationFailed
+from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, VerificationFailed
 from hpo.queue import Attempt
 from hpo.recipe import Recipe
 from hpo.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
@@ -136,7 +136,7 @@ class Checkpoints:
         """
         try:
             return decode(self.artifacts.read(checkpoint.artifact))
-        except ArtifactMissing as error:
+        except (ArtifactMissing, ArtifactsUnavailable) as error:
             log.warning("%s", error)
             self._missing.add(checkpoint.artifact.artifact_id)
         except (ArtifactDamaged, SafetensorError) as error:
@@ -148,9 +148,9 @@ class Checkpoints:
         """Store a state. Where the store is full, training goes on without new checkpoints, after one warning."""
         try:
             artifact = self.artifacts.write(encode(state))
-        except OSError as error:
+        except ArtifactsUnavailable as error:
             if not self._warned:
-                log.warning("artifacts %s: %s; training goes on without new checkpoints", self.artifacts.url, error)
+                log.warning("%s; training goes on without new checkpoints", error)
             self._warned = True
             return
         row = {
@@ -167,8 +167,7 @@ class Checkpoints:
             made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
             _set_needed(session, attempt, made)
             evicted = _evict(session, self.budget_bytes)
-        for artifact_id in (*replaced, *evicted):
-            self.artifacts.remove(artifact_id)
+        self._remove_files([*replaced, *evicted])
 
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
         """Take the lease on a segment, unless a live worker is training it and has not passed its end.
@@ -201,15 +200,21 @@ class Checkpoints:
         with self.storage.transaction() as session:
             evicted = _evict(session, self.budget_bytes)
             left = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0)
-        for artifact_id in evicted:
-            self.artifacts.remove(artifact_id)
+        self._remove_files(evicted)
         return left
 
     def _drop(self, artifact_ids: Sequence[str]) -> None:
         with self.storage.transaction() as session:
             session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(artifact_ids)))
+        self._remove_files(artifact_ids)
+
+    def _remove_files(self, artifact_ids: Sequence[str]) -> None:
+        """Delete files that no row names any more."""
         for artifact_id in artifact_ids:
-            self.artifacts.remove(artifact_id)
+            try:
+                self.artifacts.remove(artifact_id)
+            except ArtifactsUnavailable as error:
+                log.warning("%s; file %s is left over", error, artifact_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,288 @@
+"""Check on real databases that trials share what they train, bit for bit, whatever happens to the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select, update
+
+from hpo import queue, study
+from hpo.artifacts import Artifacts, open_artifacts
+from hpo.data import Dataset, Split, load_dataset, split_dataset
+from hpo.errors import VerificationFailed
+from hpo.objective import Task, run_trial
+from hpo.queue import Attempt, Outcome, Progress
+from hpo.recipe import Recipe
+from hpo.schedule import CurvePoint, evaluation
+from hpo.storage import AttemptRow, CheckpointRow, Storage
+from hpo.train import Training, numerics
+from hpo.trajectory import Checkpoints, Sharing, compare_with_scratch, encode, segments
+
+from .support import NOTHING, SETTINGS, WORKER
+
+BUDGET = 32
+RECIPE = Recipe(
+    head="dropout",
+    dropout=0.5,
+    shortcut_norm=True,
+    boundaries=(20000, 40000),
+    values=(0.05, 0.02, 0.005),
+    batch_size=8,
+    iterations=BUDGET,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    whole = load_dataset("digits", Path("/nonexistent")).train
+    return split_dataset("digits", Split(images=whole.images[:200], labels=whole.labels[:200]), padding=1, flip=False)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return open_artifacts(str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def checkpoints(storage: Storage, artifacts: Artifacts) -> Checkpoints:
+    return Checkpoints(storage, artifacts)
+
+
+@dataclass
+class Watcher:
+    """Count what is trained, keep what is measured, and stop or prune where it is told to."""
+
+    stop_at: int | None = None
+    prune_at: int | None = None
+    steps: int = 0
+    iteration: int = 0
+    curve: list[CurvePoint] = field(default_factory=list)
+
+    def stopped(self) -> bool:
+        """Count the iterations by being asked before each."""
+        self.asked = getattr(self, "asked", -1) + 1
+        return self.stop_at is not None and self.asked >= self.stop_at
+
+    def advanced(self, iteration: int, steps: int) -> None:
+        self.steps += steps
+        self.iteration = iteration
+
+    def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
+        del values
+        self.curve.append(point)
+
+    def should_prune(self) -> bool:
+        return self.prune_at is not None and self.curve[-1].iteration >= self.prune_at
+
+
+def claim(storage: Storage, number: int = 1) -> list[Attempt]:
+    """Claim trials of a new study, all for live workers."""
+    made = study.continue_or_create(storage, "shared", SETTINGS, 100)
+    claimed = [queue.claim(storage, made.study_id, WORKER) for _ in range(number)]
+    assert None not in claimed
+    return [attempt for attempt in claimed if attempt]
+
+
+def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: int) -> tuple[object, Watcher]:
+    watcher = Watcher(**kwargs)
+    task = Task(recipe=recipe, base=RECIPE, align="phase", precision="fp32")
+    return run_trial(task, digits, watcher, sharing), watcher
+
+
+def train_and_finish(recipe: Recipe, digits: Dataset, checkpoints: Checkpoints) -> tuple[object, Watcher]:
+    [attempt] = claim(checkpoints.storage)
+    outcome, watcher = train(recipe, digits, Sharing(checkpoints, attempt))
+    assert isinstance(outcome, Outcome)
+    queue.finish(checkpoints.storage, attempt, NOTHING, outcome)
+    return outcome, watcher
+
+
+recipes = st.builds(
+    replace,
+    st.just(RECIPE),
+    head=st.sampled_from(["dropout", "dense"]),
+    boundaries=st.tuples(st.sampled_from([12000, 20000]), st.sampled_from([32000, 40000])),
+    values=st.tuples(st.just(0.05), st.sampled_from([0.05, 0.02]), st.just(0.005)),
+    early_stopping=st.sampled_from([None, 8000, 16000]),
+)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(recipes, min_size=2, max_size=4))
+def test_trials_that_share_have_the_curves_values_and_weights_of_trials_alone(
+    make_url: Callable[[str], str], opened: Callable[..., Storage], tmp_path: Path, digits: Dataset, drawn: list[Recipe]
+) -> None:
+    checkpoints = Checkpoints(opened(make_url("sqlite")), open_artifacts(str(tmp_path / "shared")))
+    for recipe in drawn:
+        outcome, shared = train_and_finish(recipe, digits, checkpoints)
+        outcome_alone, alone = train(recipe, digits, None)
+        assert (outcome, shared.curve) == (outcome_alone, alone.curve)
+        said = compare_with_scratch(recipe, digits, "fp32", shared.curve, checkpoints)
+        assert said.endswith("and so are weights, momentum and BatchNorm statistics at its end")
+
+
+def test_a_trial_trains_only_what_no_other_has_trained(checkpoints: Checkpoints, digits: Dataset) -> None:
+    later = replace(RECIPE, boundaries=(20000, 48000))
+    other_end = replace(RECIPE, values=(0.05, 0.02, 0.002))
+    steps = [train_and_finish(r, digits, checkpoints)[1].steps for r in (RECIPE, RECIPE, later, other_end)]
+    assert steps == [32, 0, 12, 12]  # 20 of 32 iterations lie before the boundary at 40,000
+
+
+def test_a_trial_pruned_on_what_it_inherits_trains_nothing(checkpoints: Checkpoints, digits: Dataset) -> None:
+    train_and_finish(RECIPE, digits, checkpoints)
+    [attempt] = claim(checkpoints.storage)
+    outcome, watcher = train(RECIPE, digits, Sharing(checkpoints, attempt), prune_at=10)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.state, watcher.steps, watcher.curve[-1].iteration) == ("pruned", 0, 10)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 20, 31])
+def test_a_stopped_trial_goes_on_from_the_iteration_it_was_stopped_at(
+    checkpoints: Checkpoints, digits: Dataset, stop_at: int
+) -> None:
+    [first, second] = claim(checkpoints.storage, 2)
+    blocked, before = train(RECIPE, digits, Sharing(checkpoints, first), stop_at=stop_at)
+    queue.hand_back(checkpoints.storage, first, NOTHING, "stopped")
+    outcome, after = train(RECIPE, digits, Sharing(checkpoints, second))
+    outcome_alone, alone = train(RECIPE, digits, None)
+    assert (blocked, before.steps + after.steps) == ("stopped", BUDGET)
+    assert (outcome, after.curve) == (outcome_alone, alone.curve)
+
+
+def spoil(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content[:1000] if how == "cut short" else content))
+    if how == "removed":
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut short", "removed"])
+@pytest.mark.parametrize("number", [1, 100])
+def test_spoilt_checkpoints_are_trained_again(
+    checkpoints: Checkpoints, artifacts: Artifacts, digits: Dataset, how: str, number: int
+) -> None:
+    train_and_finish(RECIPE, digits, checkpoints)
+    with checkpoints.storage.transaction() as session:
+        deepest = session.scalars(select(CheckpointRow.artifact_id).order_by(CheckpointRow.iteration.desc())).all()
+    for artifact_id in deepest[12 : 12 + number]:  # 20, the last state that the next recipe shares, and before
+        spoil(Path(artifacts.url) / artifact_id, how)
+    recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
+    outcome, shared = train_and_finish(recipe, digits, Checkpoints(checkpoints.storage, artifacts))
+    outcome_alone, alone = train(recipe, digits, None)
+    assert (outcome, shared.curve) == (outcome_alone, alone.curve)
+    assert shared.steps == (13 if number == 1 else 32)
+
+
+def test_a_full_store_costs_checkpoints_and_nothing_else(
+    checkpoints: Checkpoints, digits: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.artifacts.store, "write", fail)
+    outcome, watcher = train_and_finish(RECIPE, digits, checkpoints)
+    outcome_alone, alone = train(RECIPE, digits, None)
+    assert (outcome, watcher.curve) == (outcome_alone, alone.curve)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"artifacts {checkpoints.artifacts.url}: [Errno 28] No space left on device; "
+        "training goes on without new checkpoints"
+    ]
+
+
+def test_the_least_recently_used_checkpoints_go_first_but_never_the_best_trials(
+    storage: Storage, artifacts: Artifacts, digits: Dataset
+) -> None:
+    kept = Checkpoints(storage, artifacts)
+    train_and_finish(RECIPE, digits, kept)
+    train_and_finish(replace(RECIPE, head="linear"), digits, kept)
+    made = study.load(storage, "shared")
+    best = next(t for t in made.trials() if t.number == study.best(made).trial)
+    kept.budget_bytes = 10_000_000
+    left = kept.collect_garbage()
+    with storage.transaction() as session:
+        rows = session.execute(select(CheckpointRow.checkpoint_id, CheckpointRow.artifact_id)).all()
+        needed = session.scalars(select(AttemptRow.checkpoint_id).where(AttemptRow.trial_id == best._trial_id)).one()
+    assert 2_000_000 < left <= 10_000_000
+    assert needed in {row.checkpoint_id for row in rows}
+    assert {row.artifact_id for row in rows} == {path.name for path in Path(artifacts.url).iterdir()}
+
+
+def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Checkpoints, digits: Dataset) -> None:
+    storage = checkpoints.storage
+    [ahead, behind] = claim(storage, 2)
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    assert checkpoints.enter(ahead, path[0])
+    assert train(RECIPE, digits, Sharing(checkpoints, behind))[0] == "parked"
+    queue.hand_back(storage, behind, NOTHING, "parked")
+
+    study_id = study.load(storage, "shared").study_id
+    third = queue.claim(storage, study_id, WORKER)
+    assert third is not None
+    assert third.trial_number == 2, "the parked trial was passed over"
+
+    passed = Progress(iteration=path[0].end, trained_iterations=0, val_accuracy=None)
+    queue.renew(storage, ahead, passed)
+    again = queue.claim(storage, study_id, WORKER)
+    assert again is not None
+    assert (again.trial_number, again.number) == (1, 2)
+
+
+def test_the_segment_of_a_dead_worker_is_free(checkpoints: Checkpoints, digits: Dataset) -> None:
+    [dead, alive] = claim(checkpoints.storage, 2)
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    assert checkpoints.enter(dead, path[0])
+    queue.renew(checkpoints.storage, dead, NOTHING, lease_s=-1.0)
+    assert checkpoints.enter(alive, path[0])
+    assert not checkpoints.enter(dead, path[0])
+
+
+def test_a_worker_that_goes_on_to_the_next_segment_leaves_the_last(checkpoints: Checkpoints, digits: Dataset) -> None:
+    [ahead, behind] = claim(checkpoints.storage, 2)
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    assert [checkpoints.enter(ahead, s) for s in path[:2]] == [True, True]
+    assert [checkpoints.enter(behind, s) for s in path] == [True, False, True]
+
+
+def test_no_new_trial_is_begun_while_two_are_parked(checkpoints: Checkpoints, digits: Dataset) -> None:
+    storage = checkpoints.storage
+    attempts = claim(storage, 3)
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    assert checkpoints.enter(attempts[0], path[0])
+    for attempt in attempts[1:]:
+        assert not checkpoints.enter(attempt, path[0])
+        queue.hand_back(storage, attempt, NOTHING, "parked")
+    study_id = study.load(storage, "shared").study_id
+    assert queue.claim(storage, study_id, WORKER) is None
+
+
+def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:
+    _, watcher = train_and_finish(RECIPE, digits, checkpoints)
+    curve = watcher.curve
+    changed = [*curve[:-1], replace(curve[-1], val_loss=curve[-1].val_loss + 1e-9)]
+    with pytest.raises(VerificationFailed, match="the curve differs at iteration 32"):
+        compare_with_scratch(RECIPE, digits, "fp32", changed, checkpoints)
+
+    other = Training(replace(RECIPE, seed=1), digits, "fp32")
+    other.advance(BUDGET)
+    artifact = checkpoints.artifacts.write(encode(other.state()))
+    with checkpoints.storage.transaction() as session:
+        session.execute(
+            update(CheckpointRow)
+            .where(CheckpointRow.iteration == BUDGET)
+            .values(artifact_id=artifact.artifact_id, sha256=artifact.sha256)
+        )
+    with pytest.raises(VerificationFailed, match="the state at iteration 32 differs"):
+        compare_with_scratch(RECIPE, digits, "fp32", curve, checkpoints)

@@ -1,0 +1,62 @@
+"""Check that files in an artifact store are whole or refused."""
+
+import hashlib
+
+import pytest
+
+from hpo.artifacts import Artifact, open_artifacts
+from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    artifacts = open_artifacts(str(tmp_path / "made" / "here"))
+    written = artifacts.write(b"some bytes")
+    assert artifacts.read(written) == b"some bytes"
+    assert written == Artifact(
+        artifact_id=written.artifact_id, size_bytes=10, sha256=hashlib.sha256(b"some bytes").hexdigest()
+    )
+
+
+@pytest.mark.parametrize("content", [b"some byteS", b"some byte", b""])
+def test_a_changed_or_shortened_file_is_refused(tmp_path, content):
+    artifacts = open_artifacts(str(tmp_path))
+    written = artifacts.write(b"some bytes")
+    (tmp_path / written.artifact_id).write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=written.artifact_id):
+        artifacts.read(written)
+
+
+def test_a_removed_file_is_missing_and_may_be_removed_again(tmp_path):
+    artifacts = open_artifacts(str(tmp_path))
+    written = artifacts.write(b"some bytes")
+    artifacts.remove(written.artifact_id)
+    artifacts.remove(written.artifact_id)
+    with pytest.raises(ArtifactMissing, match=written.artifact_id):
+        artifacts.read(written)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    artifacts = open_artifacts(str(tmp_path))
+
+    def fill_up(artifact_id, _content):
+        (tmp_path / artifact_id).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts.store, "write", fill_up)
+    with pytest.raises(ArtifactsUnavailable, match="No space left on device"):
+        artifacts.write(b"some bytes")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["ftp://host/folder", "s3://", "s3://bucket/folder", "gs://bucket/folder", "http://x"])
+def test_other_urls_are_refused_and_make_no_folder(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="allowed are a folder, s3://BUCKET or gs://BUCKET"):
+        open_artifacts(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="cannot be made: Not a directory"):
+        open_artifacts(str(tmp_path / "file" / "folder"))

@@ -1,0 +1,133 @@
+"""Check what the keys of segments tell apart, and how states are written."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from hpo.recipe import Recipe
+from hpo.schedule import Evaluation, evaluation, learning_rate
+from hpo.train import Numerics, Training
+from hpo.trajectory import Segment, decode, encode, segment_at, segment_of, segments
+
+BUDGET = 64
+NUMERICS = Numerics(device_type="cpu", precision="fp32", compiled=False, threads=1, torch_version="2.14.1")
+PLAN = evaluation(BUDGET, 16, 20)
+RECIPE = Recipe(
+    head="dropout",
+    dropout=0.5,
+    shortcut_norm=True,
+    boundaries=(20000, 40000),
+    values=(0.1, 0.01, 0.001),
+    batch_size=16,
+    iterations=BUDGET,
+)
+
+boundaries = st.sets(st.integers(1, 31), min_size=1, max_size=4).map(lambda s: tuple(2000 * b for b in sorted(s)))
+
+
+@st.composite
+def recipes(draw):
+    found = draw(boundaries)
+    rates = st.sampled_from((0.1, 0.01))
+    values = tuple(draw(st.lists(rates, min_size=len(found) + 1, max_size=len(found) + 1)))
+    return replace(RECIPE, boundaries=found, values=values)
+
+
+def state_name(path: tuple[Segment, ...], iteration: int) -> tuple[str, int]:
+    """Name a state as the index of checkpoints does."""
+    return segment_of(path, iteration).key, iteration
+
+
+@given(recipes(), recipes())
+def test_two_recipes_share_a_state_just_where_their_rates_were_equal_up_to_it(few_digits, one, other):
+    paths = [segments(recipe, few_digits, PLAN, NUMERICS) for recipe in (one, other)]
+    rates = [[learning_rate(recipe, t) for t in range(BUDGET)] for recipe in (one, other)]
+    for t in range(1, BUDGET + 1):
+        same_rates = rates[0][:t] == rates[1][:t]
+        assert (state_name(paths[0], t) == state_name(paths[1], t)) == same_rates, t
+
+
+@given(recipes())
+def test_segments_join_from_the_start_to_the_budget(few_digits, recipe):
+    path = segments(recipe, few_digits, PLAN, NUMERICS)
+    assert [s.start for s in path] == [0, *(s.end for s in path[:-1])]
+    assert path[-1].end == BUDGET
+    assert all(segment_at(path, s.start) == s == segment_of(path, s.end) for s in path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "linear"},
+        {"head": "dense"},
+        {"dropout": 0.4},
+        {"shortcut_norm": False},
+        {"batch_size": 32},
+        {"momentum": 0.8},
+        {"weight_decay": 1e-4},
+        {"seed": 1},
+        {"values": (0.2, 0.01, 0.001)},
+    ],
+)
+def test_what_determines_the_first_state_changes_the_first_key(few_digits, change):
+    first = segments(RECIPE, few_digits, PLAN, NUMERICS)[0].key
+    assert segments(replace(RECIPE, **change), few_digits, PLAN, NUMERICS)[0].key != first
+
+
+@pytest.mark.parametrize(
+    "change", [{"early_stopping": 5000}, {"boundaries": (20000, 50000)}, {"values": (0.1, 0.02, 0.001)}]
+)
+def test_what_comes_later_or_only_cuts_short_does_not_change_the_first_key(few_digits, change):
+    first = segments(RECIPE, few_digits, PLAN, NUMERICS)[0].key
+    assert segments(replace(RECIPE, **change), few_digits, PLAN, NUMERICS)[0].key == first
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(NUMERICS, device_type="cuda"),
+        replace(NUMERICS, precision="bf16"),
+        replace(NUMERICS, compiled=True),
+        replace(NUMERICS, threads=2),
+        replace(NUMERICS, torch_version="2.9.0"),
+    ],
+)
+def test_other_numerics_share_nothing(few_digits, other):
+    ours, theirs = (segments(RECIPE, few_digits, PLAN, found) for found in (NUMERICS, other))
+    assert {s.key for s in ours}.isdisjoint(s.key for s in theirs)
+
+
+def test_other_data_or_another_evaluation_plan_share_nothing(few_digits):
+    ours = {s.key for s in segments(RECIPE, few_digits, PLAN, NUMERICS)}
+    other_data = replace(few_digits, checksum="0" * 64)
+    other_plan = Evaluation(iterations=PLAN.iterations, images=PLAN.images - 1)
+    assert ours.isdisjoint(s.key for s in segments(RECIPE, other_data, PLAN, NUMERICS))
+    assert ours.isdisjoint(s.key for s in segments(RECIPE, few_digits, other_plan, NUMERICS))
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_a_state_is_read_back_as_it_was_written(few_digits, iteration):
+    training = Training(RECIPE, few_digits, "fp32")
+    training.advance(iteration)
+    written = training.state()
+    read = decode(encode(written))
+    assert (read.iteration, read.loss_sum, read.loss_count) == (iteration, written.loss_sum, iteration)
+    for ours, theirs in ((written.weights, read.weights), (written.momentum, read.momentum)):
+        assert sorted(ours) == sorted(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_takes_at_most_2_3_megabytes(few_digits):
+    training = Training(RECIPE, few_digits, "fp32")
+    training.advance(1)
+    assert 2_000_000 < len(encode(training.state())) < 2_300_000
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", b"\x80\x04pickle"])
+def test_what_is_no_checkpoint_is_refused(content):
+    with pytest.raises(SafetensorError):
+        decode(content)
