@@ -186,9 +186,9 @@ def best(study: Study) -> Best:
 
 
 def find_best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """Find the completed trial of the highest accuracy; of equals the one of lowest loss, then the oldest."""
+    """Find the completed trial of the highest accuracy, the oldest of equals, as optuna-dashboard does."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return min(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs["validation loss"], t.number), default=None)
+    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
 def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler:

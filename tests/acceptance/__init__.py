@@ -1,0 +1,1 @@
+"""Use the installed command line, and a browser, as a person would."""

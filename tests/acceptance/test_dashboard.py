@@ -1,0 +1,163 @@
+"""Look at our storage with the tools that others made for Optuna's, and with a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from conftest import KINDS, PostgreSQL, free_port
+
+from .conftest import SMALL
+from .support import PROGRAMS, Shell
+
+CHROMIUM = Path("/usr/bin/chromium")
+START_S = 60.0
+STUDY = "smooth_lr-digits"
+PARAMETERS = {"boundary_1", "boundary_2", "boundary_3", "learning_rate_2", "learning_rate_3", "learning_rate_4"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def study(request: pytest.FixtureRequest, finished: Shell) -> tuple[Shell, str]:
+    """Give a finished study in either kind of database: its folder, and its URL as SQLAlchemy wants it."""
+    if request.param == "sqlite":
+        return finished, f"sqlite:///{finished.folder}/hpo.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    url = server.make_database()
+    done = finished.hpo("run", *SMALL, "--trials", "6", "--storage", url)
+    assert done.code == 0, done.err
+    return finished, url.replace("postgresql://", "postgresql+psycopg://")
+
+
+@contextmanager
+def serving(shell: Shell, *command: str) -> Iterator[str]:
+    """Run a dashboard while the context lasts, and give its address."""
+    port = free_port()
+    line = [str(PROGRAMS / command[0]), *command[1:], "--port", str(port)]
+    with subprocess.Popen(
+        line, cwd=shell.folder, env=shell.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: ask(f"{address}/api/studies")[0] == 200)
+            yield address
+        finally:
+            process.terminate()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not start"
+        time.sleep(0.2)
+
+
+def ask(url: str, method: str = "GET", body: bytes | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.loads(response.read() or "null")
+    except urllib.error.HTTPError as error:
+        return error.code, None
+    except OSError:
+        return 0, None
+
+
+def test_the_optuna_command_line_shows_names_parameters_values_and_states(study: tuple[Shell, str]) -> None:
+    shell, url = study
+    [listed] = shell.run("optuna", "studies", "--storage", url, "-f", "json").json
+    assert (listed["name"], listed["direction"], listed["n_trials"]) == (STUDY, ["MAXIMIZE"], 6)
+    trials = shell.run("optuna", "trials", "--storage", url, "--study-name", STUDY, "-f", "json").json
+    assert [trial["number"] for trial in trials] == list(range(6))
+    assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert all(trial["params"].keys() >= PARAMETERS for trial in trials)
+    assert all(trial["user_attrs"]["iterations"] > 0 for trial in trials if trial["state"] == "COMPLETE")
+
+
+def test_optuna_dashboard_as_installed_opens_the_storage(study: tuple[Shell, str]) -> None:
+    shell, url = study
+    with serving(shell, "optuna-dashboard", url) as address:
+        [summary] = ask(f"{address}/api/studies")[1]["study_summaries"]
+        assert summary["study_name"] == STUDY
+        detail = ask(f"{address}/api/studies/{summary['study_id']}")[1]
+    assert detail["objective_names"] == ["validation accuracy"]
+    assert len(detail["trials"]) == 6
+    for trial in detail["trials"]:
+        assert {parameter["name"] for parameter in trial["params"]} >= PARAMETERS
+        steps = [value["step"] for value in trial["intermediate_values"]]
+        # Every iteration of 32 is a step; a trial with a first phase of half the length begins at the second.
+        assert steps[0] in (1, 2)
+        assert steps == list(range(steps[0], steps[0] + len(steps)))
+    names = {attribute["key"] for attribute in detail["user_attrs"]}
+    assert names >= {"data set", "iterations", "seed", "sampler", "pruner", "trials"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Callable[[], Page]]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser {CHROMIUM}: apt-get install chromium")
+    quiet = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    options = [f"--{option}" for option in (*quiet, "disable-component-update", "disable-sync")]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=options)
+        yield lambda: chromium.new_page(viewport={"width": 1280, "height": 900})
+        chromium.close()
+
+
+def test_a_person_finds_study_history_and_trials_in_a_browser(
+    study: tuple[Shell, str], browser: Callable[[], Page]
+) -> None:
+    shell, url = study
+    page = browser()
+    page.set_default_timeout(60_000)
+    with serving(shell, "hpo", "dashboard", "--storage", url) as address:
+        page.goto(f"{address}/dashboard")
+        page.get_by_text(STUDY).first.click()
+        expect(page).to_have_url(re.compile(r"/dashboard/studies/\d+"))
+        for heading in ("History", "Study User Attributes", "Intermediate values"):
+            expect(page.get_by_role("heading", name=heading)).to_be_visible()
+        expect(page.locator(".js-plotly-plot").first).to_be_visible()
+        save_picture(page, "dashboard")
+        page.goto(f"{page.url.rstrip('/')}/trials?numbers=0")
+        expect(page.get_by_role("heading", name=re.compile("Trial 0 "))).to_be_visible()
+        for line in ("learning_rate_2 0.02", "outcome complete", "iterations 32"):
+            expect(page.get_by_text(line, exact=True)).to_be_visible()
+        save_picture(page, "trial")
+    page.close()
+
+
+def save_picture(page: Page, name: str) -> None:
+    if "HPO_PICTURES" in os.environ:
+        page.wait_for_timeout(3000)
+        page.screenshot(path=str(Path(os.environ["HPO_PICTURES"]) / f"{name}.png"))
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST", "PUT", "PATCH"])
+def test_our_dashboard_lets_nobody_change_anything(study: tuple[Shell, str], method: str) -> None:
+    shell, url = study
+    with serving(shell, "hpo", "dashboard", "--storage", url) as address:
+        [before] = ask(f"{address}/api/studies")[1]["study_summaries"]
+        target = f"{address}/api/studies/{before['study_id']}"
+        assert ask(target, method)[0] == 405
+        assert ask(f"{address}/api/studies", method, b'{"study_name": "x", "directions": ["minimize"]}')[0] == 405
+        [after] = ask(f"{address}/api/studies")[1]["study_summaries"]
+    assert after == before
+
+
+def test_changes_are_possible_where_they_were_asked_for(finished: Shell) -> None:
+    with serving(finished, "hpo", "dashboard", "--read-write") as address:
+        made = ask(f"{address}/api/studies", "POST", b'{"study_name": "x", "directions": ["minimize"]}')
+        assert made[0] == 201
+        study_id = made[1]["study_summary"]["study_id"]
+        assert ask(f"{address}/api/studies/{study_id}", "DELETE")[0] == 204

@@ -1,0 +1,124 @@
+"""Hold what several integration tests need: processes, settings of small studies, whole databases to compare."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import optuna
+from sqlalchemy import MetaData, select
+
+from hpo import queue, study
+from hpo.queue import Attempt, Outcome, Progress, WorkerId
+from hpo.settings import StudySettings
+from hpo.storage import Storage
+
+PROCESSES_S = 60.0  # the machine may be busy
+DIGITS_SPLIT = "0f0e738ae99df2fa73a31ad2b375d86bdf1c35183d3e625bfd18b5f805ab67a4"
+
+# A small batch makes an iteration five times as fast as the documented one of 128.
+SPACE: dict[str, Any] = {
+    "name": "small",
+    "description": "",
+    "base": {
+        "head": "dropout",
+        "dropout": 0.5,
+        "shortcut_norm": True,
+        "boundaries": [20000, 40000],
+        "values": [0.05, 0.02, 0.005],
+        "batch_size": 8,
+    },
+    "search": {
+        "head": ["linear", "dropout", "dense"],
+        "dropout": {"low": 0.1, "high": 0.5, "step": 0.2},
+        "early_stopping": [False, True],
+        "patience": [6000, 12000],
+        "boundaries": [{"low": 12000, "high": 28000, "step": 4000}, {"low": 32000, "high": 48000, "step": 4000}],
+        "values": [[0.05, 0.1], [0.01, 0.02, 0.05], [0.001, 0.002, 0.005]],
+    },
+}
+SETTINGS = StudySettings(
+    space=SPACE,
+    dataset="digits",
+    split=DIGITS_SPLIT,
+    iterations=32,
+    seed=0,
+    precision="fp32",
+    sampler="tpe",
+    pruner="median",
+    align="phase",
+)
+WORKER = WorkerId(name="host:1", host="host", device="cpu")
+NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
+
+
+def in_processes(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Make calls at once, each in a process of its own, and give their results in order."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hpo.study", "psycopg", "pytest"])
+    barrier = context.Barrier(len(calls))
+    deadline = time.monotonic() + PROCESSES_S
+    with ProcessPoolExecutor(len(calls), context, _keep_barrier, (barrier,)) as pool:
+        futures = [pool.submit(_call_together, function, call) for call in calls]
+        return [future.result(deadline - time.monotonic()) for future in futures]
+
+
+_barriers: list[Barrier] = []  # a barrier reaches a process when that is started, not with its call
+
+
+def _keep_barrier(barrier: Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _call_together(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    _barriers[0].wait(PROCESSES_S)
+    return function(*call)
+
+
+def make_study(storage: Storage, total: int, settings: StudySettings = SETTINGS) -> study.Study:
+    """Make the study `small` of so many waiting trials."""
+    return study.continue_or_create(storage, "small", settings, total)
+
+
+def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
+    """Claim the oldest waiting trial, which there must be."""
+    attempt = queue.claim(made.storage, made.study_id, WORKER, lease_s)
+    assert attempt is not None
+    return attempt
+
+
+def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
+    """Sample the parameters of a claimed trial, as its worker would."""
+    made.trials()
+    trial = optuna.trial.Trial(made.optuna_study(attempt.trial_number), attempt.trial_id)
+    return made.space.suggest(trial)
+
+
+def complete(made: study.Study, attempt: Attempt, value: float) -> None:
+    """Finish a claimed trial without training."""
+    attrs = {"outcome": "complete", "iterations": 32, "validation loss": 1 - value, "standard error": 0.01}
+    queue.finish(made.storage, attempt, NOTHING, Outcome(state="complete", value=value, attrs=attrs))
+
+
+def dump(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:
+    """Load all rows of all tables."""
+    tables = MetaData()
+    with storage.engine.connect() as connection:
+        tables.reflect(connection)
+        return {
+            name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
+            for name, table in tables.tables.items()
+        }
+
+
+def wait_until(holds: Callable[[], Any], limit_s: float, what: str) -> Any:
+    """Poll until something holds, and give what it gave."""
+    deadline = time.monotonic() + limit_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        time.sleep(0.05)
+    return found

@@ -1,0 +1,550 @@
+"""Hand out trials on real databases, to many processes at once, and take them back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
+
+from hpo import queue, study
+from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
+from hpo.queue import Attempt, Counts, Outcome, Progress, Running, WorkerId
+from hpo.schedule import CurvePoint
+from hpo.settings import StudySettings
+from hpo.storage import Storage, open_storage
+from integration.support import (
+    NOTHING,
+    PROCESSES_S,
+    SETTINGS,
+    WORKER,
+    claim,
+    complete,
+    dump,
+    in_processes,
+    make_study,
+    suggest,
+    wait_until,
+)
+
+PROCESSES = 4
+LAPSED = -1.0  # a lease that is over when it begins: no test has to wait
+HALFWAY = Progress(iteration=16, trained_iterations=16, val_accuracy=0.5)
+POINTS = (
+    CurvePoint(iteration=8, train_loss=2.0, val_loss=1.9, val_accuracy=0.25),
+    CurvePoint(iteration=16, train_loss=1.5, val_loss=1.25, val_accuracy=0.5),
+)
+VALUES = {8: 0.25, 16: 0.5}
+FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
+
+WRITES: dict[str, Callable[[Storage, Attempt], None]] = {
+    "renew": lambda storage, attempt: queue.renew(storage, attempt, HALFWAY),
+    "record": lambda storage, attempt: queue.record(storage, attempt, HALFWAY, POINTS, VALUES),
+    "finish": lambda storage, attempt: queue.finish(storage, attempt, HALFWAY, FAILED),
+    "hand_back": lambda storage, attempt: queue.hand_back(storage, attempt, HALFWAY, "stopped"),
+}
+
+
+@pytest.fixture
+def made(storage: Storage) -> study.Study:
+    return make_study(storage, 3)
+
+
+def test_many_processes_claim_each_trial_exactly_once(storage_url: str, storage: Storage) -> None:
+    made = make_study(storage, 40)
+
+    claimed = in_processes(_claim_all, [(storage_url, made.study_id, f"worker {i}") for i in range(8)])
+
+    assert sorted(number for numbers in claimed for number in numbers) == list(range(40))
+    assert queue.count(storage, made.study_id) == Counts(running=40)
+    holders = {row.trial_number: row.worker for row in queue.list_running(storage, made.study_id)}
+    assert holders == {number: f"worker {i}" for i, numbers in enumerate(claimed) for number in numbers}
+
+
+def _claim_all(url: str, study_id: int, name: str) -> list[int]:
+    storage = open_storage(url)
+    worker = WorkerId(name=name, host="host", device="cpu")
+    claimed = []
+    while attempt := queue.claim(storage, study_id, worker):
+        assert attempt.number == 1
+        claimed.append(attempt.trial_number)
+    storage.close()
+    return claimed
+
+
+def test_many_processes_that_claim_and_hand_back_never_share_a_trial(storage_url: str, storage: Storage) -> None:
+    made = make_study(storage, 4)
+
+    in_processes(_claim_and_hand_back, [(storage_url, made.study_id, 10)] * PROCESSES)
+
+    assert queue.count(storage, made.study_id) == Counts(waiting=4)
+    attempts = [(row[1], row[2]) for row in dump(storage)["hpo_attempts"]]
+    per_trial = Counter(trial_id for trial_id, _ in attempts)
+    assert sum(per_trial.values()) == PROCESSES * 10
+    assert sorted(attempts) == sorted((t, n) for t, number in per_trial.items() for n in range(1, number + 1))
+
+
+def _claim_and_hand_back(url: str, study_id: int, times: int) -> None:
+    storage = open_storage(url)
+    for _ in range(times):
+        attempt = wait_until(lambda: queue.claim(storage, study_id, WORKER), PROCESSES_S, "another handed back")
+        queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+        queue.hand_back(storage, attempt, HALFWAY, "stopped")
+    storage.close()
+
+
+def test_several_processes_fill_a_queue_exactly(storage_url: str, storage: Storage, made: study.Study) -> None:
+    in_processes(_fill, [(storage_url, made.study_id, 20)] * PROCESSES)
+
+    assert [(t.number, t.state) for t in made.trials()] == [(n, TrialState.WAITING) for n in range(20)]
+
+
+def test_processes_that_fill_to_different_totals_leave_one_of_these(storage_url: str, made: study.Study) -> None:
+    in_processes(_fill, [(storage_url, made.study_id, total) for total in (5, 10, 15, 20)])
+
+    numbers = [trial.number for trial in made.trials()]
+    assert len(numbers) in (5, 10, 15, 20)
+    assert numbers == list(range(len(numbers)))
+
+
+def _fill(url: str, study_id: int, total: int) -> None:
+    storage = open_storage(url)
+    queue.fill(storage, study_id, total, first={})
+    storage.close()
+
+
+def test_filling_again_changes_nothing(storage: Storage, made: study.Study) -> None:
+    before = dump(storage)
+    queue.fill(storage, made.study_id, 3, first={"other": 1})
+    assert dump(storage) == before
+
+
+def test_the_first_trial_alone_has_fixed_parameters(made: study.Study) -> None:
+    queue.fill(made.storage, made.study_id, 5, first={"other": 1})
+    assert [trial.system_attrs for trial in made.trials()] == [
+        {"fixed_params": made.space.base_params()},
+        {},
+        {},
+        {},
+        {},
+    ]
+
+
+def test_a_smaller_total_takes_away_waiting_trials_but_none_that_was_begun(storage: Storage) -> None:
+    made = make_study(storage, 10)
+    complete(made, claim(made), 0.5)
+    queue.finish(storage, claim(made), NOTHING, FAILED)
+    claim(made)
+    begun = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
+
+    queue.fill(storage, made.study_id, 5, first={})
+    assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING), (4, TrialState.WAITING)]
+
+    queue.fill(storage, made.study_id, 1, first={})
+    assert _states(made) == [*enumerate(begun)]
+
+    queue.fill(storage, made.study_id, 4, first={})
+    assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING)]
+
+
+def test_trials_that_were_taken_away_are_listed_no_more(storage: Storage) -> None:
+    made = make_study(storage, 5)
+    assert len(made.trials()) == 5
+    queue.fill(storage, made.study_id, 2, first={})
+    assert [trial.number for trial in made.trials()] == [0, 1]
+
+
+def test_a_waiting_trial_before_one_that_was_begun_stays(storage: Storage) -> None:
+    made = make_study(storage, 5)
+    first, second = claim(made), claim(made)
+    complete(made, second, 0.5)
+    queue.hand_back(storage, first, NOTHING, "stopped")
+
+    queue.fill(storage, made.study_id, 1, first={})
+
+    assert _states(made) == [(0, TrialState.WAITING), (1, TrialState.COMPLETE)]
+
+
+def test_a_trial_that_takes_the_place_of_another_inherits_nothing(storage: Storage) -> None:
+    made = make_study(storage, 2)
+    complete(made, claim(made), 0.5)
+    attempt = claim(made)
+    suggest(made, attempt)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    queue.hand_back(storage, attempt, HALFWAY, "stopped")
+    queue.fill(storage, made.study_id, 1, first={})
+    queue.fill(storage, made.study_id, 2, first={})
+
+    again = claim(made)
+
+    assert (again.trial_number, again.number) == (1, 1)
+    assert made.trials()[1].params == {}
+    assert queue.load_curve(storage, again.trial_id) == []
+    assert queue.trained_iterations(storage, made.study_id) == 0
+
+
+def test_nothing_to_claim_is_none(storage: Storage, made: study.Study) -> None:
+    for _ in range(3):
+        claim(made)
+    before = dump(storage)
+    assert queue.claim(storage, made.study_id, WORKER) is None
+    assert dump(storage) == before
+
+
+def test_trials_are_claimed_in_their_order_and_the_handed_back_one_first(storage: Storage, made: study.Study) -> None:
+    attempts = [claim(made), claim(made)]
+    queue.hand_back(storage, attempts[0], NOTHING, "stopped")
+    assert [claim(made).trial_number, claim(made).trial_number] == [0, 2]
+
+
+def test_a_study_hands_out_no_trial_of_another(storage: Storage, made: study.Study) -> None:
+    other = study.continue_or_create(storage, "other", SETTINGS, 1)
+    assert claim(other).trial_number == 0
+    assert queue.claim(storage, other.study_id, WORKER) is None
+    assert queue.count(storage, made.study_id) == Counts(waiting=3)
+
+
+def test_a_lapsed_trial_goes_back_under_its_number_with_its_parameters(storage: Storage, made: study.Study) -> None:
+    claim(made)
+    attempt = claim(made, LAPSED)
+    params = suggest(made, attempt)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES, LAPSED)
+
+    assert queue.reap(storage, made.study_id) == [1]
+
+    trial = made.trials()[1]
+    assert (trial.number, trial.state, trial.params) == (1, TrialState.WAITING, params)
+    assert trial.intermediate_values == {}
+    assert queue.load_curve(storage, attempt.trial_id) == []
+    assert queue.count(storage, made.study_id) == Counts(running=1, waiting=2)
+    again = claim(made)
+    assert (again.trial_id, again.trial_number, again.number) == (attempt.trial_id, 1, 2)
+    assert suggest(made, again) == params
+
+
+def test_a_lease_that_has_not_run_out_is_not_reaped(storage: Storage, made: study.Study) -> None:
+    claim(made, lease_s=30.0)
+    before = dump(storage)
+    assert queue.reap(storage, made.study_id) == []
+    assert dump(storage) == before
+
+
+def test_a_lease_runs_by_the_databases_clock(storage: Storage, made: study.Study) -> None:
+    # No process has waited here, and none has compared the times with a clock of its own.
+    late, early = claim(made, LAPSED), claim(made, lease_s=30.0)
+    assert queue.reap(storage, made.study_id) == [late.trial_number]
+    queue.renew(storage, early, HALFWAY, LAPSED)
+    assert queue.reap(storage, made.study_id) == [early.trial_number]
+
+
+def test_a_renewed_lease_is_not_reaped(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made, LAPSED)
+    queue.renew(storage, attempt, HALFWAY)
+    assert queue.reap(storage, made.study_id) == []
+    assert queue.list_running(storage, made.study_id) == [
+        Running(worker="host:1", host="host", device="cpu", trial_number=0, iteration=16, val_accuracy=0.5)
+    ]
+
+
+def test_a_study_is_reaped_without_touching_another(storage: Storage, made: study.Study) -> None:
+    other = study.continue_or_create(storage, "other", SETTINGS, 1)
+    claim(other, LAPSED)
+    assert queue.reap(storage, made.study_id) == []
+    assert queue.count(storage, other.study_id) == Counts(running=1)
+
+
+def test_several_processes_reap_a_trial_once(storage_url: str, storage: Storage) -> None:
+    made = make_study(storage, 12)
+    for _ in range(12):
+        claim(made, LAPSED)
+
+    reaped = in_processes(_reap, [(storage_url, made.study_id)] * PROCESSES)
+
+    assert sorted(number for numbers in reaped for number in numbers) == list(range(12))
+    assert queue.count(storage, made.study_id) == Counts(waiting=12)
+
+
+def _reap(url: str, study_id: int) -> list[int]:
+    storage = open_storage(url)
+    reaped = queue.reap(storage, study_id)
+    storage.close()
+    return reaped
+
+
+@pytest.mark.parametrize("since", ["reaped", "claimed by another", "finished by another", "handed back", "finished"])
+def test_an_attempt_that_has_ended_cannot_write(storage: Storage, made: study.Study, since: str) -> None:
+    attempt = claim(made, LAPSED)
+    suggest(made, attempt)
+    if since == "handed back":
+        queue.hand_back(storage, attempt, NOTHING, "stopped")
+    elif since == "finished":
+        complete(made, attempt, 0.75)
+    else:
+        assert queue.reap(storage, made.study_id) == [0]
+    if since == "claimed by another":
+        assert claim(made).trial_number == 0
+    if since == "finished by another":
+        complete(made, claim(made), 0.75)
+    before = dump(storage)
+
+    for write in WRITES.values():
+        with pytest.raises(LeaseLost) as lost:
+            write(storage, attempt)
+        assert str(lost.value) == "trial 0: attempt 1 has ended; another may be under way"
+        assert dump(storage) == before
+
+
+def test_a_trial_whose_workers_keep_vanishing_fails_with_the_reason(storage: Storage, made: study.Study) -> None:
+    for attempt in range(1, queue.MAX_LAPSES + 1):
+        assert claim(made, LAPSED).number == attempt
+        assert queue.reap(storage, made.study_id) == [0]
+        assert made.trials()[0].state == TrialState.WAITING
+    claim(made, LAPSED)
+    assert queue.reap(storage, made.study_id) == [0]
+
+    trial = made.trials()[0]
+    assert (trial.state, trial.value) == (TrialState.FAIL, None)
+    assert trial.user_attrs["outcome"] == f"failed: its worker vanished {queue.MAX_LAPSES + 1} times"
+    assert trial.datetime_complete is not None
+    assert queue.count(storage, made.study_id) == Counts(failed=1, waiting=2)
+    assert claim(made).trial_number == 1
+
+
+def test_handing_back_spends_no_retry(storage: Storage, made: study.Study) -> None:
+    for _ in range(2 * queue.MAX_LAPSES):
+        queue.hand_back(storage, claim(made), NOTHING, "stopped")
+    for _ in range(queue.MAX_LAPSES):
+        claim(made, LAPSED)
+        queue.reap(storage, made.study_id)
+    assert _states(made)[0] == (0, TrialState.WAITING)
+
+
+def test_a_trial_that_is_handed_back_keeps_its_parameters_and_forgets_its_curve(
+    storage: Storage, made: study.Study
+) -> None:
+    attempt = claim(made)
+    params = suggest(made, attempt)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+
+    queue.hand_back(storage, attempt, HALFWAY, "stopped")
+
+    trial = made.trials()[0]
+    assert (trial.state, trial.params, trial.intermediate_values) == (TrialState.WAITING, params, {})
+    assert queue.load_curve(storage, attempt.trial_id) == []
+    assert queue.list_running(storage, made.study_id) == []
+    assert queue.trained_iterations(storage, made.study_id) == 16
+
+
+def test_recording_twice_is_recording_once(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    once = _without_leases(dump(storage))
+
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+
+    assert _without_leases(dump(storage)) == once
+    assert queue.load_curve(storage, attempt.trial_id) == list(POINTS)
+    assert made.trials()[0].intermediate_values == VALUES
+
+
+def test_what_is_recorded_again_replaces_what_was_there(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    other = CurvePoint(iteration=16, train_loss=0.1, val_loss=0.2, val_accuracy=0.9375)
+
+    queue.record(storage, attempt, HALFWAY, [other], {16: 0.9375})
+
+    assert queue.load_curve(storage, attempt.trial_id) == [POINTS[0], other]
+    assert made.trials()[0].intermediate_values == {8: 0.25, 16: 0.9375}
+
+
+def test_numbers_are_stored_to_the_last_bit(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made)
+    point = CurvePoint(iteration=1, train_loss=1 / 3, val_loss=2 / 3, val_accuracy=0.1 + 0.2)
+    queue.record(storage, attempt, NOTHING, [point], {1: 0.1 + 0.2})
+    complete(made, attempt, 1 / 3)
+    assert queue.load_curve(storage, attempt.trial_id) == [point]
+    trial = made.trials()[0]
+    assert (trial.value, trial.intermediate_values) == (1 / 3, {1: 0.1 + 0.2})
+
+
+def test_a_finished_trial_reads_in_optuna_as_one_that_it_finished_itself(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made)
+    params = suggest(made, attempt)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    attrs = {"outcome": "complete", "iterations": 32, "validation loss": 0.25, "standard error": 0.01}
+    queue.finish(storage, attempt, HALFWAY, Outcome(state="complete", value=0.75, attrs=attrs))
+
+    theirs = optuna.create_study(direction="maximize")
+    theirs.enqueue_trial(made.space.base_params())
+    trial = theirs.ask()
+    made.space.suggest(trial)
+    for step, value in VALUES.items():
+        trial.report(value, step)
+    for key, attr in attrs.items():
+        trial.set_user_attr(key, attr)
+    theirs.tell(trial, 0.75)
+
+    assert _content(made.trials()[0]) == _content(theirs.trials[0])
+    assert _content(made.trials()[0])["params"] == params
+
+
+def test_a_pruned_trial_reads_in_optuna_as_one_that_it_pruned_itself(storage: Storage, made: study.Study) -> None:
+    attempt = claim(made)
+    suggest(made, attempt)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    queue.finish(storage, attempt, HALFWAY, Outcome(state="pruned", value=0.5, attrs={"outcome": "pruned"}))
+
+    theirs = optuna.create_study(direction="maximize")
+    theirs.enqueue_trial(made.space.base_params())
+    trial = theirs.ask()
+    made.space.suggest(trial)
+    for step, value in VALUES.items():
+        trial.report(value, step)
+    trial.set_user_attr("outcome", "pruned")
+    theirs.tell(trial, state=TrialState.PRUNED)
+
+    assert _content(made.trials()[0]) == _content(theirs.trials[0])
+
+
+def test_a_study_that_several_processes_describe_at_once_has_one_description(
+    storage_url: str, storage: Storage, made: study.Study
+) -> None:
+    described = in_processes(_describe, [(storage_url, made.study_id, f"driver {i}") for i in range(PROCESSES)])
+
+    stored = storage.optuna.get_study_user_attrs(made.study_id)
+    described_with_target = [attrs | {study.TARGET: 3} for attrs in described]
+    assert described_with_target == [stored] * PROCESSES
+    assert stored["described by"].startswith("driver ")
+
+
+def _describe(url: str, study_id: int, name: str) -> dict[str, Any]:
+    storage = open_storage(url)
+    found = queue.describe_study(storage, study_id, {"described by": name})
+    storage.close()
+    return found
+
+
+def test_several_drivers_at_once_make_one_study(storage_url: str, storage: Storage) -> None:
+    assert in_processes(_make, [(storage_url, SETTINGS)] * PROCESSES) == ["made"] * PROCESSES
+
+    found = study.load(storage, None)
+    assert (found.settings, study.target(found)) == (SETTINGS, 5)
+    assert [trial.number for trial in found.trials()] == list(range(5))
+
+
+def test_of_drivers_that_differ_one_makes_the_study_and_the_others_are_refused(
+    storage_url: str, storage: Storage
+) -> None:
+    settings = [replace(SETTINGS, seed=seed) for seed in range(PROCESSES)]
+
+    said = in_processes(_make, [(storage_url, each) for each in settings])
+
+    seed = said.index("made")
+    assert study.load(storage, None).settings == settings[seed]
+    assert said == [
+        "made"
+        if other == seed
+        else f"study small was made with other settings: seed is {seed} in the study and "
+        f"{other} here. Give the settings of the study, or another name with --study."
+        for other in range(PROCESSES)
+    ]
+    assert [trial.number for trial in study.load(storage, None).trials()] == list(range(5))
+
+
+def _make(url: str, settings: StudySettings) -> str:
+    storage = open_storage(url, "create")
+    try:
+        make_study(storage, 5, settings)
+        return "made"
+    except StudyMismatch as error:
+        return str(error)
+    finally:
+        storage.close()
+
+
+def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
+    storage_url: str, storage: Storage, made: study.Study, opened: Callable[..., Storage]
+) -> None:
+    attempt = claim(made)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    optuna.delete_study(study_name=made.name, storage=opened(storage_url).optuna)
+
+    with pytest.raises(StudyNotFound):
+        queue.fill(storage, made.study_id, 5, first={})
+    assert queue.claim(storage, made.study_id, WORKER) is None
+    assert queue.reap(storage, made.study_id) == []
+    assert queue.count(storage, made.study_id) == Counts()
+    for write in WRITES.values():
+        with pytest.raises(LeaseLost):
+            write(storage, attempt)
+
+
+def test_a_study_that_another_tool_deletes_is_missed_as_well(
+    storage_url: str, storage: Storage, made: study.Study
+) -> None:
+    attempt = claim(made)
+    queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
+    _delete_with_optuna_alone(storage_url, made.name)
+
+    for write in WRITES.values():
+        with pytest.raises(LeaseLost):
+            write(storage, attempt)
+
+
+def test_a_study_that_another_tool_deletes_leaves_nothing_to_its_successor(
+    storage_url: str, storage: Storage, made: study.Study
+) -> None:
+    queue.record(storage, claim(made), HALFWAY, POINTS, VALUES)
+    _delete_with_optuna_alone(storage_url, made.name)
+
+    successor = make_study(storage, 2)
+
+    assert queue.list_running(storage, successor.study_id) == []
+    assert queue.trained_iterations(storage, successor.study_id) == 0
+    first = claim(successor)
+    assert (first.trial_number, first.number) == (0, 1)
+    assert queue.load_curve(storage, first.trial_id) == []
+
+
+def _delete_with_optuna_alone(url: str, name: str) -> None:
+    """Delete a study as optuna-dashboard does, whose connections to SQLite do not enforce foreign keys."""
+    backend = RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
+    optuna.delete_study(study_name=name, storage=backend)
+    backend.engine.dispose()
+
+
+def _states(made: study.Study) -> list[tuple[int, TrialState]]:
+    """List number and state of the trials as another process would see them."""
+    with made.storage.engine.connect() as connection:
+        trials = models.TrialModel
+        rows = connection.execute(select(trials.number, trials.state).where(trials.study_id == made.study_id))
+        return sorted((number, state) for number, state in rows)
+
+
+def _without_leases(tables: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[tuple[Any, ...]]]:
+    lease_until = 7
+    attempts = [row[:lease_until] + row[lease_until + 1 :] for row in tables["hpo_attempts"]]
+    return tables | {"hpo_attempts": attempts}
+
+
+def _content(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": trial.distributions,
+        "intermediate_values": trial.intermediate_values,
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "started": trial.datetime_start is not None,
+        "ended": trial.datetime_complete is not None,
+    }

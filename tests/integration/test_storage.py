@@ -1,0 +1,271 @@
+"""Open databases of both kinds: the ways in which that succeeds, and those in which it is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy import select, text
+
+from conftest import PASSWORD, PostgreSQL, free_port
+from hpo import queue, study
+from hpo.errors import BadInput, HpoError, StorageUnavailable
+from hpo.storage import VERSION_TABLE, Storage, now_s, open_storage
+from integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
+
+Open = Callable[..., Storage]
+ALLOWED = "allowed: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+PROCESSES = 8
+
+
+def test_what_one_storage_writes_another_reads(storage_url: str, opened: Open) -> None:
+    made = make_study(opened(storage_url), 3)
+
+    for access in ("write", "read"):
+        storage = opened(storage_url, access)
+        assert study.load(storage, None).settings == SETTINGS
+        assert queue.count(storage, made.study_id) == queue.Counts(waiting=3)
+
+
+def test_opening_again_changes_nothing(storage_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    make_study(storage, 3)
+    before = dump(storage)
+
+    for access in ("create", "write", "read"):
+        opened(storage_url, access)
+
+    assert dump(storage) == before
+
+
+def test_several_processes_create_one_database_at_once(storage_url: str, opened: Open) -> None:
+    assert in_processes(_create_study, [(storage_url,)] * PROCESSES) == [1] * PROCESSES
+
+    assert queue.count(opened(storage_url, "read"), 1) == queue.Counts(waiting=2)
+
+
+def _create_study(url: str) -> int:
+    storage = open_storage(url, "create")
+    try:
+        return make_study(storage, 2).study_id
+    finally:
+        storage.close()
+
+
+def test_read_access_cannot_write(storage_url: str, opened: Open) -> None:
+    writer = opened(storage_url)
+    made = make_study(writer, 2)
+    attempt = queue.claim(writer, made.study_id, queue.WorkerId(name="w", host="h", device="cpu"))
+    assert attempt is not None
+    before = dump(writer)
+
+    reader = opened(storage_url, "read")
+    for write in (
+        lambda: queue.fill(reader, made.study_id, 5, first={}),
+        lambda: queue.claim(reader, made.study_id, queue.WorkerId(name="w", host="h", device="cpu")),
+        lambda: queue.renew(reader, attempt, NOTHING),
+        lambda: queue.describe_study(reader, made.study_id, {"new": 1}),
+        lambda: make_study(reader, 5),
+    ):
+        with pytest.raises(StorageUnavailable, match=r"read-?only"):
+            write()
+
+    assert dump(writer) == before
+
+
+def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:
+    for access in ("write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(f"sqlite:///{tmp_path}/none.db", access)
+        assert str(refused.value) == (
+            f"storage: there is no database {tmp_path}/none.db; `hpo run` makes one, --storage names another"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as refused:
+        open_storage(f"sqlite:///{tmp_path}/none/hpo.db", "create")
+    assert str(refused.value) == (
+        f"storage: {tmp_path}/none/hpo.db cannot be a database file; its folder must exist and it must not be one"
+    )
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Not a database, but a text that is long enough to be taken for one." * 40)
+    before = file.read_bytes()
+
+    for access in ("create", "write", "read"):
+        with pytest.raises(HpoError) as refused:
+            open_storage(f"sqlite:///{file}", access)
+        assert str(refused.value) == f"storage sqlite:///{file}: file is not a database"
+
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", f"storage: not a database URL; {ALLOWED}"),
+        ("hpo.db", f"storage: not a database URL; {ALLOWED}"),
+        (f"postgresql//hpo:{PASSWORD}@host/hpo", f"storage: not a database URL; {ALLOWED}"),
+        (f"postgresql://hpo:{PASSWORD}@host:port/hpo", f"storage: not a database URL; {ALLOWED}"),
+        (
+            f"mysql://hpo:{PASSWORD}@host/hpo",
+            f"storage mysql://hpo:***@host/hpo: 'mysql' is not supported; {ALLOWED}",
+        ),
+        (
+            f"postgresql+psycopg2://hpo:{PASSWORD}@host/hpo",
+            f"storage postgresql+psycopg2://hpo:***@host/hpo: 'postgresql+psycopg2' is not supported; {ALLOWED}",
+        ),
+        (
+            f"postgresql://hpo:{PASSWORD}@host",
+            f"storage postgresql://hpo:***@host: names no database that processes could share; {ALLOWED}",
+        ),
+        ("sqlite://", f"storage sqlite://: names no database that processes could share; {ALLOWED}"),
+        (
+            "sqlite:///:memory:",
+            f"storage sqlite:///%3Amemory%3A: names no database that processes could share; {ALLOWED}",
+        ),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        open_storage(url, "create")
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("access", ["create", "write", "read"])
+@pytest.mark.parametrize(
+    "form", ["hpo:{password}@127.0.0.1:{port}/hpo", "127.0.0.1:{port}/hpo?user=hpo&password={password}"]
+)
+def test_a_closed_port_is_named_without_the_password(form: str, access: str) -> None:
+    port = free_port()
+    with pytest.raises(StorageUnavailable) as failed:
+        open_storage("postgresql://" + form.format(port=port, password=PASSWORD), access)
+    message = str(failed.value)
+    assert f"127.0.0.1:{port}/hpo" in message
+    assert "\n" not in message
+    assert PASSWORD not in message
+
+
+def test_a_wrong_password_is_refused_without_showing_it(postgresql: PostgreSQL) -> None:
+    url = postgresql.make_database().replace(PASSWORD, "battery-staple")
+    with pytest.raises(StorageUnavailable, match='password authentication failed for user "hpo"') as failed:
+        open_storage(url, "create")
+    assert "battery-staple" not in str(failed.value)
+
+
+def test_a_database_that_is_not_there_is_named(postgresql: PostgreSQL) -> None:
+    with pytest.raises(StorageUnavailable, match='database "none" does not exist') as failed:
+        open_storage(postgresql.url("none"), "create")
+    assert PASSWORD not in str(failed.value)
+
+
+def test_a_database_that_optuna_alone_uses_holds_no_studies_of_ours(
+    storage_url: str, shown_url: str, opened: Open
+) -> None:
+    _make_study_with_optuna_alone(storage_url)
+
+    for access in ("write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(storage_url, access)
+        assert str(refused.value) == f"storage {shown_url}: holds no studies of hpo; `hpo run` makes one"
+
+
+def test_a_study_of_ours_fits_beside_one_that_optuna_made(storage_url: str, opened: Open) -> None:
+    _make_study_with_optuna_alone(storage_url)
+
+    storage = opened(storage_url)
+    made = make_study(storage, 2)
+
+    assert study.load(storage, None).name == made.name == "small"
+    assert [s.study_name for s in storage.optuna.get_all_studies()] == ["theirs", "small"]
+
+
+def test_an_empty_database_holds_no_studies_of_ours(kind: str, storage_url: str, shown_url: str) -> None:
+    if kind == "sqlite":
+        sqlite3.connect(storage_url.removeprefix("sqlite:///")).close()
+        Path(storage_url.removeprefix("sqlite:///")).touch()
+
+    for access in ("write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(storage_url, access)
+        assert str(refused.value) == f"storage {shown_url}: holds no studies of hpo; `hpo run` makes one"
+
+
+def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    make_study(storage, 1)
+    with storage.transaction() as session:
+        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    before = dump(storage)
+
+    for access in ("create", "write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(storage_url, access)
+        assert str(refused.value) == (
+            f"storage {shown_url}: its tables are of revision 9999, this release of hpo wants 0001"
+        )
+
+    assert dump(storage) == before
+
+
+def test_a_database_that_is_refused_is_left_without_connections(postgresql: PostgreSQL, opened: Open) -> None:
+    url = postgresql.make_database()
+    storage = opened(url)
+    with storage.transaction() as session:
+        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    storage.close()
+
+    with pytest.raises(BadInput) as refused:
+        open_storage(url)
+
+    wait_until(lambda: postgresql.count_connections(url) == 0, 5.0, f"no connection is left after: {refused.value}")
+
+
+def test_tables_of_another_release_of_optuna_are_refused(storage_url: str, shown_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    make_study(storage, 1)
+    with storage.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'v1.3.0.a'"))
+    before = dump(storage)
+
+    for access in ("create", "write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(storage_url, access)
+        assert str(refused.value).startswith(f"storage {shown_url}: The runtime optuna version ")
+        assert "\n" not in str(refused.value)
+
+    assert dump(storage) == before
+
+
+def test_the_clock_is_the_databases_and_counts_from_the_epoch(storage: Storage) -> None:
+    before = time.time()
+    with storage.transaction() as session:
+        found = session.scalar(select(now_s()))
+    assert found is not None
+    assert before - 1 <= found <= time.time() + 1
+
+
+@pytest.fixture
+def shown_url(storage_url: str) -> str:
+    """Give the URL as messages show it."""
+    return _with_driver(storage_url).replace(PASSWORD, "***")
+
+
+def _make_study_with_optuna_alone(url: str) -> None:
+    backend = RDBStorage(_with_driver(url))
+    optuna.create_study(study_name="theirs", storage=backend)
+    backend.engine.dispose()
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://")

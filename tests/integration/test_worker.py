@@ -1,0 +1,236 @@
+"""Start real workers and drivers, interrupt and kill them, and see that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select, update
+
+from hpo import queue, study
+from hpo.artifacts import open_artifacts
+from hpo.errors import HpoError
+from hpo.queue import Counts
+from hpo.storage import AttemptRow, Storage
+from hpo.trajectory import Checkpoints
+from hpo.worker import StopSignal, work
+from integration.support import SETTINGS, SPACE, dump, make_study, wait_until
+
+Start = Callable[..., subprocess.Popen[str]]
+Open = Callable[..., Storage]
+
+START_S = 120.0  # to import torch on a busy machine
+HAND_BACK_S = 5.0
+ORPHANED_S = 20.0  # two heartbeats
+FINISH_S = 120.0
+SHORT = replace(SETTINGS, iterations=256)  # long enough to be interrupted, short enough to be finished
+
+
+@pytest.fixture
+def start(tmp_path: Path, storage_url: str) -> Iterator[Start]:
+    """Start `hpo` in a process; what is left of it is killed at the end."""
+    with ExitStack() as stack:
+
+        def start_hpo(*arguments: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hpo", *arguments],
+                cwd=tmp_path,
+                env=_environment(storage_url, tmp_path),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            stack.callback(_end, process)
+            return process
+
+        yield start_hpo
+
+
+def _environment(storage_url: str, folder: Path) -> Mapping[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
+    return kept | {"HPO_STORAGE": storage_url, "HPO_DATA": str(folder), "HPO_ARTIFACTS": str(folder / "artifacts")}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def first_trial(made: study.Study) -> FrozenTrial:
+    return made.storage.optuna.get_trial(made.storage.optuna.get_trial_id_from_study_id_trial_number(made.study_id, 0))
+
+
+def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
+    """Wait until so many trials have parameters, and a measurement."""
+
+    def trains() -> bool:
+        running = queue.list_running(made.storage, made.study_id)
+        return len(running) == workers and len(dump(made.storage)["hpo_curve_points"]) >= workers
+
+    wait_until(trains, START_S, f"{workers} workers that train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "code", "word"),
+    [
+        ("sqlite", signal.SIGTERM, 143, "terminated"),
+        ("sqlite", signal.SIGINT, 130, "interrupted"),
+        ("postgresql", signal.SIGTERM, 143, "terminated"),
+    ],
+)
+def test_a_worker_that_is_asked_to_stop_hands_back_its_trial_which_another_finishes(
+    storage: Storage, start: Start, number: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    made = make_study(storage, 1, SHORT)
+    worker = start("worker")
+    wait_until_it_trains(made)
+    params = first_trial(made).params
+    assert params == made.space.base_params()
+
+    asked = time.monotonic()
+    worker.send_signal(number)
+    output = worker.communicate(timeout=FINISH_S)
+    took_s = time.monotonic() - asked
+
+    assert worker.returncode == code, output
+    assert took_s < HAND_BACK_S
+    assert output[1].splitlines()[-2:] == ["finished 0 trials of small", f"{word}; the same command continues"]
+    assert "Traceback" not in output[1]
+    waiting = first_trial(made)
+    assert (waiting.state, waiting.params, waiting.intermediate_values) == (TrialState.WAITING, params, {})
+    assert queue.count(storage, made.study_id) == Counts(waiting=1)
+
+    assert _work_here(made, tmp_path) == 1
+
+    finished = first_trial(made)
+    assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
+    assert [row[2] for row in sorted(dump(storage)["hpo_attempts"])] == [1, 2]
+    curve = queue.load_curve(storage, finished._trial_id)
+    assert curve[-1].iteration == SHORT.iterations
+    spent = study.status(made)["iterations_spent"]
+    # What the first worker trained since its last checkpoint is stored as well when it is asked to stop.
+    assert spent == {"naive": SHORT.iterations, "requested": SHORT.iterations, "trained": SHORT.iterations}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_a_worker_that_is_killed_leaves_its_trial_to_whoever_reaps_it(storage: Storage, start: Start) -> None:
+    made = make_study(storage, 1, SHORT)
+    worker = start("worker")
+    wait_until_it_trains(made)
+    params = first_trial(made).params
+    worker.kill()
+    worker.communicate()
+    assert queue.count(storage, made.study_id) == Counts(running=1)
+    _let_leases_lapse(storage)
+
+    successor = start("worker")
+    output = successor.communicate(timeout=FINISH_S)
+
+    assert (successor.returncode, output[1].splitlines()[-1]) == (0, "finished 1 trials of small")
+    finished = first_trial(made)
+    assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
+    assert queue.count(storage, made.study_id) == Counts(complete=1)
+
+
+def _work_here(made: study.Study, folder: Path) -> int:
+    """Be a worker in this process."""
+    checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
+    return work(made, device=torch.device("cpu"), data_dir=folder, stop=StopSignal(), checkpoints=checkpoints)
+
+
+def _let_leases_lapse(storage: Storage) -> None:
+    """Do at once what a minute without a heartbeat does."""
+    with storage.transaction() as session:
+        session.execute(update(AttemptRow).values(lease_until_s=0.0))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver = start(
+        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "6400"),
+        *("--trials", "3", "--workers", "2", "--no-reuse"),
+    )
+    made = wait_until(lambda: _find_study(storage_url, opened), START_S, "a study")
+    wait_until_it_trains(made, workers=2)
+    workers = [int(row.worker.rpartition(":")[2]) for row in queue.list_running(made.storage, made.study_id)]
+    params = {trial.number: trial.params for trial in made.trials()}
+
+    driver.kill()
+    driver.communicate()
+
+    try:
+        wait_until(lambda: not any(map(_is_running, workers)), ORPHANED_S, "workers that have noticed")
+        assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
+        assert {trial.number: trial.params for trial in made.trials()} == params
+        log = (tmp_path / "small.log").read_text()
+        assert log.count("orphaned; the same command continues") == 2
+        assert "Traceback" not in log
+    finally:
+        for pid in filter(_is_running, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _find_study(url: str, opened: Open) -> study.Study | None:
+    try:
+        return study.load(opened(url), "small")
+    except HpoError:  # not made yet
+        return None
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a process lives; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_eight_workers_on_one_file_finish_exactly_the_trials_that_were_asked_for(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver = start(
+        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"),
+        *("--trials", "16", "--workers", "8", "--json"),
+    )
+    output = driver.communicate(timeout=2 * START_S)
+
+    assert driver.returncode == 0, output
+    made = study.load(opened(storage_url, "read"), "small")
+    trials = made.trials()
+    assert [trial.number for trial in trials] == list(range(16))
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert queue.list_running(made.storage, made.study_id) == []
+    log = (tmp_path / "small.log").read_text()
+    assert "database is locked" not in log
+    assert "Traceback" not in log
+    assert _finished_in(log) == 16
+    assert _outcomes(made) <= {"complete", "pruned", "parked"}
+
+
+def _finished_in(log: str) -> int:
+    lines = [line.split() for line in log.splitlines() if line.startswith("finished ")]
+    return sum(int(words[1]) for words in lines)
+
+
+def _outcomes(made: study.Study) -> set[Any]:
+    with made.storage.transaction() as session:
+        return set(session.scalars(select(AttemptRow.outcome)))

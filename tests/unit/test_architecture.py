@@ -1,0 +1,157 @@
+"""Test that the modules import only what stands below them, and that what must stay light stays light."""
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import hpo
+
+PACKAGE = Path(hpo.__file__).parent
+
+# From the top down, as in DESIGN.md.
+ORDER = (
+    "__main__",
+    "cli",
+    "progress",
+    "view",
+    "dashboard",
+    "report",
+    "benchmark",
+    "launch.ray",
+    "launch.local",
+    "launch",
+    "worker",
+    "study",
+    "objective",
+    "trajectory",
+    "train",
+    "model",
+    "data",
+    "space",
+    "migrations",
+    "queue",
+    "storage",
+    "artifacts",
+    "settings",
+    "schedule",
+    "recipe",
+    "errors",
+    "__init__",
+)
+
+HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "pandas")
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts[0] == "migrations":
+        return "migrations"
+    return ".".join(parts).removesuffix(".__init__")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {name_of(path) for path in FILES}
+
+
+def imports_of(tree):
+    """List the modules of this package that a tree imports, at its top or in a function."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {module_of(name) for name in names if name.split(".")[0] == "hpo"}
+    return found
+
+
+def module_of(name):
+    """Find the module that a dotted name stands in: `hpo.queue.Counts` in `queue`."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in MODULES:
+            return ".".join(parts[:length])
+    return "__init__"
+
+
+def runtime_tree(path):
+    """Parse a file without what only type checkers read."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    return tree
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert sorted(MODULES - set(ORDER)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_module_imports_only_what_stands_below_it(path):
+    name = name_of(path)
+    below = ORDER[ORDER.index(name) + 1 :]
+
+    assert sorted(imports_of(ast.parse(path.read_text())) - {*below, name}) == []
+
+
+def test_no_import_goes_round_in_a_circle():
+    graph = {}
+    for path in FILES:
+        graph.setdefault(name_of(path), set()).update(imports_of(ast.parse(path.read_text())) - {name_of(path)})
+
+    assert set(TopologicalSorter(graph).static_order()) == MODULES
+
+
+def test_the_view_knows_records_by_their_types_only():
+    assert imports_of(runtime_tree(PACKAGE / "view.py")) == set()
+
+
+@pytest.mark.parametrize("module", ["hpo.cli", "hpo.view", "hpo.schedule", "hpo.settings"])
+def test_what_answers_at_once_loads_nothing_heavy(module):
+    script = f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))"
+
+    loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+
+    assert module in loaded
+    assert [name for name in loaded if name in HEAVY] == []
+
+
+def test_the_help_loads_nothing_heavy_either():
+    script = (
+        "import json, sys; sys.argv = ['hpo', 'run', '--help']\n"
+        "from hpo.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, file=sys.stderr)\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+
+    code, loaded = done.stderr.splitlines()
+    assert code == "0"
+    assert [name for name in json.loads(loaded) if name in HEAVY] == []
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p) not in ("benchmark",)], ids=name_of)
+def test_nothing_but_the_benchmark_names_a_file_of_test_images(path):
+    tree = ast.parse(path.read_text())
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    not_train = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and (node.arg, ast.unparse(node.value)) == ("train", "False")
+    ]
+
+    assert [text for text in texts if "t10k" in text or "test_batch" in text] == []
+    assert "test_list" not in attributes
+    assert not_train == []

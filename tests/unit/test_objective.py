@@ -1,0 +1,182 @@
+"""Test how a trial is run: what it reports, and how it ends."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from hpo.objective import Task, run_trial, standard_error
+from hpo.queue import Outcome
+from hpo.recipe import documented_runs
+from hpo.schedule import best_point, evaluation, reports, rungs, stops_early
+from hpo.train import Training
+
+BASE = replace(documented_runs()["baseline"].recipe, boundaries=(16_000, 32_000), batch_size=20, iterations=32, seed=5)
+
+
+@dataclass
+class Recorder:
+    """Take notes, stop before a given iteration's step, and prune at a given iteration."""
+
+    stop_at: int | None = None
+    prune_at: int | None = None
+    iteration: int = 0
+    steps: int = 0
+    curve: list = field(default_factory=list)
+    values: dict = field(default_factory=dict)
+    asked_at: list = field(default_factory=list)
+    _next: int = 0
+
+    def stopped(self):
+        if self._next == self.stop_at:
+            return True
+        self._next += 1
+        return False
+
+    def advanced(self, iteration, steps):
+        self.iteration = iteration
+        self.steps += steps
+
+    def record(self, point, values):
+        assert point.iteration == self.iteration
+        assert not values.keys() & self.values.keys()
+        self.curve.append(point)
+        self.values |= values
+
+    def should_prune(self):
+        self.asked_at.append(self.iteration)
+        return self.iteration == self.prune_at
+
+
+def run(recipe, dataset, base=BASE, align="phase", **orders):
+    recorder = Recorder(**orders)
+    return run_trial(Task(recipe=recipe, base=base, align=align, precision="fp32"), dataset, recorder), recorder
+
+
+def train(recipe, dataset, until):
+    """Train without a trial around it, and measure at the same iterations."""
+    plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
+    training, curve = Training(recipe, dataset, "fp32"), []
+    for iteration in plan.iterations:
+        if iteration <= until:
+            training.advance(iteration)
+            last = iteration == recipe.iterations
+            curve.append(training.measure(len(dataset.validation) if last else plan.images))
+    return training, curve
+
+
+def outcome_of(sentence, end, found):
+    return Outcome(
+        state="complete",
+        value=found.accuracy,
+        attrs={
+            "outcome": sentence,
+            "iterations": end,
+            "validation loss": found.loss,
+            "standard error": math.sqrt(found.accuracy * (1 - found.accuracy) / found.images),
+        },
+    )
+
+
+def expected_values(recipe, curve, align):
+    accuracies = {point.iteration: point.val_accuracy for point in curve}
+    plan = sorted(accuracies)
+    return {report.step: accuracies[report.iteration] for report in reports(recipe, BASE, plan, align)}
+
+
+@pytest.mark.parametrize("align", ["phase", "iteration"])
+def test_a_trial_that_runs_to_its_end_has_the_accuracy_of_its_last_weights(few_digits, align):
+    recipe = replace(BASE, boundaries=(8_000, 48_000))
+    training, curve = train(recipe, few_digits, 32)
+
+    outcome, recorder = run(recipe, few_digits, align=align)
+
+    assert outcome == outcome_of("complete", 32, training.evaluate(few_digits.validation))
+    assert recorder.curve == curve
+    assert (recorder.iteration, recorder.steps) == (32, 32)
+    assert recorder.values == expected_values(recipe, curve, align)
+
+
+def test_a_pruner_is_asked_at_every_rung_and_nowhere_else(few_digits):
+    _, recorder = run(BASE, few_digits)
+
+    assert recorder.asked_at == sorted(rungs(32))
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 7])
+def test_a_trial_that_is_stopped_has_no_outcome_and_has_told_of_every_step(few_digits, stop_at):
+    outcome, recorder = run(BASE, few_digits, stop_at=stop_at)
+
+    assert outcome == "stopped"
+    assert (recorder.iteration, recorder.steps) == (stop_at, stop_at)
+    assert [point.iteration for point in recorder.curve] == list(range(1, stop_at + 1))
+
+
+def test_a_pruned_trial_has_the_value_that_was_reported_last(few_digits):
+    _, curve = train(BASE, few_digits, 6)
+
+    outcome, recorder = run(BASE, few_digits, prune_at=6)
+
+    assert outcome == Outcome(
+        state="pruned",
+        value=curve[-1].val_accuracy,
+        attrs={"outcome": "pruned at iteration 6", "iterations": 6},
+    )
+    assert recorder.curve == curve
+    assert recorder.values == {point.iteration: point.val_accuracy for point in curve}
+    assert recorder.steps == 6
+
+
+@pytest.mark.parametrize("batch_size", [20, 80], ids=["measured on a subset", "measured on the whole split"])
+def test_a_trial_that_stops_early_has_the_accuracy_of_its_best_weights(few_digits, batch_size):
+    recipe = replace(BASE, values=(0.5, 0.5, 0.5), early_stopping=4_000, batch_size=batch_size)
+
+    outcome, recorder = run(recipe, few_digits)
+
+    end, best = recorder.curve[-1].iteration, best_point(recorder.curve).iteration
+    assert best < end < 32, "this recipe was chosen to stop early"
+    assert [stops_early(recorder.curve[:n], recipe) for n in range(1, end + 1)] == [False] * (end - 1) + [True]
+    training, curve = train(recipe, few_digits, end)
+    assert recorder.curve == curve
+    training, _ = train(recipe, few_digits, best)
+    assert outcome == outcome_of(
+        f"stopped early at iteration {end}, weights of iteration {best}", end, training.evaluate(few_digits.validation)
+    )
+    assert recorder.steps == end
+
+
+def test_early_stopping_that_never_strikes_still_takes_the_best_weights(few_digits):
+    recipe = replace(BASE, values=(0.05, 0.5, 0.5), early_stopping=63_000)
+
+    outcome, recorder = run(recipe, few_digits)
+
+    best = best_point(recorder.curve).iteration
+    assert best < 32, "this recipe was chosen to be best before its end"
+    training, _ = train(recipe, few_digits, best)
+    assert outcome == outcome_of(f"complete, weights of iteration {best}", 32, training.evaluate(few_digits.validation))
+
+
+@pytest.mark.parametrize(("values", "finite"), [((1e4, 1e4, 1e4), 0), ((1e30, 1e30, 1e30), 0), ((0.1, 1e30, 0.1), 8)])
+def test_a_trial_that_diverges_is_pruned_with_the_reason_and_nothing_infinite_is_recorded(few_digits, values, finite):
+    outcome, recorder = run(replace(BASE, values=values), few_digits)
+
+    length = len(recorder.curve)
+    last = recorder.curve[-1].val_accuracy if recorder.curve else None
+    assert finite <= length < finite + 3, "this recipe was chosen to diverge when the high rate begins"
+    assert outcome == Outcome(
+        state="pruned",
+        value=last,
+        attrs={
+            "outcome": f"diverged: the loss was not finite at iteration {length + 1}",
+            "iterations": length,
+        },
+    )
+    assert all(math.isfinite(x) for p in recorder.curve for x in (p.train_loss, p.val_loss, p.val_accuracy))
+    assert recorder.values == {point.iteration: point.val_accuracy for point in recorder.curve}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "error"), [(0.9, 100, 0.03), (0.5, 2_500, 0.01), (0.0, 144, 0.0), (1.0, 144, 0.0)]
+)
+def test_the_standard_error_is_the_binomial_one(accuracy, images, error):
+    assert standard_error(accuracy, images) == pytest.approx(error)

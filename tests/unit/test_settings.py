@@ -1,0 +1,108 @@
+"""Test the settings of a study: kept, read back, compared, and the limits of names."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from hpo.errors import BadInput, StudyMismatch
+from hpo.settings import StudySettings, check_study_name, default_data_dir
+
+SETTINGS = StudySettings(
+    space={"name": "mine", "base": "dropout", "search": {"head": ["linear", "dropout"]}},
+    dataset="digits",
+    split="0f0e",
+    iterations=640,
+    seed=7,
+    precision="fp32",
+    compiled=False,
+    sampler="tpe",
+    pruner="asha",
+    align="phase",
+)
+
+
+def test_settings_come_back_from_the_attributes_of_a_study():
+    assert StudySettings.from_attrs(json.loads(json.dumps(SETTINGS.to_attrs()))) == SETTINGS
+
+
+def test_settings_are_kept_under_names_that_a_person_can_read():
+    assert SETTINGS.to_attrs() == {
+        "search space": {"name": "mine", "base": "dropout", "search": {"head": ["linear", "dropout"]}},
+        "data set": "digits",
+        "split checksum": "0f0e",
+        "iterations": 640,
+        "seed": 7,
+        "precision": "fp32",
+        "compiled": False,
+        "sampler": "tpe",
+        "pruner": "asha",
+        "align": "phase",
+    }
+
+
+def test_a_study_with_the_same_settings_goes_on():
+    assert SETTINGS.require(replace(SETTINGS), "mine-digits") is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"dataset": "cifar10"}, "data set is cifar10 in the study and digits here"),
+        ({"split": "aaaa"}, "split checksum is aaaa in the study and 0f0e here"),
+        ({"iterations": 64}, "iterations is 64 in the study and 640 here"),
+        ({"seed": 0}, "seed is 0 in the study and 7 here"),
+        ({"precision": "bf16"}, "precision is bf16 in the study and fp32 here"),
+        ({"compiled": True}, "compiled is True in the study and False here"),
+        ({"sampler": "gp"}, "sampler is gp in the study and tpe here"),
+        ({"pruner": "none"}, "pruner is none in the study and asha here"),
+        ({"align": "iteration"}, "align is iteration in the study and phase here"),
+        (
+            {"space": {"name": "mine", "base": "dense", "description": ""}},
+            "the search space differs in base, description, search",
+        ),
+        (
+            {"seed": 0, "pruner": "none"},
+            "seed is 0 in the study and 7 here; pruner is none in the study and asha here",
+        ),
+    ],
+)
+def test_a_study_with_other_settings_is_refused_with_each_that_differs(changed, problem):
+    with pytest.raises(StudyMismatch) as refused:
+        SETTINGS.require(replace(SETTINGS, **changed), "mine-digits")
+
+    assert str(refused.value) == (
+        f"study mine-digits was made with other settings: {problem}. "
+        "Give the settings of the study, or another name with --study."
+    )
+
+
+def test_no_setting_can_differ_unnoticed():
+    for field in fields(StudySettings):
+        other = "another" if field.name != "space" else {}
+        with pytest.raises(StudyMismatch):
+            SETTINGS.require(replace(SETTINGS, **{field.name: other}), "mine-digits")
+
+
+@pytest.mark.parametrize("name", ["a", "smooth_lr-digits", "7.b-C_d", "x" * 100])
+def test_a_name_that_can_stand_in_a_file_name_is_taken(name):
+    assert check_study_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "a\n", "ä", "x" * 101])
+def test_a_name_that_cannot_stand_in_a_file_name_is_refused(name):
+    with pytest.raises(BadInput) as refused:
+        check_study_name(name)
+
+    assert str(refused.value) == (
+        f"study name {name!r}: allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+    )
+
+
+@pytest.mark.parametrize(("cache", "folder"), [("/caches", "/caches/hpo"), ("", "/home/me/.cache/hpo")])
+def test_data_sets_are_kept_in_the_users_cache(monkeypatch, cache, folder):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+
+    assert default_data_dir() == Path(folder)

@@ -1,0 +1,200 @@
+"""Test what a terminal is shown, line by line."""
+
+import re
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hpo import view
+from hpo.model import LayerRow
+from hpo.queue import Counts, Running
+from hpo.recipe import ParameterCounts, documented_runs
+from hpo.study import Best
+
+COUNTS = Counts(complete=3, pruned=4, failed=0, running=2, waiting=11)
+
+
+def lines_of(renderable, width=100):
+    console = Console(file=StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.0000"), (0.89125, "0.8912"), (1.0, "1.0000")])
+def test_an_accuracy_has_four_places(value, text):
+    assert view.accuracy(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "unknown"),
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3_599.6, "1 h 00 min"),
+        (3_660, "1 h 01 min"),
+        (90_000, "25 h 00 min"),
+    ],
+)
+def test_a_duration_is_written_for_people(seconds, text):
+    assert view.duration(seconds) == text
+
+
+@given(seconds=st.floats(0, 1e7))
+def test_a_duration_has_never_60_minutes_or_seconds(seconds):
+    numbers = re.findall(r"(\d+) (?:min|s)\b", view.duration(seconds))
+
+    assert numbers
+    assert all(int(number) < 60 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "finished", "remaining", "left_s"),
+    [(100.0, 0, 5, None), (100.0, 4, 6, 150.0), (100.0, 4, 0, 0.0), (0.0, 0, 0, None)],
+)
+def test_the_time_left_follows_from_the_trials_finished_so_far(elapsed_s, finished, remaining, left_s):
+    assert view.time_left(elapsed_s, finished, remaining) == left_s
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (COUNTS, "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting"),
+        (Counts(complete=1, failed=2), "3 / 20 finished, 1 complete, 0 pruned, 2 failed, 0 running, 0 waiting"),
+        (Counts(), "0 / 20 finished, 0 complete, 0 pruned, 0 running, 0 waiting"),
+    ],
+)
+def test_failed_trials_are_counted_where_there_are_any(counts, line):
+    assert view.counts_line(counts, 20) == line
+
+
+def test_the_live_view_shows_the_best_trial_and_what_each_worker_does():
+    running = [
+        Running(worker="a:1", host="a", device="cuda:0", trial_number=7, iteration=120, val_accuracy=0.5),
+        Running(worker="b:22", host="b", device="cpu", trial_number=12, iteration=0, val_accuracy=None),
+    ]
+
+    assert lines_of(view.progress("mine", COUNTS, 20, (3, 0.91234), running, 640, 125.0)) == [
+        "mine  7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting",
+        "best 0.9123 (trial 3), time left 2 min 05 s",
+        "worker  device  trial  iteration  accuracy",
+        "a:1     cuda:0      7  120 / 640    0.5000",
+        "b:22    cpu        12    0 / 640         -",
+    ]
+
+
+def test_the_live_view_of_a_study_that_just_began_claims_nothing():
+    assert lines_of(view.progress("mine", Counts(waiting=20), 20, None, [], 640, None)) == [
+        "mine  0 / 20 finished, 0 complete, 0 pruned, 0 running, 20 waiting",
+        "best -, time left unknown",
+        "worker  device  trial  iteration  accuracy",
+    ]
+
+
+def test_the_line_for_a_log_says_the_same():
+    assert view.progress_line(COUNTS, 20, (3, 0.91234), 9.0) == (
+        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best 0.9123 (trial 3); time left 9 s"
+    )
+    assert view.progress_line(COUNTS, 20, None, None) == (
+        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best -; time left unknown"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spent", "line"),
+    [
+        (
+            {"naive": 32_000, "requested": 12_480, "trained": 4_800},
+            "4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
+        ),
+        ({"naive": 0, "requested": 0, "trained": 0}, "0 trained, 0 requested, 0 naive"),
+    ],
+)
+def test_what_a_study_cost_stands_beside_what_it_would_have_cost(spent, line):
+    assert view.spent_line(spent) == line
+
+
+STATUS = {
+    "study": "smooth_lr-digits",
+    "space": "smooth_lr",
+    "dataset": "digits",
+    "iterations": 640,
+    "target": 50,
+    "trials": {"complete": 18, "pruned": 32, "failed": 0, "running": 0, "waiting": 0},
+    "best": {"trial": 11, "value": 0.98765, "recipe": {}},
+    "iterations_spent": {"naive": 32_000, "requested": 12_480, "trained": 4_800},
+}
+
+
+def test_the_status_of_a_study_is_a_table_of_five_rows():
+    assert lines_of(view.status(STATUS)) == [
+        "study       smooth_lr-digits",
+        "space       smooth_lr on digits, 640 iterations a trial",
+        "trials      50 of 50 finished: 18 complete, 32 pruned, 0 failed, 0 running, 0 waiting",
+        "best        0.9877 (trial 11)",
+        "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
+    ]
+
+
+def test_a_status_without_a_best_trial_says_so():
+    assert lines_of(view.status(STATUS | {"best": None}))[3] == "best        none yet"
+
+
+def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
+    base = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=7)
+    found = Best(
+        trial=11,
+        value=0.98765,
+        standard_error=0.00921,
+        recipe=type(base).from_dict(base.to_dict() | {"head": "linear", "boundaries": [16_000, 32_000, 56_000]}),
+        curve=(),
+    )
+
+    assert lines_of(view.best(found, base.to_dict()), width=140) == [
+        "trial                11",
+        "validation accuracy  0.9877 ± 0.0092 (standard error). It was picked for being high: expect less on new "
+        "images.",
+        "head                 linear   (base recipe: dropout)",
+        "dropout              0.0   (base recipe: 0.5)",
+        "shortcut_norm        True",
+        "boundaries           [16000, 32000, 56000]   (base recipe: [20000, 32000, 56000])",
+        "values               [0.1, 0.02, 0.005, 0.001]",
+        "early_stopping       None",
+        "batch_size           128",
+        "momentum             0.9",
+        "weight_decay         0.0",
+        "iterations           640",
+        "seed                 7",
+    ]
+
+
+def test_the_layer_table_is_written_as_in_the_documentation_of_the_runs():
+    rows = [
+        LayerRow(name="input_1", kind="InputLayer", shape=(32, 32, 3), params=0),
+        LayerRow(name="conv2d", kind="Conv2D", shape=(32, 32, 16), params=448),
+        LayerRow(name="dense", kind="Dense", shape=(10,), params=650),
+    ]
+
+    assert lines_of(view.layers(rows, ParameterCounts(total=271_786, trainable=270_410, non_trainable=1_376))) == [
+        "Layer (type)          Output Shape         Param",
+        "input_1 (InputLayer)  [(None, 32, 32, 3)]      0",
+        "conv2d (Conv2D)       (None, 32, 32, 16)     448",
+        "dense (Dense)         (None, 10)             650",
+        "",
+        "Total params: 271786",
+        "Trainable params: 270410",
+        "Non-trainable params: 1376",
+    ]
+
+
+def test_the_spaces_are_listed_with_what_they_search():
+    assert lines_of(view.spaces([("dense", "dense", 6, "The dense head"), ("mine", "own", 12, "All of it")])) == [
+        "name   base recipe  parameters  description",
+        "dense  dense        6           The dense head",
+        "mine   own          12          All of it",
+    ]
