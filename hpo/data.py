@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import pickle
+import shutil
 import socket
 import threading
+import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -290,7 +294,7 @@ def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..
             content: bytes = file.read()
     except FileNotFoundError as error:
         raise DataDamaged(f"{path} is missing; remove {path.parent} to fetch the data set again") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataDamaged(f"{path} cannot be read: {error}") from error
     found = hashlib.new(algorithm, content).hexdigest()
     if found != expected:
@@ -302,15 +306,27 @@ def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..
 
 
 def _fetch_cifar10(data_dir: Path) -> None:
-    with _download("cifar10", CIFAR10.url):
-        CIFAR10(str(data_dir), download=True)
+    with _download("cifar10", CIFAR10.url), _staging(data_dir) as folder:
+        CIFAR10(str(folder), download=True)
+        (folder / CIFAR10.base_folder).replace(data_dir / CIFAR10.base_folder)
 
 
 def _fetch_fashion_mnist(data_dir: Path) -> None:
-    folder = data_dir / "FashionMNIST" / "raw"
-    with _download("fashion_mnist", FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0]):
+    mirror = FashionMNIST.mirrors[0]
+    with _download("fashion_mnist", mirror + FashionMNIST.resources[0][0]), _staging(data_dir) as folder:
         for filename, md5 in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + filename, str(folder), filename, md5)
+            download_url(mirror + filename, str(folder / "raw"), filename, md5)
+        (data_dir / "FashionMNIST").mkdir(exist_ok=True)
+        (folder / "raw").replace(data_dir / "FashionMNIST" / "raw")
+
+
+@contextmanager
+def _staging(data_dir: Path) -> Iterator[Path]:
+    """Give a folder to download into, so that a data set appears whole; what is in it is gone on with after a break."""
+    folder = data_dir / ".fetching"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -321,8 +337,9 @@ def _download(name: str, url: str) -> Iterator[None]:
     socket.setdefaulttimeout(DOWNLOAD_START_S)  # torchvision sets none
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        raise DataUnavailable(f"{name} could not be fetched: {error}") from error
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        _close(error)
+        raise DataUnavailable(f"{name} could not be fetched: {str(error).strip()}") from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -340,7 +357,8 @@ def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) ->
             with urllib.request.urlopen(url, timeout=limit_s) as response:
                 response.read(1)
             answer.append(None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            _close(error)
             answer.append(error)
 
     # A thread, because name resolution knows no timeout.
@@ -350,7 +368,13 @@ def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) ->
     if not answer:
         raise DataUnavailable(f"{name} could not be fetched: no answer within {limit_s:g} s")
     if answer[0] is not None:
-        raise DataUnavailable(f"{name} could not be fetched: {answer[0]}") from answer[0]
+        raise DataUnavailable(f"{name} could not be fetched: {str(answer[0]).strip()}") from answer[0]
+
+
+def _close(error: Exception) -> None:
+    """Close the connection that an HTTP error holds."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
 
 
 _SOURCES: dict[DatasetName, _Source] = {

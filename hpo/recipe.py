@@ -81,7 +81,10 @@ class Recipe:
 
 def _check(recipe: Recipe) -> None:
     edges = (0, *recipe.boundaries, REFERENCE_ITERATIONS)
+    whole = {name: getattr(recipe, name) for name in ("early_stopping", "batch_size", "iterations", "seed")}
     rules = (
+        *((name, value is None or type(value) is int, "a whole number") for name, value in whole.items()),
+        ("boundaries", all(type(b) is int for b in recipe.boundaries), "whole numbers"),
         ("head", recipe.head in HEADS, f"one of {', '.join(HEADS)}"),
         ("dropout", 0 <= recipe.dropout < 1, "at least 0 and under 1"),
         (

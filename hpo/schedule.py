@@ -92,15 +92,15 @@ def learning_rate(recipe: Recipe, iteration: int) -> float:
 
 
 def learning_rate_runs(recipe: Recipe, until: int) -> tuple[tuple[int, float], ...]:
-    """List the rates over [0, until) as (end, rate), equal neighbours merged."""
+    """List the rates over [0, until) as (end, rate), equal neighbours merged and empty phases left out."""
     runs: list[tuple[int, float]] = []
     for phase in phases(recipe):
         end = min(phase.end, until)
+        if phase.start >= end:
+            continue
         if runs and runs[-1][1] == phase.learning_rate:
             runs.pop()
         runs.append((end, phase.learning_rate))
-        if end == until:
-            break
     return tuple(runs)
 
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, cast
+from typing import Annotated, Any, Self, cast
 
 import yaml
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from hpo.errors import BadInput, SpaceError
 from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
 
-Number = TypeVar("Number", int, float)
+MAX_MEMBERS = 1_000
+
 Param = bool | int | float | str
 Place = tuple[str | int, ...]
 
@@ -55,6 +66,8 @@ def _check_range(found: IntRange | FloatRange) -> None:
     if found.high < found.low:
         raise ValueError(f"high {found.high} is under low {found.low}")
     steps = (found.high - found.low) / found.step
+    if steps > MAX_MEMBERS:
+        raise ValueError(f"low {found.low} to high {found.high} in steps of {found.step} are over {MAX_MEMBERS} values")
     if abs(steps - round(steps)) > 1e-9:
         raise ValueError(f"high {found.high} is not low {found.low} plus a multiple of step {found.step}")
 
@@ -63,27 +76,46 @@ def _form(value: object) -> str:
     return "range" if isinstance(value, dict | IntRange | FloatRange) else "choices"
 
 
-def _distinct(choices: list[Number]) -> list[Number]:
-    if len(set(choices)) < len(choices):
+def _distinct(field: Any) -> Any:
+    if isinstance(field, list) and len(set(field)) < len(field):
         raise ValueError("a choice stands twice")
-    return choices
+    return field
 
 
-_Rate = Annotated[float, Field(gt=0, lt=10)]
-_Fraction = Annotated[float, Field(gt=0, lt=1)]
-_Iterations = Annotated[int, Field(gt=0, lt=REFERENCE_ITERATIONS)]
+def _between(low: float, high: float) -> AfterValidator:
+    def check(field: Any) -> Any:
+        for member in _members(field):
+            if not low < member < high:
+                raise ValueError(f"{member} is not over {low} and under {high}")
+        return field
+
+    return AfterValidator(check)
+
+
+_Choices = Field(min_length=1)
 IntField = Annotated[
-    Annotated[IntRange, Tag("range")] | Annotated[list[_Iterations], Field(min_length=1), Tag("choices")],
+    Annotated[IntRange, Tag("range")]
+    | Annotated[list[Annotated[int, Field(gt=0, lt=REFERENCE_ITERATIONS)]], _Choices, Tag("choices")],
     Discriminator(_form),
-]
-RateField = Annotated[
-    Annotated[FloatRange, Tag("range")] | Annotated[list[_Rate], Field(min_length=1), Tag("choices")],
-    Discriminator(_form),
+    AfterValidator(_distinct),
+    _between(0, REFERENCE_ITERATIONS),
 ]
 FractionField = Annotated[
-    Annotated[FloatRange, Tag("range")] | Annotated[list[_Fraction], Field(min_length=1), Tag("choices")],
+    Annotated[FloatRange, Tag("range")]
+    | Annotated[list[Annotated[float, Field(gt=0, lt=1)]], _Choices, Tag("choices")],
     Discriminator(_form),
+    AfterValidator(_distinct),
+    _between(0, 1),
 ]
+RateField = Annotated[
+    Annotated[FloatRange, Tag("range")]
+    | Annotated[list[Annotated[float, Field(gt=0, lt=10)]], _Choices, Tag("choices")],
+    Discriminator(_form),
+    AfterValidator(_distinct),
+    _between(0, 10),
+]
+HeadField = Annotated[list[Head], Field(min_length=1), AfterValidator(_distinct)]
+SwitchField = Annotated[list[bool], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Search(_Strict):
@@ -93,29 +125,22 @@ class Search(_Strict):
     one, `patience` only under early stopping.
     """
 
-    head: Annotated[list[Head], Field(min_length=1)] | None = None
+    head: HeadField | None = None
     dropout: FractionField | None = None
-    shortcut_norm: Annotated[list[bool], Field(min_length=1)] | None = None
-    early_stopping: Annotated[list[bool], Field(min_length=1)] | None = None
+    shortcut_norm: SwitchField | None = None
+    early_stopping: SwitchField | None = None
     patience: IntField | None = None
     boundaries: list[IntField] | None = None
     values: list[RateField] | None = None
-
-    @field_validator("head", "dropout", "shortcut_norm", "early_stopping", "patience")
-    @classmethod
-    def _no_repeats(cls, value: Any) -> Any:
-        return _distinct(value) if isinstance(value, list) else value
 
     @field_validator("boundaries")
     @classmethod
     def _boundaries_are_apart(cls, boundaries: list[IntRange | list[int]] | None) -> Any:
         spans = [_span(b) for b in boundaries or []]
         for field in boundaries or []:
-            off = [b for b in _members(field) if b % BOUNDARY_GRID or not 0 < b < REFERENCE_ITERATIONS]
+            off = [b for b in _members(field) if b % BOUNDARY_GRID]
             if off:
-                raise ValueError(
-                    f"boundary {off[0]} is not a multiple of {BOUNDARY_GRID} over 0 and under {REFERENCE_ITERATIONS}"
-                )
+                raise ValueError(f"boundary {off[0]} is not a multiple of {BOUNDARY_GRID}")
         for (_, high), (low, _) in pairwise(spans):
             if high >= low:
                 raise ValueError(f"boundaries overlap: one reaches up to {high}, the next begins at {low}")
@@ -145,6 +170,11 @@ class SearchSpace(_Strict):
         ):
             if fields is not None and len(fields) != wanted:
                 raise _refusal(("search", name), f"has {len(fields)} entries; the base recipe has {wanted}")
+        heads = self.search.head or [base.head]
+        if self.search.dropout is not None and heads == ["linear"]:
+            raise _refusal(("search", "dropout"), "needs a head that has one: dropout or dense")
+        if self.search.dropout is None and not base.dropout and "dropout" in heads:
+            raise _refusal(("search", "head"), "needs search.dropout: the base recipe has no dropout rate")
         if self.search.patience is not None and not self._may_stop_early():
             raise _refusal(("search", "patience"), "needs early stopping, in the base recipe or in the search")
         if self.search.early_stopping and True in self.search.early_stopping and self._patience_is_open():
@@ -342,7 +372,9 @@ def _yaml_problem(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {getattr(error, 'problem', error)}"
 
 
-def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
+def _refuse_repeated_keys(node: yaml.Node, source: str, above: tuple[yaml.Node, ...] = ()) -> None:
+    if node in above:
+        raise SpaceError(f"{source}: line {node.start_mark.line + 1}: what stands here contains itself")
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -350,10 +382,10 @@ def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
                 raise SpaceError(f"{source}: line {key.start_mark.line + 1}: key {key.value!r} stands twice")
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
-            _refuse_repeated_keys(value, source)
+            _refuse_repeated_keys(value, source, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _refuse_repeated_keys(value, source)
+            _refuse_repeated_keys(value, source, (*above, node))
 
 
 def _problem(entry: Mapping[str, Any], root: yaml.Node) -> str:

@@ -74,7 +74,9 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""
         with self.storage.translated():
-            return self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
+            found = self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
+        total = queue.count(self.storage, self.study_id).total
+        return found[:total]  # Optuna's cache goes on listing waiting trials that were taken away at the end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,7 +48,10 @@ def test_files_in_s3_are_whole_or_refused(bucket: str) -> None:
 
 
 def test_two_workers_share_what_they_train_through_s3(
-    bucket: str, make_url: Callable[[str], str], opened: Callable[..., Storage], digits: Dataset  # noqa: F811
+    bucket: str,
+    make_url: Callable[[str], str],
+    opened: Callable[..., Storage],
+    digits: Dataset,  # noqa: F811
 ) -> None:
     url = make_url("sqlite")
     first, second = (Checkpoints(opened(url), open_artifacts(bucket)) for _ in range(2))
@@ -59,7 +62,11 @@ def test_two_workers_share_what_they_train_through_s3(
 
 
 def test_a_bucket_that_does_not_exist_costs_checkpoints_and_nothing_else(
-    bucket: str, storage: Storage, digits: Dataset, caplog: pytest.LogCaptureFixture, tmp_path: Path  # noqa: F811
+    bucket: str,
+    storage: Storage,
+    digits: Dataset,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     del tmp_path
     outcome, alone = train(RECIPE, digits, None)

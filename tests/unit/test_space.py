@@ -225,11 +225,11 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ),
         (
             "{boundaries: [[31000, 32000], [48000]]}",
-            "search.boundaries: boundary 31000 is not a multiple of 2000 over 0 and under 64000",
+            "search.boundaries: boundary 31000 is not a multiple of 2000",
         ),
         (
             "{boundaries: [{low: 0, high: 32000, step: 4000}, [48000]]}",
-            "search.boundaries: boundary 0 is not a multiple of 2000 over 0 and under 64000",
+            "search.boundaries.0: 0 is not over 0 and under 64000",
         ),
         ("{values: [[20.0], [0.01], [0.001]]}", "search.values.0.0 is 20.0: Input should be less than 10"),
         (
