@@ -16,7 +16,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
-SCHEMES = "a folder, s3://BUCKET or gs://BUCKET"
+ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET without a path"
 Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
 
 
@@ -92,6 +92,18 @@ class Artifacts:
             raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
 
 
+def check_artifacts_url(url: str) -> None:
+    """Refuse a URL that can name no artifact store, without touching anything.
+
+    Raises:
+        BadInput: The URL is of another kind.
+    """
+    parts = urlsplit(url)
+    bucket = parts.scheme in ("s3", "gs") and parts.netloc and not parts.path.strip("/")
+    if not url or ("://" in url and not bucket):
+        raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
+
+
 def open_artifacts(url: str) -> Artifacts:
     """Open an artifact store by URL.
 
@@ -101,13 +113,10 @@ def open_artifacts(url: str) -> Artifacts:
     Side effects:
         Makes the folder.
     """
+    check_artifacts_url(url)
     parts = urlsplit(url)
-    if parts.scheme in ("s3", "gs"):
-        if not parts.netloc or parts.path.strip("/"):
-            raise BadInput(f"artifacts {url!r}: allowed are {SCHEMES}, without a path")
-        return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
     if "://" in url:
-        raise BadInput(f"artifacts {url!r}: allowed are {SCHEMES}")
+        return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
     try:
         Path(url).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -168,7 +168,7 @@ def run(
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
-    from hpo.artifacts import open_artifacts
+    from hpo.artifacts import check_artifacts_url
     from hpo.space import load_space
     from hpo.storage import open_storage
 
@@ -190,8 +190,7 @@ def run(
         pruner=pruner.value,
         align=align.value,
     )
-    if reuse:
-        open_artifacts(artifacts)
+    check_artifacts_url(artifacts)
     database = open_storage(storage, "create")
     made = studies.continue_or_create(database, name, settings, trials)
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
@@ -203,7 +202,8 @@ def run(
         _print_json(found)
     else:
         _conclude(made, found, storage)
-    if found["trials"]["complete"] + found["trials"]["pruned"] == 0:
+    counts = found["trials"]
+    if counts["failed"] and not counts["complete"] + counts["pruned"]:
         raise StudyFailed(f"all trials of study {name} failed; `hpo dashboard` shows why")
 
 

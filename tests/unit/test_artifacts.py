@@ -51,7 +51,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("url", ["ftp://host/folder", "s3://", "s3://bucket/folder", "gs://bucket/folder", "http://x"])
 def test_other_urls_are_refused_and_make_no_folder(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="allowed are a folder, s3://BUCKET or gs://BUCKET"):
+    with pytest.raises(BadInput, match="allowed are a folder, or s3://BUCKET or gs://BUCKET"):
         open_artifacts(url)
     assert list(tmp_path.iterdir()) == []
 
