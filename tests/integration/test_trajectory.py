@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,39 +14,17 @@ from sqlalchemy import select, update
 
 from hpo import queue, study
 from hpo.artifacts import Artifacts, open_artifacts
-from hpo.data import Dataset, Split, load_dataset, split_dataset
+from hpo.data import Dataset
 from hpo.errors import VerificationFailed
-from hpo.objective import Task, run_trial
-from hpo.queue import Attempt, Outcome, Progress
+from hpo.queue import Outcome, Progress
 from hpo.recipe import Recipe
-from hpo.schedule import CurvePoint, evaluation
+from hpo.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
 from hpo.train import Training, numerics
 from hpo.trajectory import Checkpoints, Sharing, compare_with_scratch, encode, segments
 
-from .support import NOTHING, SETTINGS, WORKER
-
-BUDGET = 32
-RECIPE = Recipe(
-    head="dropout",
-    dropout=0.5,
-    shortcut_norm=True,
-    boundaries=(20000, 40000),
-    values=(0.05, 0.02, 0.005),
-    batch_size=8,
-    iterations=BUDGET,
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    whole = load_dataset("digits", Path("/nonexistent")).train
-    return split_dataset("digits", Split(images=whole.images[:200], labels=whole.labels[:200]), padding=1, flip=False)
+from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
+from .support import NOTHING, WORKER
 
 
 @pytest.fixture
@@ -57,55 +35,6 @@ def artifacts(tmp_path: Path) -> Artifacts:
 @pytest.fixture
 def checkpoints(storage: Storage, artifacts: Artifacts) -> Checkpoints:
     return Checkpoints(storage, artifacts)
-
-
-@dataclass
-class Watcher:
-    """Count what is trained, keep what is measured, and stop or prune where it is told to."""
-
-    stop_at: int | None = None
-    prune_at: int | None = None
-    steps: int = 0
-    iteration: int = 0
-    curve: list[CurvePoint] = field(default_factory=list)
-
-    def stopped(self) -> bool:
-        """Count the iterations by being asked before each."""
-        self.asked = getattr(self, "asked", -1) + 1
-        return self.stop_at is not None and self.asked >= self.stop_at
-
-    def advanced(self, iteration: int, steps: int) -> None:
-        self.steps += steps
-        self.iteration = iteration
-
-    def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        del values
-        self.curve.append(point)
-
-    def should_prune(self) -> bool:
-        return self.prune_at is not None and self.curve[-1].iteration >= self.prune_at
-
-
-def claim(storage: Storage, number: int = 1) -> list[Attempt]:
-    """Claim trials of a new study, all for live workers."""
-    made = study.continue_or_create(storage, "shared", SETTINGS, 100)
-    claimed = [queue.claim(storage, made.study_id, WORKER) for _ in range(number)]
-    assert None not in claimed
-    return [attempt for attempt in claimed if attempt]
-
-
-def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: int) -> tuple[object, Watcher]:
-    watcher = Watcher(**kwargs)
-    task = Task(recipe=recipe, base=RECIPE, align="phase", precision="fp32")
-    return run_trial(task, digits, watcher, sharing), watcher
-
-
-def train_and_finish(recipe: Recipe, digits: Dataset, checkpoints: Checkpoints) -> tuple[object, Watcher]:
-    [attempt] = claim(checkpoints.storage)
-    outcome, watcher = train(recipe, digits, Sharing(checkpoints, attempt))
-    assert isinstance(outcome, Outcome)
-    queue.finish(checkpoints.storage, attempt, NOTHING, outcome)
-    return outcome, watcher
 
 
 recipes = st.builds(
