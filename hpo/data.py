@@ -26,8 +26,6 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import CIFAR10, FashionMNIST
-from torchvision.datasets.utils import download_url
 
 from hpo.errors import DataDamaged, DataUnavailable
 from hpo.settings import DatasetName
@@ -259,6 +257,8 @@ def _load_digits(_data_dir: Path) -> Split:
 
 
 def _load_cifar10(data_dir: Path) -> Split:
+    from torchvision.datasets import CIFAR10  # here, as importing it takes a third of a worker's start
+
     folder = data_dir / CIFAR10.base_folder
     if not folder.is_dir():
         raise DataUnavailable(f"cifar10 is not in {data_dir}: there is no folder {folder}")
@@ -306,12 +306,17 @@ def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..
 
 
 def _fetch_cifar10(data_dir: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
     with _download("cifar10", CIFAR10.url), _staging(data_dir) as folder:
         CIFAR10(str(folder), download=True)
         (folder / CIFAR10.base_folder).replace(data_dir / CIFAR10.base_folder)
 
 
 def _fetch_fashion_mnist(data_dir: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
     mirror = FashionMNIST.mirrors[0]
     with _download("fashion_mnist", mirror + FashionMNIST.resources[0][0]), _staging(data_dir) as folder:
         for filename, md5 in FashionMNIST.resources:

@@ -411,6 +411,8 @@ def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float
     changed = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
+        # Where another tool deleted the study, SQLite may have kept the attempt.
+        .where(exists().where(Trials.trial_id == attempt.trial_id))
         .values(lease_until_s=now_s() + lease_s, **asdict(progress))
     )
     if _rows(changed) != 1:
@@ -458,6 +460,8 @@ def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
 def _requeue(session: Session, trial_id: int) -> None:
     # What was reported goes too: the next attempt reports it again, and a pruner must not see a future.
     _forget(session, [trial_id], (CurveRow, models.TrialIntermediateValueModel))
+    notes = models.TrialSystemAttributeModel
+    session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith("completed_rung_")))
     session.execute(
         update(Trials)
         .where(Trials.trial_id == trial_id, Trials.state == TrialState.RUNNING)

@@ -17,7 +17,20 @@ from alembic.script import ScriptDirectory
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
-from sqlalchemy import Connection, Double, Engine, ForeignKey, Index, String, Text, UniqueConstraint, event
+from sqlalchemy import (
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    Index,
+    NullPool,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -191,10 +204,12 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), access)
     try:
+        if access != "create":
+            _check_our_tables(parsed, shown)
         backend = _open_with_retries(parsed, access)
         if access == "create":
-            _create_our_tables(backend.engine)
-        _check_our_tables(backend.engine, shown)
+            _create_our_tables(backend)
+            _check_our_tables(parsed, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
@@ -213,6 +228,8 @@ def parse_url(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise BadInput(f"storage: not a database URL; allowed: {allowed}") from None
+    if isinstance(hidden := parsed.query.get("password"), str):  # where no message would hide it
+        parsed = parsed.set(password=hidden).difference_update_query(["password"])
     shown = parsed.render_as_string(hide_password=True)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -228,6 +245,18 @@ def _check_sqlite_file(path: Path, access: str) -> None:
         raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")
     if access != "create" and not path.is_file():
         raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
+
+
+class _ClosingStorage(RDBStorage):
+    """Be Optuna's storage, but leave no connection behind where it refuses a database."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except Exception:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
 
 
 def _open_with_retries(url: URL, access: str) -> RDBStorage:
@@ -248,8 +277,8 @@ def _open_optuna(url: URL, access: str) -> RDBStorage:
     plain_url = url.render_as_string(hide_password=False)
     if url.get_backend_name() == "postgresql" and access == "create":
         with _creation_lock(plain_url, connect):
-            return RDBStorage(plain_url, engine_kwargs=kwargs)
-    backend = RDBStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=access != "create")
+            return _ClosingStorage(plain_url, engine_kwargs=kwargs)
+    backend = _ClosingStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=access != "create")
     if url.get_backend_name() == "sqlite":
         _begin_immediately(backend.engine, access)
     return backend
@@ -295,8 +324,6 @@ def _postgresql_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
 @contextmanager
 def _creation_lock(url: str, connect: dict[str, Any]) -> Iterator[None]:
     """Let one process at a time create tables."""
-    from sqlalchemy import create_engine, text
-
     engine = create_engine(url, connect_args=connect)
     try:
         with engine.connect() as connection:
@@ -312,17 +339,23 @@ def _alembic_config() -> alembic.config.Config:
     return config
 
 
-def _create_our_tables(engine: Engine) -> None:
+def _create_our_tables(backend: RDBStorage) -> None:
     config = _alembic_config()
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
-        if _our_revision(connection) is None:
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+    try:
+        with backend.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
+            if _our_revision(connection) is None:
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, "head")
+    except Exception:
+        backend.engine.dispose()
+        raise
 
 
-def _check_our_tables(engine: Engine, shown: str) -> None:
+def _check_our_tables(url: URL, shown: str) -> None:
+    connect = {} if url.get_backend_name() == "sqlite" else _postgresql_options("read")[0]
+    engine = create_engine(url, connect_args=connect, poolclass=NullPool)
     with engine.connect() as connection:
         found = _our_revision(connection)
     if found is None:

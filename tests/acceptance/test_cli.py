@@ -120,7 +120,7 @@ BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
         (["--trials", "many"], 2, "Invalid value for '--trials'"),
         (["--space", "nope"], 2, "space 'nope' is neither a file nor a shipped space; shipped: baseline, dense, "),
         (["--space", "bad.yaml"], 2, "bad.yaml: line 4: search.dropout.1 is 1.5: Input should be less than 1"),
-        (["--dataset", "mnist"], 2, "Invalid value for '--dataset': 'mnist'"),
+        (["--dataset", "mnist"], 2, "'mnist' is not one of"),
         (["--study", "../x"], 2, "study name '../x': allowed are 1 to 100 letters, digits, '.', '_' and '-'"),
         (["--iterations", "31"], 2, "Invalid value for '--iterations'"),
         (["--workers", "0"], 2, "Invalid value for '--workers'"),
@@ -130,7 +130,7 @@ BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
         (
             ["--storage", "postgresql://u:correct-horse@127.0.0.1:PORT/db"],
             3,
-            "storage postgresql://u:***@127.0.0.1:PORT",
+            "storage postgresql+psycopg://u:***@127.0.0.1:PORT",
         ),
         (
             ["--artifacts", "ftp://host"],

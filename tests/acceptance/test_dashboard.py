@@ -81,6 +81,9 @@ def test_the_optuna_command_line_shows_names_parameters_values_and_states(study:
     trials = shell.run("optuna", "trials", "--storage", url, "--study-name", STUDY, "-f", "json").json
     assert [trial["number"] for trial in trials] == list(range(6))
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
+    found = shell.hpo("best", "--storage", url, "--json").json
+    best = shell.run("optuna", "best-trial", "--storage", url, "--study-name", STUDY, "-f", "json").json
+    assert (best["number"], best["value"]) == (found["trial"], found["value"])
     assert all(trial["params"].keys() >= PARAMETERS for trial in trials)
     assert all(trial["user_attrs"]["iterations"] > 0 for trial in trials if trial["state"] == "COMPLETE")
 
