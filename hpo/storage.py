@@ -208,8 +208,7 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
             _check_our_tables(parsed, shown)
         backend = _open_with_retries(parsed, access)
         if access == "create":
-            _create_our_tables(backend)
-            _check_our_tables(parsed, shown)
+            _create_our_tables(backend, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
@@ -339,7 +338,7 @@ def _alembic_config() -> alembic.config.Config:
     return config
 
 
-def _create_our_tables(backend: RDBStorage) -> None:
+def _create_our_tables(backend: RDBStorage, shown: str) -> None:
     config = _alembic_config()
     try:
         with backend.engine.begin() as connection:
@@ -348,6 +347,7 @@ def _create_our_tables(backend: RDBStorage) -> None:
             if _our_revision(connection) is None:
                 config.attributes["connection"] = connection
                 alembic.command.upgrade(config, "head")
+            _require_our_revision(connection, shown)
     except Exception:
         backend.engine.dispose()
         raise
@@ -357,7 +357,11 @@ def _check_our_tables(url: URL, shown: str) -> None:
     connect = {} if url.get_backend_name() == "sqlite" else _postgresql_options("read")[0]
     engine = create_engine(url, connect_args=connect, poolclass=NullPool)
     with engine.connect() as connection:
-        found = _our_revision(connection)
+        _require_our_revision(connection, shown)
+
+
+def _require_our_revision(connection: Connection, shown: str) -> None:
+    found = _our_revision(connection)
     if found is None:
         raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
