@@ -459,7 +459,7 @@ def lines(result: Result) -> Iterator[str]:
     yield f"  {'':12}{'images/s: median [min, max]':>32}{f'{OURS} is so many times as fast':>32}"
     for name, summary in result.images_per_s.items():
         ratio = result.ratios[name].text(2) if name in result.ratios else ""
-        yield f"  {name:12}{summary.text(0):>32}{ratio:>32}"
+        yield f"  {name:12}{summary.text(0):>32}{ratio:>32}".rstrip()
     for precision, summary in result.matmul_gflops.items():
         yield f"  matmul {precision}: {summary.text(1)} GFLOP/s"
     yield f"  {OURS} ({result.precision}) does {result.share.text(2)} of the {result.precision} matmul rate"
@@ -469,7 +469,11 @@ def lines(result: Result) -> Iterator[str]:
 def environment(threads: int) -> dict[str, Any]:
     """Describe the machine."""
     found = {"processor": processor(), "cores": os.cpu_count(), "threads": threads}
-    return found | {"python": platform.python_version(), "system": platform.platform(), "load": os.getloadavg()[0]}
+    return found | {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
 
 
 def processor() -> str:
@@ -504,7 +508,8 @@ def main() -> None:
     for side in (32, 8) if args.size == "both" else (int(args.size),):
         results.append(run(side, args))
         print("\n".join(lines(results[-1])), flush=True)
-    print("; ".join(sorted(set(results[0].versions.values()))))
+    described["load_after"] = round(os.getloadavg()[0], 2)
+    print("; ".join(sorted(set(results[0].versions.values()))), f"load after {described['load_after']}", sep="; ")
     if args.json:
         found = {"environment": described, "results": [asdict(result) for result in results]}
         args.json.write_text(json.dumps(found, indent=2) + "\n")
