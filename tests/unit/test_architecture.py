@@ -17,6 +17,11 @@ PACKAGE = Path(hpo.__file__).parent
 ORDER = (
     "__main__",
     "cli",
+    "cli.search",
+    "cli.results",
+    "cli.catalog",
+    "cli.options",
+    "cli.output",
     "progress",
     "view",
     "dashboard",

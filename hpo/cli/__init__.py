@@ -1,0 +1,82 @@
+"""Parse the command line, call, and print.
+
+Nothing heavy is imported at the top: `hpo --help` must feel instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Never
+
+import typer
+
+from hpo import __version__
+from hpo.cli import catalog, results, search
+from hpo.cli.output import INTERRUPTED, say
+from hpo.errors import BadInput, HpoError
+
+app = typer.Typer(
+    name="hpo",
+    help="Search the hyperparameters of a small convolutional network around five documented experiments.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+spaces_app = typer.Typer(help="List, show and check search spaces.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(spaces_app, name="spaces")
+app.add_typer(data_app, name="data")
+
+for command in (
+    search.run,
+    search.worker,
+    search.status,
+    results.best,
+    results.verify,
+    results.dashboard,
+    results.gc,
+    catalog.model,
+):
+    app.command()(command)
+spaces_app.command("list")(catalog.spaces_list)
+spaces_app.command("show")(catalog.spaces_show)
+spaces_app.command("check")(catalog.spaces_check)
+spaces_app.command("schema")(catalog.spaces_schema)
+data_app.command("fetch")(catalog.data_fetch)
+data_app.command("check")(catalog.data_check)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Search the hyperparameters of a small convolutional network around five documented experiments."""
+
+
+def main() -> Never:
+    """Run the command line: errors are one line on stderr, and each kind has its exit code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
+    except HpoError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.TyperException as error:
+        say(f"error: {error.format_message()}")
+        return BadInput.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED

@@ -1,0 +1,112 @@
+"""Show what there is to search with: networks, spaces and data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo.cli.options import DataOption, FetchableDataset, HeadChoice, JsonOption
+from hpo.cli.output import print_json, show
+from hpo.errors import BadInput
+from hpo.settings import DEFAULT_ITERATIONS, default_data_dir
+
+
+def model(
+    head: Annotated[HeadChoice, typer.Option(help="What comes after the last residual block.")] = HeadChoice.linear,
+    shortcut_norm: Annotated[bool, typer.Option("--shortcut-norm", help="BatchNorm on the padded shortcuts.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Print the layer table of the network for CIFAR-10, with its parameter counts."""
+    from dataclasses import asdict
+
+    import torch
+
+    from hpo import view
+    from hpo.model import ResNet20, count_parameters, layer_table
+
+    built = ResNet20(
+        channels=3,
+        classes=10,
+        head=head.value,
+        dropout=0.5,
+        shortcut_norm=shortcut_norm,
+        generator=torch.Generator(),
+    )
+    rows, counts = layer_table(built, (32, 32, 3)), count_parameters(built)
+    if json_output:
+        print_json({"layers": [asdict(row) for row in rows], "params": asdict(counts)})
+    else:
+        show(view.layers(rows, counts))
+
+
+def spaces_list(json_output: JsonOption = False) -> None:
+    """List the shipped search spaces."""
+    from hpo import view
+    from hpo.space import list_shipped, load_space
+
+    found = [load_space(name) for name in list_shipped()]
+    entries = [(s.name, str(s.base), len(s.distributions()), s.description) for s in found]
+    if json_output:
+        print_json([dict(zip(("name", "base", "parameters", "description"), e, strict=True)) for e in entries])
+    else:
+        show(view.spaces(entries))
+
+
+def spaces_show(name: str) -> None:
+    """Print a shipped space's YAML."""
+    from hpo.space import load_space, shipped_dir
+
+    load_space(name)
+    path = shipped_dir() / f"{name}.yaml"
+    print((path if path.is_file() else Path(name)).read_text("utf-8"), end="")
+
+
+def spaces_check(file: str) -> None:
+    """Check a space file, and name file, line, key, bad value and what is allowed."""
+    from hpo.space import load_space
+
+    found = load_space(file)
+    print(f"{file}: a good space: {found.name}, {len(found.distributions())} parameters around {found.base}")
+
+
+def spaces_schema() -> None:
+    """Print the JSON Schema of space files, for editors."""
+    from hpo.space import json_schema
+
+    print_json(json_schema())
+
+
+def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
+    """Download a data set unless it is there."""
+    from hpo.data import fetch_dataset
+
+    folder = data_dir or default_data_dir()
+    fetch_dataset(name.value, folder)
+    print(f"{name.value} is there and whole (looked in {folder})")
+
+
+def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
+    """Say which data sets are here, and whether they are whole."""
+    from hpo.data import load_dataset
+    from hpo.errors import DataDamaged, DataUnavailable
+
+    folder = data_dir or default_data_dir()
+    found: dict[str, str] = {}
+    damaged = False
+    for name in DEFAULT_ITERATIONS:
+        try:
+            data = load_dataset(name, folder)
+            found[name] = f"whole: {len(data.train)} training and {len(data.validation)} validation images"
+        except DataUnavailable as error:
+            found[name] = f"not here: {error}"
+        except DataDamaged as error:
+            found[name], damaged = f"damaged: {error}", True
+    if json_output:
+        print_json(found)
+    else:
+        for title, line in found.items():
+            print(f"{title}: {line}")
+    if damaged:
+        raise typer.Exit(BadInput.exit_code)

@@ -1,0 +1,39 @@
+"""Print for people and for programs: results on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from hpo.worker import StopSignal
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def exit_if_stopped(stop: StopSignal) -> None:
+    """End the process with the code of the signal that stopped it, if one did."""
+    codes = {"interrupted": INTERRUPTED, "terminated": TERMINATED, "orphaned": TERMINATED}
+    if stop.reason in codes:
+        say(f"{stop.reason}; the same command continues")
+        raise typer.Exit(codes[stop.reason])
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a result for a person."""
+    Console(highlight=False).print(renderable)
+
+
+def print_json(document: object) -> None:
+    """Print a result for a program."""
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def say(message: str) -> None:
+    """Tell a person something; stdout stays for results."""
+    print(message, file=sys.stderr)

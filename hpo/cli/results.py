@@ -1,0 +1,80 @@
+"""Look at what a study found: the best trial, a check of it, the dashboard; and keep the checkpoints in bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hpo.cli.options import ArtifactsOption, BudgetOption, DataOption, JsonOption, StorageOption, StudyOption
+from hpo.cli.output import print_json, say, show
+from hpo.settings import DEFAULT_ARTIFACTS, DEFAULT_CHECKPOINT_GB, DEFAULT_STORAGE, GIGABYTE, default_data_dir
+
+
+def best(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = False) -> None:
+    """Show the best completed trial: its validation accuracy, recipe and curve."""
+    from dataclasses import asdict
+
+    from hpo import study as studies
+    from hpo import view
+    from hpo.storage import open_storage
+
+    found_study = studies.load(open_storage(storage, "read"), study)
+    found = studies.best(found_study)
+    if json_output:
+        print_json(asdict(found) | {"recipe": found.recipe.to_dict()})
+    else:
+        show(view.best(found, found_study.base.to_dict()))
+
+
+def verify(
+    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial. [the best]")] = None,
+    study: StudyOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+    data_dir: DataOption = None,
+) -> None:
+    """Train a finished trial's recipe from scratch, and compare curve and weights bit for bit."""
+    from hpo import study as studies
+    from hpo.artifacts import open_artifacts
+    from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
+    from hpo.worker import verify as verify_trial
+
+    database = open_storage(storage)
+    found = studies.load(database, study)
+    kept = Checkpoints(database, open_artifacts(artifacts))
+    number = studies.best(found).trial if trial is None else trial
+    say(f"training trial {number} of {found.name} from scratch")
+    print(verify_trial(found, number, data_dir or default_data_dir(), kept))
+
+
+def gc(
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+) -> None:
+    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
+    from hpo.artifacts import open_artifacts
+    from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
+
+    kept = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
+    left = kept.collect_garbage()
+    print(f"{left / GIGABYTE:.3f} GB of checkpoints are left")
+
+
+def dashboard(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Show all studies of the storage in a browser, with optuna-dashboard."""
+    from hpo.dashboard import serve
+    from hpo.storage import open_storage
+
+    opened = open_storage(storage, "write" if read_write else "read")
+    mode = "changes allowed" if read_write else "read-only"
+    say(f"optuna-dashboard on http://{host}:{port}/ ({mode}); Ctrl-C ends it")
+    serve(opened, host=host, port=port, read_write=read_write)

@@ -1,0 +1,245 @@
+"""Search: create a study or continue one, join it, and see how it stands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from hpo.cli.options import (
+    AlignChoice,
+    ArtifactsOption,
+    BudgetOption,
+    DataOption,
+    DatasetChoice,
+    JsonOption,
+    PrecisionChoice,
+    PrunerChoice,
+    ReuseOption,
+    SamplerChoice,
+    StorageOption,
+    StudyOption,
+)
+from hpo.cli.output import exit_if_stopped, print_json, say, show
+from hpo.errors import StudyFailed
+from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
+from hpo.settings import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_CHECKPOINT_GB,
+    DEFAULT_ITERATIONS,
+    DEFAULT_STORAGE,
+    GIGABYTE,
+    DatasetName,
+    Precision,
+    StudySettings,
+    check_study_name,
+    default_data_dir,
+)
+
+if TYPE_CHECKING:
+    from hpo.study import Study
+
+
+def run(
+    space: Annotated[str, typer.Option(help="A shipped space's name, or a YAML file.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many trials the study is to have in all.")],
+    study: Annotated[str | None, typer.Option(help="Name of the study. [SPACE-DATASET]")] = None,
+    dataset: Annotated[DatasetChoice, typer.Option(help="auto: CIFAR-10 if it can be had, else digits.")] = (
+        DatasetChoice.auto
+    ),
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=MIN_ITERATIONS, max=100 * REFERENCE_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes. [one per GPU, or per core]")] = None,
+    sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice.tpe,
+    pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.median,
+    align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
+        AlignChoice.phase
+    ),
+    precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
+    compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the kernels.")] = False,
+    reuse: ReuseOption = True,
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+    data_dir: DataOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Create a study or continue one, and train until it has TRIALS finished trials."""
+    from hpo import study as studies
+    from hpo.artifacts import check_artifacts_url
+    from hpo.space import load_space
+    from hpo.storage import open_storage
+
+    if study is not None:
+        check_study_name(study)
+    found_space = load_space(space)
+    folder = data_dir or default_data_dir()
+    dataset_name, split = _choose_data(dataset.value, folder)
+    name = study or f"{found_space.name}-{dataset_name}"
+    settings = StudySettings(
+        space=found_space.model_dump(mode="json", exclude_none=True),
+        dataset=dataset_name,
+        split=split,
+        iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
+        seed=seed,
+        precision=_choose_precision(precision.value),
+        compiled=compiled,
+        sampler=sampler.value,
+        pruner=pruner.value,
+        align=align.value,
+    )
+    check_artifacts_url(artifacts)
+    database = open_storage(storage, "create")
+    made = studies.continue_or_create(database, name, settings, trials)
+    options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
+    options += [] if reuse else ["--no-reuse"]
+    environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
+    _drive(made, workers, timeout, options, environment)
+    found = studies.status(made)
+    if json_output:
+        print_json(found)
+    else:
+        _conclude(made, found, storage)
+    counts = found["trials"]
+    if counts["failed"] and not counts["complete"] + counts["pruned"]:
+        raise StudyFailed(f"all trials of study {name} failed; `hpo dashboard` shows why")
+
+
+def worker(
+    study: StudyOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reuse: ReuseOption = True,
+    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+    data_dir: DataOption = None,
+) -> None:
+    """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
+    from hpo import study as studies
+    from hpo.artifacts import open_artifacts
+    from hpo.launch.local import DRIVER_ENV
+    from hpo.storage import open_storage
+    from hpo.trajectory import Checkpoints
+    from hpo.worker import StopSignal, pick_device, work
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    database = open_storage(storage)
+    found = studies.load(database, study)
+    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
+    driver = os.environ.get(DRIVER_ENV)
+    stop = StopSignal(parent=int(driver) if driver else None)
+    folder = data_dir or default_data_dir()
+    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop)
+    say(f"finished {finished} trials of {found.name}")
+    exit_if_stopped(stop)
+
+
+def status(
+    study: StudyOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the study is done.")] = False,
+    storage: StorageOption = DEFAULT_STORAGE,
+    json_output: JsonOption = False,
+) -> None:
+    """Say how a study stands."""
+    from hpo import study as studies
+    from hpo.storage import open_storage
+
+    found = studies.load(open_storage(storage, "read"), study)
+    if watch and not json_output:
+        _watch(found)
+    elif json_output:
+        print_json(studies.status(found))
+    else:
+        from hpo import view
+
+        show(view.status(studies.status(found)))
+
+
+def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
+    """Find the data set, and give its name and the checksum of its splits."""
+    from hpo.data import choose_dataset, load_dataset
+
+    name, why_not_cifar10 = choose_dataset(wanted, folder)
+    if why_not_cifar10 is not None:
+        _notice_digits(why_not_cifar10)
+    return name, load_dataset(name, folder).checksum
+
+
+def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+    from hpo.train import native_precision
+    from hpo.worker import pick_device
+
+    return native_precision(pick_device("auto")) if wanted == "auto" else wanted
+
+
+def _drive(
+    study: Study, workers: int | None, timeout_s: float | None, options: list[str], environment: dict[str, str]
+) -> None:
+    import torch
+
+    from hpo import queue
+    from hpo.launch.local import LocalWorkers, choose_devices
+    from hpo.progress import Progress
+    from hpo.worker import StopSignal
+
+    counts = queue.count(study.storage, study.study_id)
+    if counts.waiting + counts.running == 0:
+        return
+    devices = choose_devices(workers, torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
+    log_path = Path(f"{study.name}.log").absolute()
+    launcher = LocalWorkers(study=study, devices=devices, options=options, environment=environment, log_path=log_path)
+    say(f"study {study.name}: {len(devices)} workers ({', '.join(devices)}), their log is {log_path}")
+    stop = StopSignal(deadline=None if timeout_s is None else time.monotonic() + timeout_s)
+    with stop.installed(), Progress(study) as shown:
+        launcher.run(stop, shown.update)
+    if stop.reason == "timed out":
+        say(f"stopped after {timeout_s:g} s; the same command continues")
+    exit_if_stopped(stop)
+
+
+def _watch(study: Study) -> None:
+    from hpo import queue
+    from hpo.progress import Progress
+
+    with Progress(study) as shown:
+        while True:
+            counts = queue.count(study.storage, study.study_id)
+            shown.update(counts)
+            if counts.waiting + counts.running == 0:
+                return
+            time.sleep(1.0)
+
+
+def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
+    from hpo import view
+    from hpo.study import best as load_best
+
+    show(view.status(found))
+    if found["best"] is None:
+        return
+    print()
+    show(view.best(load_best(study), study.base.to_dict()))
+    where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
+    print(f"\nNext{where}:")
+    print(f"  hpo best --study {study.name} --json     the curve of the best trial")
+    print("  hpo dashboard                            all trials in a browser")
+    print("  the same command with a larger --trials  goes on searching")
+
+
+def _notice_digits(why: str) -> None:
+    console = Console(stderr=True)
+    text = f"CIFAR-10 is not to be had ({why}). This study runs on scikit-learn's digits instead: 1,797 scans of 8x8."
+    console.rule("[bold]NOTICE: digits in place of CIFAR-10", style="yellow")
+    console.print(text, style="bold yellow", highlight=False, soft_wrap=True)
+    console.rule(style="yellow")
