@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -104,6 +104,20 @@ def learning_rate_runs(recipe: Recipe, until: int) -> tuple[tuple[int, float], .
     return tuple(runs)
 
 
+def distinct_iterations(lengths: Iterable[tuple[Recipe, int]]) -> int:
+    """Count the optimizer steps of recipes trained up to so many iterations, steps that they share counted once."""
+    reached: dict[tuple[object, ...], int] = {}
+    for recipe, length in lengths:
+        same = replace(recipe, boundaries=(), values=(1.0,), early_stopping=None)
+        runs = learning_rate_runs(recipe, length)
+        for index, (end, rate) in enumerate(runs):
+            before = runs[:index]
+            steps = end - (before[-1][0] if before else 0)
+            key = (same, before, rate)
+            reached[key] = max(reached.get(key, 0), steps)
+    return sum(reached.values())
+
+
 def evaluation(iterations: int, batch_size: int, validation_images: int) -> Evaluation:
     """Place the evaluations of a run so that they cost at most a tenth of its time.
 
@@ -164,10 +178,10 @@ def reports(recipe: Recipe, base: Recipe, evaluated: Sequence[int], align: Align
     return tuple(found)
 
 
-def rungs(iterations: int) -> frozenset[int]:
+def rungs(iterations: int, count: int = RUNGS) -> frozenset[int]:
     """List the steps at which a pruner is asked; the last report is not one, as nothing is left to save."""
     steps = grid(iterations)
-    return frozenset(steps[REPORTS // RUNGS - 1 : -1 : REPORTS // RUNGS])
+    return frozenset(steps[REPORTS // count - 1 : -1 : REPORTS // count])
 
 
 def best_point(curve: Sequence[CurvePoint]) -> CurvePoint:

@@ -216,9 +216,9 @@ def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler
                 return CmaEsSampler(seed=own, warn_independent_sampling=False)
 
 
-def make_pruner(name: PrunerName, iterations: int) -> BasePruner:
-    """Make a pruner for trials of a budget, asked at `RUNGS` evenly spaced steps."""
-    rung = max(1, iterations // RUNGS)
+def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePruner:
+    """Make a pruner for trials of a budget, asked at so many evenly spaced steps."""
+    rung = max(1, iterations // rungs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:

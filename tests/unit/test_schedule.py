@@ -18,6 +18,7 @@ from hpo.schedule import (
     Phase,
     Report,
     best_point,
+    distinct_iterations,
     evaluation,
     grid,
     iteration_at_phase_time,
@@ -365,3 +366,29 @@ def test_the_documented_curves_rank_as_they_end_at_phase_time_and_wrongly_at_equ
     assert ranking(at_the_end_of_phase(1)) == final
     assert ranking(at_phase_time(32_000)) == final
     assert ranking(at_phase_time(48_000)) == final
+
+
+@given(
+    trained=st.lists(
+        schedules(iterations=st.just(64)).flatmap(lambda r: st.tuples(st.just(r), st.integers(0, 64))), max_size=6
+    ),
+    dropouts=st.lists(st.sampled_from([0.3, 0.5]), min_size=6, max_size=6),
+)
+def test_a_step_counts_once_for_all_recipes_of_a_network_with_the_same_rates_up_to_it(trained, dropouts):
+    lengths = [
+        (replace(recipe, head="dropout", dropout=dropout), length)
+        for (recipe, length), dropout in zip(trained, dropouts, strict=False)
+    ]
+    states = {
+        (recipe.dropout, *rate_of_each_step(recipe)[:step])
+        for recipe, length in lengths
+        for step in range(1, length + 1)
+    }
+
+    assert distinct_iterations(lengths) == len(states)
+
+
+def test_early_stopping_is_no_part_of_what_is_shared():
+    stopped = replace(BASELINE, early_stopping=3510)
+
+    assert distinct_iterations([(BASELINE, 500), (stopped, 700), (BASELINE, 600)]) == 700
