@@ -60,7 +60,7 @@ def run(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes. [one per GPU, or per core]")] = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice.tpe,
-    pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.median,
+    pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.asha,
     align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
         AlignChoice.phase
     ),

@@ -401,7 +401,7 @@ def played(pruner):
 @pytest.mark.parametrize(
     ("pruner", "hopeless"),
     [
-        ("asha", [40, 40, 40, 40]),
+        ("asha", [80, 80, 80, 80]),
         ("median", [80, 80, 80, 80]),
         ("wilcoxon", [80, 80, 80, 80]),
         ("none", [None, None, None, None]),
