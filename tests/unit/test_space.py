@@ -93,10 +93,10 @@ def test_the_smooth_space_searches_head_dropout_early_stopping_boundaries_and_ra
 
     assert space.distributions() == {
         "head": CategoricalDistribution(("linear", "dropout", "dense")),
-        "dropout": FloatDistribution(0.1, 0.7, step=0.2),
+        "dropout": FloatDistribution(0.3, 0.7, step=0.2),
         "early_stopping": CategoricalDistribution((False, True)),
         "patience": CategoricalDistribution((7_020, 14_040)),
-        "boundary_1": IntDistribution(12_000, 24_000, step=4_000),
+        "boundary_1": IntDistribution(16_000, 24_000, step=4_000),
         "boundary_2": IntDistribution(28_000, 40_000, step=4_000),
         "boundary_3": IntDistribution(44_000, 56_000, step=4_000),
         "learning_rate_2": CategoricalDistribution((0.01, 0.02, 0.05)),
