@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from hpo.errors import LeaseLost, StudyNotFound
+from hpo.patience import patient
 from hpo.schedule import CurvePoint
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
@@ -121,6 +122,7 @@ class Counts:
         return self.finished + self.running + self.waiting
 
 
+@patient
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Give a study the user attributes that it does not have yet, and return all that it has then.
 
@@ -141,6 +143,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
     return dict(attrs) | found
 
 
+@patient
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
     """Add waiting trials, or take away those at the end, until the study has `total`.
 
@@ -165,6 +168,7 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
             session.add(_system_attr(ids[0], "fixed_params", dict(first)))
 
 
+@patient
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
     """Give the oldest waiting trial to one worker.
 
@@ -210,6 +214,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
 
 
+@patient
 def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> None:
     """Extend the lease of an attempt, and note its progress.
 
@@ -221,6 +226,7 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
         _hold(session, attempt, progress, lease_s)
 
 
+@patient
 def record(
     storage: Storage,
     attempt: Attempt,
@@ -240,6 +246,7 @@ def record(
         _write_points(session, attempt, points, values)
 
 
+@patient
 def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
     """End an attempt and its trial.
 
@@ -253,6 +260,7 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
         _end_trial(session, attempt.trial_id, outcome)
 
 
+@patient
 def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Literal["stopped", "parked"]) -> None:
     """End an attempt and put its trial back in the queue, under its number and with its parameters.
 
@@ -266,6 +274,7 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
         _requeue(session, attempt.trial_id)
 
 
+@patient
 def reap(storage: Storage, study_id: int) -> list[int]:
     """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
 
@@ -287,12 +296,14 @@ def reap(storage: Storage, study_id: int) -> list[int]:
     return [row.number for row in lapsed]
 
 
+@patient
 def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
         return _count(session, study_id)
 
 
+@patient
 def list_running(storage: Storage, study_id: int) -> list[Running]:
     """List who trains what, in the order of the trials."""
     with storage.transaction() as session:
@@ -315,6 +326,7 @@ def list_running(storage: Storage, study_id: int) -> list[Running]:
         ]
 
 
+@patient
 def trained_iterations(storage: Storage, study_id: int) -> int:
     """Count the optimizer steps that all attempts of a study have executed, redone work included."""
     with storage.transaction() as session:
@@ -326,6 +338,7 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
         return int(total or 0)
 
 
+@patient
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
     """Find number and value of the completed trial of the highest value, the oldest of equals."""
     value = models.TrialValueModel.value
@@ -340,6 +353,7 @@ def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
         return None if row is None else (row.number, row.value)
 
 
+@patient
 def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
     """Load a trial's curve, in the order of the iterations."""
     with storage.transaction() as session:

@@ -235,8 +235,8 @@ def make_pruner(name: PrunerName, iterations: int) -> BasePruner:
 
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:
-    described = "search space" in storage.optuna.get_study_user_attrs(study_id)
-    if not described and queue.count(storage, study_id).total:
+    total = queue.count(storage, study_id).total  # before the description, which another driver writes first
+    if total and "search space" not in storage.optuna.get_study_user_attrs(study_id):
         raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
 
 
