@@ -21,11 +21,12 @@ from sqlalchemy.orm import Session, aliased
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.patience import patient
 from hpo.schedule import CurvePoint
+from hpo.settings import DEFAULT_LEASE_S
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
-LEASE_S = 60.0
+LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
-"""How often a trial is given out again after a worker vanished with it, before it fails."""
+"""How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
 MAX_PARKED = 2
 """How many trials may wait for segments that others train before no new trial is begun."""
@@ -87,6 +88,22 @@ class Outcome:
     state: FinalState
     value: float | None
     attrs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftParam:
+    """Be a sampled parameter in Optuna's internal form, with its distribution as JSON."""
+
+    value: float
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """Hold what a sampler or a pruner wants to have written for a trial."""
+
+    params: Mapping[str, DraftParam]
+    system_attrs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +244,28 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
 
 
 @patient
+def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: Draft) -> None:
+    """Write what a sampler or a pruner wants to have written for the trial of an attempt.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    if not draft.params and not draft.system_attrs:
+        return
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        trial = {"trial_id": attempt.trial_id}
+        params = [
+            trial | {"param_name": name, "param_value": param.value, "distribution_json": param.distribution}
+            for name, param in draft.params.items()
+        ]
+        upsert(session, models.TrialParamModel, params, ("trial_id", "param_name"))
+        attrs = [trial | {"key": key, "value_json": json.dumps(value)} for key, value in draft.system_attrs.items()]
+        upsert(session, models.TrialSystemAttributeModel, attrs, ("trial_id", "key"))
+
+
+@patient
 def record(
     storage: Storage,
     attempt: Attempt,
@@ -255,7 +294,7 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, LEASE_S)
+        _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], outcome.state)
         _end_trial(session, attempt.trial_id, outcome)
 
@@ -269,7 +308,7 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, LEASE_S)
+        _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], why)
         _requeue(session, attempt.trial_id)
 
@@ -301,6 +340,20 @@ def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
         return _count(session, study_id)
+
+
+@patient
+def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
+    """Tell whether a worker has brought a trial of a study to its end, other than by failing it."""
+    with storage.transaction() as session:
+        found = session.execute(
+            select(AttemptRow.attempt_id)
+            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+            .where(Trials.study_id == study_id, AttemptRow.worker == worker)
+            .where(AttemptRow.outcome.in_(("complete", "pruned")))
+            .limit(1)
+        )
+        return found.first() is not None
 
 
 @patient
@@ -420,17 +473,22 @@ def _count(session: Session, study_id: int) -> Counts:
     )
 
 
-def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float) -> None:
-    """Make sure that an attempt is open, and keep it so until the transaction ends."""
+def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> None:
+    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`."""
+    lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     changed = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
         # Where another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(Trials.trial_id == attempt.trial_id))
-        .values(lease_until_s=now_s() + lease_s, **asdict(progress))
+        .values(**asdict(progress), **lease)
     )
     if _rows(changed) != 1:
-        raise LeaseLost(f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way")
+        raise LeaseLost(_ended_message(attempt))
+
+
+def _ended_message(attempt: Attempt) -> str:
+    return f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way"
 
 
 def _write_points(
@@ -484,12 +542,48 @@ def _requeue(session: Session, trial_id: int) -> None:
 
 
 def _give_up_or_requeue(session: Session, trial_id: int) -> None:
-    lapses = session.scalar(select(func.count()).where(AttemptRow.trial_id == trial_id, AttemptRow.outcome == "lapsed"))
-    if (lapses or 0) <= MAX_LAPSES:
+    attempts = session.execute(
+        select(AttemptRow.outcome, AttemptRow.iteration)
+        .where(AttemptRow.trial_id == trial_id)
+        .order_by(AttemptRow.number)
+    ).all()
+    lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
+    if lapses <= MAX_LAPSES:
         _requeue(session, trial_id)
-    else:
-        reason = f"its worker vanished {lapses} times"
-        _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}"}))
+        return
+    reason = f"failed: its worker vanished {lapses} times without getting past iteration {deepest}"
+    attrs = {"outcome": reason, "iterations": deepest}
+    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs))
+
+
+def require_open(session: Session, attempt: Attempt) -> None:
+    """Make sure that an attempt is open, and keep it so until the transaction ends.
+
+    Raises:
+        LeaseLost: It has ended.
+    """
+    still_open = select(AttemptRow.attempt_id).where(
+        AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None)
+    )
+    if session.execute(still_open.with_for_update()).first() is None:
+        raise LeaseLost(_ended_message(attempt))
+
+
+def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
+    """Count how often a trial's worker has vanished since an attempt last got further than all before it.
+
+    Args:
+        attempts: Outcome, and the iteration that was reached, of each.
+
+    Returns:
+        The count, and the furthest iteration.
+    """
+    lapses = deepest = 0
+    for outcome, iteration in attempts:
+        if iteration > deepest:
+            lapses, deepest = 0, iteration
+        lapses += outcome == "lapsed"
+    return lapses, deepest
 
 
 def _forget(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:

@@ -25,8 +25,14 @@ from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifact, Artifacts
 from hpo.data import Dataset
-from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, VerificationFailed
-from hpo.queue import Attempt
+from hpo.errors import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ArtifactsUnavailable,
+    StorageUnavailable,
+    VerificationFailed,
+)
+from hpo.queue import Attempt, require_open
 from hpo.recipe import Recipe
 from hpo.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
@@ -106,6 +112,7 @@ class Checkpoints:
     budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
     _missing: set[str] = field(default_factory=set, init=False)
     _warned: bool = field(default=False, init=False)
+    _unindexed: list[tuple[Attempt, dict[str, Any]]] = field(default_factory=list, init=False)
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
@@ -141,11 +148,15 @@ class Checkpoints:
             self._missing.add(checkpoint.artifact.artifact_id)
         except (ArtifactDamaged, SafetensorError) as error:
             log.warning("%s; it is dropped", error)
-            self._drop([checkpoint.artifact.artifact_id])
+            self.storage.patience.call(lambda: self._drop([checkpoint.artifact.artifact_id]))
         return None
 
     def save(self, attempt: Attempt, segment: Segment, state: State, curve: Sequence[CurvePoint]) -> None:
-        """Store a state. Where the store is full, training goes on without new checkpoints, after one warning."""
+        """Store a state.
+
+        Where the store is full, training goes on without new checkpoints, after one warning. Where the database does
+        not answer, it is told of the checkpoint later.
+        """
         try:
             artifact = self.artifacts.write(encode(state))
         except ArtifactsUnavailable as error:
@@ -160,21 +171,46 @@ class Checkpoints:
             "last_used_s": now_s(),
             **asdict(artifact),
         }
+        self._unindexed.append((attempt, row))
+        try:
+            self.storage.patience.once(self._index)
+        except StorageUnavailable as error:
+            log.info("checkpoint %s of iteration %d: %s", artifact.artifact_id, state.iteration, error)
+
+    def index(self) -> None:
+        """Tell the database of the checkpoints that it does not know of yet.
+
+        Raises:
+            StorageUnavailable: It did not answer for longer than the storage's patience.
+        """
+        self.storage.patience.call(self._index)
+
+    def _index(self) -> None:
+        while self._unindexed:
+            self._index_one(*self._unindexed[0])
+            del self._unindexed[0]
+
+    def _index_one(self, attempt: Attempt, row: dict[str, Any]) -> None:
         with self.storage.transaction() as session:
-            same = (CheckpointRow.segment == segment.key, CheckpointRow.iteration == state.iteration)
-            replaced = session.scalars(select(CheckpointRow.artifact_id).where(*same)).all()
+            same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
+            replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
+            gone = list(session.scalars(replaced))
             upsert(session, CheckpointRow, [row], ("segment", "iteration"))
             made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
             _set_needed(session, attempt, made)
-            evicted = _evict(session, self.budget_bytes)
-        self._remove_files([*replaced, *evicted])
+            gone += _evict(session, self.budget_bytes)
+        self._remove_files(gone)
 
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
         """Take the lease on a segment, unless a live worker is training it and has not passed its end.
 
         Where it is refused, the trial is marked as waiting for the segment.
+
+        Raises:
+            LeaseLost: The attempt has ended.
         """
         with self.storage.transaction() as session:
+            require_open(session, attempt)
             row = {"segment": segment.key, "attempt_id": attempt.attempt_id}
             upsert(session, SegmentRow, [row], ("segment",), update=False)
             holder = session.execute(
@@ -309,15 +345,30 @@ class Trajectory:
         return next(point for point in self.curve if point.iteration == iteration)
 
     def _enter(self, segment: Segment) -> bool:
-        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment."""
+        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment.
+
+        Where the database does not answer, a trial that holds its state goes on without the lease, at the risk that
+        another trains the same; one that would have to begin from scratch waits.
+        """
         if self._sharing is None:
             self._entered = segment
             return True
-        if self._adopt_deeper(self._sharing):
+        sharing, patience = self._sharing, self._sharing.checkpoints.storage.patience
+        if self._training is None or self._training.iteration != self.position:
+            return patience.call(lambda: self._join(sharing, segment))
+        try:
+            return patience.once(lambda: self._join(sharing, segment))
+        except StorageUnavailable as error:
+            log.info("iteration %d: %s; the segment is trained without a lease", self.position, error)
+            self._entered = segment
             return True
-        if not self._sharing.checkpoints.enter(self._sharing.attempt, segment):
+
+    def _join(self, sharing: Sharing, segment: Segment) -> bool:
+        if self._adopt_deeper(sharing):
+            return True
+        if not sharing.checkpoints.enter(sharing.attempt, segment):
             return False
-        if not self._adopt_deeper(self._sharing):  # what was saved between the look and the lease
+        if not self._adopt_deeper(sharing):  # what was saved between the look and the lease
             self._entered = segment
         return True
 
@@ -371,8 +422,10 @@ class Trajectory:
             return self._kept
         if self._sharing is None:
             return None
-        while (found := self._sharing.checkpoints.find(self._path, iteration)) is not None:
-            state = self._sharing.checkpoints.load(found)
+        checkpoints = self._sharing.checkpoints
+        patience = checkpoints.storage.patience
+        while (found := patience.call(lambda: checkpoints.find(self._path, iteration))) is not None:
+            state = checkpoints.load(found)
             if state is not None:
                 return state
         return None
