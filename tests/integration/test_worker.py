@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,9 @@ from hpo.queue import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
+from integration.conftest import Start
 from integration.support import SETTINGS, SPACE, dump, make_study, wait_until
 
-Start = Callable[..., subprocess.Popen[str]]
 Open = Callable[..., Storage]
 
 START_S = 120.0  # to import torch on a busy machine
@@ -36,38 +33,6 @@ HAND_BACK_S = 5.0
 ORPHANED_S = 20.0  # two heartbeats
 FINISH_S = 120.0
 SHORT = replace(SETTINGS, iterations=256)  # long enough to be interrupted, short enough to be finished
-
-
-@pytest.fixture
-def start(tmp_path: Path, storage_url: str) -> Iterator[Start]:
-    """Start `hpo` in a process; what is left of it is killed at the end."""
-    with ExitStack() as stack:
-
-        def start_hpo(*arguments: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hpo", *arguments],
-                cwd=tmp_path,
-                env=_environment(storage_url, tmp_path),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            stack.callback(_end, process)
-            return process
-
-        yield start_hpo
-
-
-def _environment(storage_url: str, folder: Path) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
-    return kept | {"HPO_STORAGE": storage_url, "HPO_DATA": str(folder), "HPO_ARTIFACTS": str(folder / "artifacts")}
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
 
 
 def first_trial(made: study.Study) -> FrozenTrial:
