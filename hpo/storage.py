@@ -281,7 +281,8 @@ def _open_with_retries(url: URL, access: str, patience: Patience) -> RDBStorage:
 
 def _open_optuna(url: URL, access: str, patience: Patience) -> RDBStorage:
     sqlite = url.get_backend_name() == "sqlite"
-    kwargs = {"pool_pre_ping": True} | (
+    # Where a call is tried again, a connection that broke while it was idle needs no test of its own.
+    kwargs = {"pool_pre_ping": not patience.timeout_s} | (
         _sqlite_options(access) if sqlite else _postgresql_options(url, access, patience)
     )
     plain_url = url.render_as_string(hide_password=False)
