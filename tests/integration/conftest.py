@@ -31,9 +31,11 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Start `hpo` in a process; what is left of it is killed at the end."""
     with ExitStack() as stack:
 
-        def start_hpo(*arguments: str, url: str | None = None, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+        def start_hpo(
+            *arguments: str, url: str | None = None, program: Sequence[str] = (sys.executable, "-m", "hpo")
+        ) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [*before, sys.executable, "-m", "hpo", *arguments],
+                [*program, *arguments],
                 cwd=tmp_path,
                 env=_environment(url or request.getfixturevalue("storage_url"), tmp_path),
                 stdout=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -258,7 +259,9 @@ def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(
     made = make_study(direct, 1, LONG)
     with proxied(url, partition.host) as (_, through):
         worker = start(
-            *("worker", "--storage-timeout", "12"), url=through, before=("ip", "netns", "exec", partition.name)
+            *("worker", "--storage-timeout", "12"),
+            url=through,
+            program=("ip", "netns", "exec", partition.name, sys.executable, "-m", "hpo"),
         )
         wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
         partition.ip("link", "set", partition.outer, "down")

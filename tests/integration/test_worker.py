@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,3 +201,102 @@ def _finished_in(log: str) -> int:
 def _outcomes(made: study.Study) -> set[Any]:
     with made.storage.transaction() as session:
         return set(session.scalars(select(AttemptRow.outcome)))
+
+
+RUN = (
+    "run",
+    "--space",
+    "small.yaml",
+    "--study",
+    "small",
+    "--dataset",
+    "digits",
+    "--iterations",
+    "256",
+    "--trials",
+    "2",
+)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_driver_that_is_asked_to_stop_ends_its_workers_and_the_same_command_continues(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver, made, pid = _start_driver(storage_url, opened, start)
+
+    asked = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    output = driver.communicate(timeout=FINISH_S)
+    took_s = time.monotonic() - asked
+
+    assert (driver.returncode, output[1].splitlines()[-1]) == (143, "terminated; the same command continues")
+    assert took_s < HAND_BACK_S
+    assert not _is_running(pid)
+    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+
+    again = start(*RUN, "--workers", "1", "--json")
+    output = again.communicate(timeout=FINISH_S)
+    assert again.returncode == 0, output
+    counts = queue.count(made.storage, made.study_id)
+    assert (counts.complete + counts.pruned, counts.total) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver, made, pid = _start_driver(storage_url, opened, start)
+    os.kill(pid, signal.SIGSTOP)  # so that the driver has to wait for it
+    try:
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert driver.poll() is None
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=1.0)
+        assert driver.returncode == -signal.SIGINT
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not _is_running(pid), HAND_BACK_S, "a worker that has noticed")
+    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+
+
+def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Popen[str], study.Study, int]:
+    """Start a driver, and wait until its one worker trains."""
+    driver = start(*RUN, "--workers", "1", "--json")
+    made = wait_until(lambda: _find_study(url, opened), START_S, "a study")
+    wait_until_it_trains(made)
+    [running] = queue.list_running(made.storage, made.study_id)
+    return driver, made, int(running.worker.rpartition(":")[2])
+
+
+BROKEN_WORKER = """#!/bin/sh
+shift 2  # -m hpo
+exec {python} -c "
+from hpo.cli import main
+from hpo.train import Training
+def fail(*_): raise MemoryError('none is left')
+Training.advance = fail
+main()" "$@"
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_in_which_everything_fails_ends_early_with_the_reason_and_code_1(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    broken = tmp_path / "broken-python"
+    broken.write_text(BROKEN_WORKER.format(python=sys.executable))
+    broken.chmod(0o755)
+    command = f"import sys; sys.executable = '{broken}'; from hpo.cli import main; main()"
+    driver = start(*RUN[:-1], "30", "--workers", "1", program=(sys.executable, "-c", command))
+    output = driver.communicate(timeout=START_S)
+
+    assert driver.returncode == 1, output
+    assert output[1].splitlines()[-1] == f"error: the first 5 trials failed; their output is in {tmp_path}/small.log"
+    made = study.load(opened(storage_url, "read"), "small")
+    assert queue.count(made.storage, made.study_id) == Counts(failed=5, waiting=25)
+    reasons = {trial.user_attrs["outcome"] for trial in made.trials()[:5]}
+    assert reasons == {"failed: MemoryError: none is left (<string>:4)"}
