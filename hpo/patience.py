@@ -96,9 +96,10 @@ class Patience:
 
     def _warn_once(self, state: RetryCallState) -> None:
         if not self._warned:
-            assert state.outcome is not None
+            error = state.outcome.exception() if state.outcome else None
+            assert error is not None
             self._warned = True
-            log.warning("%s; it is tried again for %g s", _first_line(state.outcome.exception()), self.timeout_s)
+            log.warning("%s; it is tried again for %g s", first_line(error), self.timeout_s)
 
     def _sleep(self, seconds: float) -> None:
         waited = threading.Event()
@@ -139,10 +140,12 @@ def is_transient(error: BaseException | None) -> bool:
     return False
 
 
-def _first_line(error: BaseException | None) -> str:
-    """Say what failed; of Optuna's errors that is the cause."""
-    shown = error.__cause__ if error is not None and not isinstance(error, StorageUnavailable) else error
-    lines = str(getattr(shown, "orig", None) or shown or error).strip().splitlines()
+def first_line(error: BaseException) -> str:
+    """Say in one line what went wrong, in the words of the database's driver where these are part of it."""
+    said: BaseException | None = error
+    while said is not None and not isinstance(said, StorageUnavailable) and not getattr(said, "orig", None):
+        said = said.__cause__
+    lines = str(getattr(said, "orig", None) or said or error.__cause__ or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

@@ -40,7 +40,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
-from hpo.patience import Patience, connector, patient
+from hpo.patience import Patience, connector, first_line, patient
 
 SQLITE_BUSY_S = 60.0
 CREATE_TRIES = 10
@@ -395,6 +395,4 @@ def upsert(
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:
-    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()
-    return StorageUnavailable(f"storage {shown}: {reason[0] if reason else type(cause).__name__}")
+    return StorageUnavailable(f"storage {shown}: {first_line(error)}")
