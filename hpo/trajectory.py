@@ -64,6 +64,19 @@ class Checkpoint:
     artifact: Artifact
 
 
+@dataclass(frozen=True, slots=True)
+class Unindexed:
+    """Be a stored checkpoint that the database does not know of yet.
+
+    Attributes:
+        note: Name under which it can be left beside the files.
+    """
+
+    attempt: Attempt
+    note: str
+    row: dict[str, Any]
+
+
 def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics) -> tuple[Segment, ...]:
     """Cut a recipe's path into segments.
 
@@ -99,6 +112,11 @@ def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
     return path[bisect_left([segment.end for segment in path], iteration)]
 
 
+def _note_name(path: Sequence[Segment]) -> str:
+    """Name the note of a recipe: the key of the last segment stands for the whole of it."""
+    return f"unindexed-{path[-1].key}"
+
+
 @dataclass
 class Checkpoints:
     """Keep checkpoints: files in an artifact store, and an index of them in the database.
@@ -112,7 +130,7 @@ class Checkpoints:
     budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
     _missing: set[str] = field(default_factory=set, init=False)
     _warned: bool = field(default=False, init=False)
-    _unindexed: list[tuple[Attempt, dict[str, Any]]] = field(default_factory=list, init=False)
+    _unindexed: list[Unindexed] = field(default_factory=list, init=False)
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
@@ -151,7 +169,7 @@ class Checkpoints:
             self.storage.patience.call(lambda: self._drop([checkpoint.artifact.artifact_id]))
         return None
 
-    def save(self, attempt: Attempt, segment: Segment, state: State, curve: Sequence[CurvePoint]) -> None:
+    def save(self, attempt: Attempt, path: Sequence[Segment], state: State, curve: Sequence[CurvePoint]) -> None:
         """Store a state.
 
         Where the store is full, training goes on without new checkpoints, after one warning. Where the database does
@@ -165,13 +183,12 @@ class Checkpoints:
             self._warned = True
             return
         row = {
-            "segment": segment.key,
+            "segment": segment_of(path, state.iteration).key,
             "iteration": state.iteration,
             "curve": json.dumps([asdict(point) for point in curve]),
-            "last_used_s": now_s(),
             **asdict(artifact),
         }
-        self._unindexed.append((attempt, row))
+        self._unindexed.append(Unindexed(attempt, _note_name(path), row))
         try:
             self.storage.patience.once(self._index)
         except StorageUnavailable as error:
@@ -187,15 +204,42 @@ class Checkpoints:
 
     def _index(self) -> None:
         while self._unindexed:
-            self._index_one(*self._unindexed[0])
+            self._index_one(self._unindexed[0].attempt, self._unindexed[0].row)
             del self._unindexed[0]
+
+    def leave(self) -> None:
+        """Note beside the files what the database never learned, for the next attempt at the same recipe to find."""
+        for name in {each.note for each in self._unindexed}:
+            rows = [each.row for each in self._unindexed if each.note == name]
+            try:
+                self.artifacts.write_note(name, json.dumps(rows).encode())
+            except ArtifactsUnavailable as error:
+                log.warning("%s; %d checkpoints are lost", error, len(rows))
+        self._unindexed.clear()
+
+    def adopt(self, attempt: Attempt, path: Sequence[Segment]) -> None:
+        """Tell the database of what an earlier attempt at the same recipe had to leave.
+
+        Raises:
+            StorageUnavailable: It did not answer for longer than the storage's patience.
+        """
+        name = _note_name(path)
+        try:
+            note = self.artifacts.find_note(name)
+            if note is None:
+                return
+            self._unindexed += [Unindexed(attempt, name, row) for row in json.loads(note)]
+        except (ArtifactsUnavailable, ValueError) as error:  # ValueError: it was not written to its end
+            log.warning("note %s cannot be read: %s", name, error)
+        self.index()
+        self._remove_files([name])
 
     def _index_one(self, attempt: Attempt, row: dict[str, Any]) -> None:
         with self.storage.transaction() as session:
             same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
             replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
             gone = list(session.scalars(replaced))
-            upsert(session, CheckpointRow, [row], ("segment", "iteration"))
+            upsert(session, CheckpointRow, [row | {"last_used_s": now_s()}], ("segment", "iteration"))
             made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
             _set_needed(session, attempt, made)
             gone += _evict(session, self.budget_bytes)
@@ -296,6 +340,8 @@ class Trajectory:
         self._saved = 0
         self.position = 0
         self.curve: list[CurvePoint] = []
+        if sharing is not None:
+            sharing.checkpoints.adopt(sharing.attempt, self._path)
 
     def measure_at(self, iteration: int) -> CurvePoint | Blocked:
         """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
@@ -334,9 +380,8 @@ class Trajectory:
         training = self._training
         if self._sharing is None or training is None or training.iteration in (0, self._saved):
             return
-        segment = segment_of(self._path, training.iteration)
         curve = [point for point in self.curve if point.iteration <= training.iteration]
-        self._sharing.checkpoints.save(self._sharing.attempt, segment, training.state(), curve)
+        self._sharing.checkpoints.save(self._sharing.attempt, self._path, training.state(), curve)
         self._saved = training.iteration
 
     def _known(self, iteration: int) -> CurvePoint | None:

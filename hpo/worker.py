@@ -376,6 +376,10 @@ def train_attempt(
         except LeaseLost as error:
             log.warning("%s", error)
             return None
+        except StorageUnavailable:
+            if checkpoints is not None:
+                checkpoints.leave()
+            raise
     return outcome.state
 
 

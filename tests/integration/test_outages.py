@@ -180,8 +180,13 @@ def test_a_worker_whose_database_stays_away_leaves_what_it_trained_and_exits_wit
     with direct.transaction() as session:
         session.execute(update(AttemptRow).values(lease_until_s=0.0))
 
+    assert [path.name.partition("-")[0] for path in (tmp_path / "artifacts").glob("unindexed-*")] == ["unindexed"]
     assert train(made, tmp_path) == 1
-    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["lapsed", "complete"]
+    attempts = dump(direct)["hpo_attempts"]
+    assert [row[9] for row in attempts] == ["lapsed", "complete"]
+    assert list((tmp_path / "artifacts").glob("unindexed-*")) == []
+    # What the first worker trained before it gave up was not trained again; it could not say how much that was.
+    assert attempts[1][11] < LONG.iterations - attempts[0][11]
 
 
 def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_comes_back(
