@@ -45,7 +45,8 @@ FINISH_S = 120.0
 STORMY = replace(SETTINGS, iterations=64)
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["hpo.worker", "psycopg", "sklearn.datasets", "integration.test_faults"])
+# torch loads torch._dynamo with the first optimizer, which takes longer than most workers live here.
+FORK.set_forkserver_preload(["hpo.worker", "psycopg", "sklearn.datasets", "torch._dynamo", "integration.test_faults"])
 
 
 def be_worker(url: str, artifacts: str) -> None:
