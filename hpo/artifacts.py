@@ -72,6 +72,27 @@ class Artifacts:
             raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is not what was written")
         return content
 
+    def write_note(self, name: str, content: bytes) -> None:
+        """Store a file under a name that others can work out; one that is there is replaced.
+
+        Raises:
+            ArtifactsUnavailable: The store is full or cannot be reached.
+        """
+        with self._translated(name):
+            self.store.write(name, io.BytesIO(content))
+
+    def find_note(self, name: str) -> bytes | None:
+        """Read a file by its name; None where there is none.
+
+        Raises:
+            ArtifactsUnavailable: The store cannot be reached.
+        """
+        try:
+            with self._translated(name), self.store.open_reader(name) as file:
+                return file.read()
+        except ArtifactMissing:
+            return None
+
     def remove(self, artifact_id: str) -> None:
         """Delete a file, if it is there.
 

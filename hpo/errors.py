@@ -9,6 +9,7 @@ HpoError                    exit code 1
 ├── DataUnavailable         a data set that is neither here nor to be fetched
 ├── StorageUnavailable      exit code 3: the database did not answer
 ├── StudyFailed             every trial of the study fails
+├── DeviceLost              a device that computes nothing any more
 └── LeaseLost               the trial was given to another worker
 """
 
@@ -53,6 +54,10 @@ class StorageUnavailable(HpoError):
 
 class StudyFailed(HpoError):
     """Say that a study was stopped because all of its trials fail."""
+
+
+class DeviceLost(HpoError):
+    """Name a device that this process cannot use any more."""
 
 
 class VerificationFailed(HpoError):

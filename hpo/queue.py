@@ -19,12 +19,14 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from hpo.errors import LeaseLost, StudyNotFound
+from hpo.patience import patient
 from hpo.schedule import CurvePoint
+from hpo.settings import DEFAULT_LEASE_S
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
-LEASE_S = 60.0
+LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
-"""How often a trial is given out again after a worker vanished with it, before it fails."""
+"""How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
 MAX_PARKED = 2
 """How many trials may wait for segments that others train before no new trial is begun."""
@@ -89,6 +91,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DraftParam:
+    """Be a sampled parameter in Optuna's internal form, with its distribution as JSON."""
+
+    value: float
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """Hold what a sampler or a pruner wants to have written for a trial."""
+
+    params: Mapping[str, DraftParam]
+    system_attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Running:
     """Be one line of the live view."""
 
@@ -121,6 +139,7 @@ class Counts:
         return self.finished + self.running + self.waiting
 
 
+@patient
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Give a study the user attributes that it does not have yet, and return all that it has then.
 
@@ -141,6 +160,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
     return dict(attrs) | found
 
 
+@patient
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
     """Add waiting trials, or take away those at the end, until the study has `total`.
 
@@ -165,6 +185,7 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
             session.add(_system_attr(ids[0], "fixed_params", dict(first)))
 
 
+@patient
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
     """Give the oldest waiting trial to one worker.
 
@@ -210,6 +231,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
 
 
+@patient
 def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> None:
     """Extend the lease of an attempt, and note its progress.
 
@@ -221,6 +243,29 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
         _hold(session, attempt, progress, lease_s)
 
 
+@patient
+def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: Draft) -> None:
+    """Write what a sampler or a pruner wants to have written for the trial of an attempt.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    if not draft.params and not draft.system_attrs:
+        return
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        trial = {"trial_id": attempt.trial_id}
+        params = [
+            trial | {"param_name": name, "param_value": param.value, "distribution_json": param.distribution}
+            for name, param in draft.params.items()
+        ]
+        upsert(session, models.TrialParamModel, params, ("trial_id", "param_name"))
+        attrs = [trial | {"key": key, "value_json": json.dumps(value)} for key, value in draft.system_attrs.items()]
+        upsert(session, models.TrialSystemAttributeModel, attrs, ("trial_id", "key"))
+
+
+@patient
 def record(
     storage: Storage,
     attempt: Attempt,
@@ -240,6 +285,7 @@ def record(
         _write_points(session, attempt, points, values)
 
 
+@patient
 def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
     """End an attempt and its trial.
 
@@ -248,11 +294,12 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, LEASE_S)
+        _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], outcome.state)
         _end_trial(session, attempt.trial_id, outcome)
 
 
+@patient
 def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Literal["stopped", "parked"]) -> None:
     """End an attempt and put its trial back in the queue, under its number and with its parameters.
 
@@ -261,11 +308,12 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, LEASE_S)
+        _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], why)
         _requeue(session, attempt.trial_id)
 
 
+@patient
 def reap(storage: Storage, study_id: int) -> list[int]:
     """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
 
@@ -287,12 +335,28 @@ def reap(storage: Storage, study_id: int) -> list[int]:
     return [row.number for row in lapsed]
 
 
+@patient
 def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
         return _count(session, study_id)
 
 
+@patient
+def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
+    """Tell whether a worker has brought a trial of a study to its end, other than by failing it."""
+    with storage.transaction() as session:
+        found = session.execute(
+            select(AttemptRow.attempt_id)
+            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+            .where(Trials.study_id == study_id, AttemptRow.worker == worker)
+            .where(AttemptRow.outcome.in_(("complete", "pruned")))
+            .limit(1)
+        )
+        return found.first() is not None
+
+
+@patient
 def list_running(storage: Storage, study_id: int) -> list[Running]:
     """List who trains what, in the order of the trials."""
     with storage.transaction() as session:
@@ -315,6 +379,7 @@ def list_running(storage: Storage, study_id: int) -> list[Running]:
         ]
 
 
+@patient
 def trained_iterations(storage: Storage, study_id: int) -> int:
     """Count the optimizer steps that all attempts of a study have executed, redone work included."""
     with storage.transaction() as session:
@@ -326,6 +391,7 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
         return int(total or 0)
 
 
+@patient
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
     """Find number and value of the completed trial of the highest value, the oldest of equals."""
     value = models.TrialValueModel.value
@@ -340,6 +406,7 @@ def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
         return None if row is None else (row.number, row.value)
 
 
+@patient
 def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
     """Load a trial's curve, in the order of the iterations."""
     with storage.transaction() as session:
@@ -406,17 +473,22 @@ def _count(session: Session, study_id: int) -> Counts:
     )
 
 
-def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float) -> None:
-    """Make sure that an attempt is open, and keep it so until the transaction ends."""
+def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> None:
+    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`."""
+    lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     changed = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
         # Where another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(Trials.trial_id == attempt.trial_id))
-        .values(lease_until_s=now_s() + lease_s, **asdict(progress))
+        .values(**asdict(progress), **lease)
     )
     if _rows(changed) != 1:
-        raise LeaseLost(f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way")
+        raise LeaseLost(_ended_message(attempt))
+
+
+def _ended_message(attempt: Attempt) -> str:
+    return f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way"
 
 
 def _write_points(
@@ -470,12 +542,48 @@ def _requeue(session: Session, trial_id: int) -> None:
 
 
 def _give_up_or_requeue(session: Session, trial_id: int) -> None:
-    lapses = session.scalar(select(func.count()).where(AttemptRow.trial_id == trial_id, AttemptRow.outcome == "lapsed"))
-    if (lapses or 0) <= MAX_LAPSES:
+    attempts = session.execute(
+        select(AttemptRow.outcome, AttemptRow.iteration)
+        .where(AttemptRow.trial_id == trial_id)
+        .order_by(AttemptRow.number)
+    ).all()
+    lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
+    if lapses <= MAX_LAPSES:
         _requeue(session, trial_id)
-    else:
-        reason = f"its worker vanished {lapses} times"
-        _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}"}))
+        return
+    reason = f"failed: its worker vanished {lapses} times without getting past iteration {deepest}"
+    attrs = {"outcome": reason, "iterations": deepest}
+    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs))
+
+
+def require_open(session: Session, attempt: Attempt) -> None:
+    """Make sure that an attempt is open, and keep it so until the transaction ends.
+
+    Raises:
+        LeaseLost: It has ended.
+    """
+    still_open = select(AttemptRow.attempt_id).where(
+        AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None)
+    )
+    if session.execute(still_open.with_for_update()).first() is None:
+        raise LeaseLost(_ended_message(attempt))
+
+
+def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
+    """Count how often a trial's worker has vanished since an attempt last got further than all before it.
+
+    Args:
+        attempts: Outcome, and the iteration that was reached, of each.
+
+    Returns:
+        The count, and the furthest iteration.
+    """
+    lapses = deepest = 0
+    for outcome, iteration in attempts:
+        if iteration > deepest:
+            lapses, deepest = 0, iteration
+        lapses += outcome == "lapsed"
+    return lapses, deepest
 
 
 def _forget(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:

@@ -20,6 +20,8 @@ GIGABYTE = 10**9
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 DEFAULT_ARTIFACTS = "hpo-artifacts"
 DEFAULT_CHECKPOINT_GB = 10.0
+DEFAULT_STORAGE_TIMEOUT_S = 600.0
+DEFAULT_LEASE_S = 60.0
 DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
 
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -40,9 +40,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
+from hpo.patience import Patience, connector, first_line, patient
 
-CONNECT_S = 10
-STATEMENT_S = 30
 SQLITE_BUSY_S = 60.0
 CREATE_TRIES = 10
 VERSION_TABLE = "hpo_alembic_version"
@@ -156,12 +155,13 @@ class Storage:
 
     Attributes:
         url: For messages, without the password.
-        optuna: What Optuna's studies are loaded with.
+        optuna: What Optuna's studies are loaded with; its calls are tried again, as those marked `patient` are.
     """
 
     url: str
     engine: Engine = field(repr=False)
     optuna: BaseStorage = field(repr=False)
+    patience: Patience = field(repr=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -186,11 +186,14 @@ class Storage:
         self.engine.dispose()
 
 
-def open_storage(url: str, access: Literal["create", "write", "read"] = "write") -> Storage:
-    """Open a database by URL.
+def open_storage(
+    url: str, access: Literal["create", "write", "read"] = "write", patience: Patience | None = None
+) -> Storage:
+    """Open a database by URL, in one try.
 
     Args:
         access: `create` makes what is missing; the others want a database that is there. `read` cannot write.
+        patience: How long the later calls are tried again; None for not at all.
 
     Raises:
         BadInput: The URL is malformed, of another kind of database, or names a file that is not there.
@@ -201,19 +204,20 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)
+    patience = patience or Patience()
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), access)
     try:
         if access != "create":
-            _check_our_tables(parsed, shown)
-        backend = _open_with_retries(parsed, access)
+            _check_our_tables(parsed, shown, patience)
+        backend = _open_with_retries(parsed, access, patience)
         if access == "create":
             _create_our_tables(backend, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
         raise BadInput(f"storage {shown}: {error}") from error
-    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend))
+    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend), patience=patience)
 
 
 def parse_url(url: str) -> URL:
@@ -246,10 +250,11 @@ def _check_sqlite_file(path: Path, access: str) -> None:
         raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
 
 
-class _ClosingStorage(RDBStorage):
-    """Be Optuna's storage, but leave no connection behind where it refuses a database."""
+class _PatientStorage(RDBStorage):
+    """Be Optuna's storage, but try calls again, and leave no connection behind where it refuses a database."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, patience: Patience, **options: Any) -> None:
+        self.patience = patience
         try:
             super().__init__(*arguments, **options)
         except Exception:
@@ -258,11 +263,15 @@ class _ClosingStorage(RDBStorage):
             raise
 
 
-def _open_with_retries(url: URL, access: str) -> RDBStorage:
+for _name in BaseStorage.__abstractmethods__:
+    setattr(_PatientStorage, _name, patient(getattr(RDBStorage, _name)))
+
+
+def _open_with_retries(url: URL, access: str, patience: Patience) -> RDBStorage:
     """Open Optuna's storage; of several processes that create the tables at once, all but one have to try again."""
     for remaining in reversed(range(CREATE_TRIES)):
         try:
-            return _open_optuna(url, access)
+            return _open_optuna(url, access, patience)
         except (SQLAlchemyError, StorageInternalError):
             if not remaining or access != "create" or url.get_backend_name() != "sqlite":
                 raise
@@ -270,20 +279,24 @@ def _open_with_retries(url: URL, access: str) -> RDBStorage:
     raise AssertionError("unreachable")
 
 
-def _open_optuna(url: URL, access: str) -> RDBStorage:
-    connect, options = _sqlite_options(access) if url.get_backend_name() == "sqlite" else _postgresql_options(access)
-    kwargs: dict[str, Any] = {"connect_args": connect, "pool_pre_ping": True} | options
+def _open_optuna(url: URL, access: str, patience: Patience) -> RDBStorage:
+    sqlite = url.get_backend_name() == "sqlite"
+    # Where a call is tried again, a connection that broke while it was idle needs no test of its own.
+    kwargs = {"pool_pre_ping": not patience.timeout_s} | (
+        _sqlite_options(access) if sqlite else _postgresql_options(url, access, patience)
+    )
     plain_url = url.render_as_string(hide_password=False)
-    if url.get_backend_name() == "postgresql" and access == "create":
-        with _creation_lock(plain_url, connect):
-            return _ClosingStorage(plain_url, engine_kwargs=kwargs)
-    backend = _ClosingStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=access != "create")
-    if url.get_backend_name() == "sqlite":
+    if not sqlite and access == "create":
+        with _creation_lock(plain_url, kwargs):
+            return _PatientStorage(plain_url, engine_kwargs=kwargs, patience=patience)
+    create = access == "create"
+    backend = _PatientStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=not create, patience=patience)
+    if sqlite:
         _begin_immediately(backend.engine, access)
     return backend
 
 
-def _sqlite_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sqlite_options(access: str) -> dict[str, Any]:
     def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
         connection.execute("PRAGMA journal_mode = WAL")
@@ -292,7 +305,7 @@ def _sqlite_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if access == "read":
             connection.execute("PRAGMA query_only = ON")
 
-    return {"timeout": SQLITE_BUSY_S}, {"pool_events": [(prepare, "connect")]}
+    return {"connect_args": {"timeout": SQLITE_BUSY_S}, "pool_events": [(prepare, "connect")]}
 
 
 def _begin_immediately(engine: Engine, access: str) -> None:
@@ -306,24 +319,15 @@ def _begin_immediately(engine: Engine, access: str) -> None:
         connection.exec_driver_sql("BEGIN" if access == "read" else "BEGIN IMMEDIATE")
 
 
-def _postgresql_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    session = f"-c statement_timeout={STATEMENT_S}s -c idle_in_transaction_session_timeout={STATEMENT_S}s"
-    if access == "read":
-        session += " -c default_transaction_read_only=on"
-    connect = {
-        "connect_timeout": CONNECT_S,
-        "tcp_user_timeout": STATEMENT_S * 1000,
-        "keepalives_idle": CONNECT_S,
-        "application_name": "hpo",
-        "options": session,
-    }
-    return connect, {}
+def _postgresql_options(url: URL, access: str, patience: Patience) -> dict[str, Any]:
+    session = "-c default_transaction_read_only=on" if access == "read" else ""
+    return {"creator": connector(url, patience.call_s, session)}
 
 
 @contextmanager
-def _creation_lock(url: str, connect: dict[str, Any]) -> Iterator[None]:
+def _creation_lock(url: str, kwargs: dict[str, Any]) -> Iterator[None]:
     """Let one process at a time create tables."""
-    engine = create_engine(url, connect_args=connect)
+    engine = create_engine(url, **kwargs)
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(hashtext('hpo'))"))
@@ -353,9 +357,9 @@ def _create_our_tables(backend: RDBStorage, shown: str) -> None:
         raise
 
 
-def _check_our_tables(url: URL, shown: str) -> None:
-    connect = {} if url.get_backend_name() == "sqlite" else _postgresql_options("read")[0]
-    engine = create_engine(url, connect_args=connect, poolclass=NullPool)
+def _check_our_tables(url: URL, shown: str, patience: Patience) -> None:
+    options = {} if url.get_backend_name() == "sqlite" else _postgresql_options(url, "read", patience)
+    engine = create_engine(url, poolclass=NullPool, **options)
     with engine.connect() as connection:
         _require_our_revision(connection, shown)
 
@@ -391,6 +395,4 @@ def upsert(
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:
-    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()
-    return StorageUnavailable(f"storage {shown}: {reason[0] if reason else type(cause).__name__}")
+    return StorageUnavailable(f"storage {shown}: {first_line(error)}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
@@ -17,11 +18,13 @@ from optuna.pruners import (
     WilcoxonPruner,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import queue
 from hpo.errors import StudyMismatch, StudyNotFound
+from hpo.queue import Attempt, Counts, Draft, DraftParam
 from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import RUNGS, CurvePoint
 from hpo.settings import PrunerName, SamplerName, StudySettings
@@ -30,10 +33,41 @@ from hpo.storage import Storage
 
 METRIC = "validation accuracy"
 TARGET = "trials"
+HOPELESS_FAILURES = 5
+"""How many trials may fail while none succeeds before the study is given up."""
+
 ASHA_FACTOR = 2  # with 3 the best trial was pruned in half of the orders, see benchmarks/pruning_regret.py
 HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class DraftStorage:
+    """Be Optuna's storage to one trial's sampler and pruner, but keep what they would write for the trial.
+
+    Optuna writes without asking for a lease: a worker that was given up for dead would change the trial that is being
+    retried in its place. And it writes parameter by parameter: one that dies between two would leave half of them.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+        self._params: dict[str, DraftParam] = {}
+        self._attrs: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_param(self, _trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
+        """Keep a parameter, in Optuna's internal form."""
+        self._params[name] = DraftParam(value=value, distribution=distribution_to_json(distribution))
+
+    def set_trial_system_attr(self, _trial_id: int, key: str, value: Any) -> None:
+        """Keep a note of a sampler or pruner."""
+        self._attrs[key] = value
+
+    def draft(self) -> Draft:
+        """Give what was kept."""
+        return Draft(params=self._params, system_attrs=self._attrs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,18 +93,41 @@ class Study:
         """Give the recipe that a trial's parameters stand for."""
         return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
 
-    def optuna_study(self, trial_number: int) -> optuna.Study:
+    def suggest(self, attempt: Attempt) -> tuple[dict[str, Any], Draft]:
+        """Let the study's sampler choose a trial's parameters, or give those that it has.
+
+        Returns:
+            The parameters, and what is to be written for the trial.
+        """
+        drafts = DraftStorage(self.storage.optuna)
+        with self.storage.translated():
+            trial = optuna.trial.Trial(self._optuna_study(drafts, attempt.trial_number), attempt.trial_id)
+            params = self.space.suggest(trial)
+        return params, drafts.draft()
+
+    def should_prune(self, attempt: Attempt) -> tuple[bool, Draft]:
+        """Ask the study's pruner about what was recorded for a trial so far.
+
+        Returns:
+            The decision, and what is to be written for the trial.
+        """
+        drafts = DraftStorage(self.storage.optuna)
+        with self.storage.translated():
+            study = self._optuna_study(drafts, attempt.trial_number)
+            trial = self.storage.optuna.get_trial(attempt.trial_id)
+            return study.pruner.prune(study, trial), drafts.draft()
+
+    def _optuna_study(self, drafts: DraftStorage, trial_number: int) -> optuna.Study:
         """Load the Optuna study, with a sampler seeded for one trial.
 
         Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
         """
-        with self.storage.translated():
-            return optuna.load_study(
-                study_name=self.name,
-                storage=self.storage.optuna,
-                sampler=make_sampler(self.settings.sampler, self.settings.seed, trial_number),
-                pruner=make_pruner(self.settings.pruner, self.settings.iterations),
-            )
+        return optuna.load_study(
+            study_name=self.name,
+            storage=drafts,  # type: ignore[arg-type]  # all that it lacks is handed on
+            sampler=make_sampler(self.settings.sampler, self.settings.seed, trial_number),
+            pruner=make_pruner(self.settings.pruner, self.settings.iterations),
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""
@@ -163,6 +220,11 @@ def status(study: Study) -> dict[str, Any]:
     }
 
 
+def is_hopeless(now: Counts, before: Counts) -> bool:
+    """Tell whether no trial has ever succeeded, and too many have failed since `before`."""
+    return now.complete + now.pruned == 0 and now.failed - before.failed >= HOPELESS_FAILURES
+
+
 def target(study: Study) -> int:
     """Give the number of trials that the study is to have."""
     with study.storage.translated():
@@ -236,8 +298,8 @@ def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePr
 
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:
-    described = "search space" in storage.optuna.get_study_user_attrs(study_id)
-    if not described and queue.count(storage, study_id).total:
+    total = queue.count(storage, study_id).total  # before the description, which another driver writes first
+    if total and "search space" not in storage.optuna.get_study_user_attrs(study_id):
         raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
 
 

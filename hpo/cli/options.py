@@ -88,4 +88,12 @@ ReuseOption = Annotated[
 BudgetOption = Annotated[
     float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that checkpoints may take in all.")
 ]
+StorageTimeoutOption = Annotated[
+    float,
+    typer.Option("--storage-timeout", min=1, help="Seconds to bear a database that does not answer, before exit 3."),
+]
+LeaseOption = Annotated[
+    float,
+    typer.Option("--lease", min=1, help="Seconds without a sign of life until a worker's trial is given to another."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
@@ -16,11 +16,16 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
-    """End the process with the code of the signal that stopped it, if one did."""
+    """End the process with the code of the signal that stopped it, if one did.
+
+    Side effects:
+        Ends it at once: the interpreter would take a second of computing to take torch apart.
+    """
     codes = {"interrupted": INTERRUPTED, "terminated": TERMINATED, "orphaned": TERMINATED}
     if stop.reason in codes:
         say(f"{stop.reason}; the same command continues")
-        raise typer.Exit(codes[stop.reason])
+        sys.stdout.flush()
+        os._exit(codes[stop.reason])
 
 
 def show(renderable: RenderableType) -> None:

@@ -18,11 +18,13 @@ from hpo.cli.options import (
     DataOption,
     DatasetChoice,
     JsonOption,
+    LeaseOption,
     PrecisionChoice,
     PrunerChoice,
     ReuseOption,
     SamplerChoice,
     StorageOption,
+    StorageTimeoutOption,
     StudyOption,
 )
 from hpo.cli.output import exit_if_stopped, print_json, say, show
@@ -32,7 +34,9 @@ from hpo.settings import (
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,
     DEFAULT_ITERATIONS,
+    DEFAULT_LEASE_S,
     DEFAULT_STORAGE,
+    DEFAULT_STORAGE_TIMEOUT_S,
     GIGABYTE,
     DatasetName,
     Precision,
@@ -43,6 +47,7 @@ from hpo.settings import (
 
 if TYPE_CHECKING:
     from hpo.study import Study
+    from hpo.worker import StopSignal
 
 
 def run(
@@ -70,6 +75,8 @@ def run(
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
     timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
+    storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
+    lease: LeaseOption = DEFAULT_LEASE_S,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
@@ -78,8 +85,11 @@ def run(
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
+    from hpo.launch.local import DRIVER_LAST_CALL_S
+    from hpo.patience import Patience
     from hpo.space import load_space
     from hpo.storage import open_storage
+    from hpo.worker import StopSignal
 
     if study is not None:
         check_study_name(study)
@@ -100,12 +110,14 @@ def run(
         align=align.value,
     )
     check_artifacts_url(artifacts)
-    database = open_storage(storage, "create")
+    stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
+    database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
     made = studies.continue_or_create(database, name, settings, trials)
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
+    options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    _drive(made, workers, timeout, options, environment)
+    _drive(made, workers, timeout, options, environment, stop)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -121,6 +133,8 @@ def worker(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
+    storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
+    lease: LeaseOption = DEFAULT_LEASE_S,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
@@ -129,18 +143,20 @@ def worker(
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
     from hpo.launch.local import DRIVER_ENV
+    from hpo.patience import Patience
     from hpo.storage import open_storage
     from hpo.trajectory import Checkpoints
     from hpo.worker import StopSignal, pick_device, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    database = open_storage(storage)
-    found = studies.load(database, study)
-    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
     driver = os.environ.get(DRIVER_ENV)
     stop = StopSignal(parent=int(driver) if driver else None)
+    patience = Patience(storage_timeout, gives_up=stop.__bool__)
+    database = patience.call(lambda: open_storage(storage, patience=patience))
+    found = studies.load(database, study)
+    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
     folder = data_dir or default_data_dir()
-    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop)
+    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop, lease_s=lease)
     say(f"finished {finished} trials of {found.name}")
     exit_if_stopped(stop)
 
@@ -184,14 +200,18 @@ def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
 
 
 def _drive(
-    study: Study, workers: int | None, timeout_s: float | None, options: list[str], environment: dict[str, str]
+    study: Study,
+    workers: int | None,
+    timeout_s: float | None,
+    options: list[str],
+    environment: dict[str, str],
+    stop: StopSignal,
 ) -> None:
     import torch
 
     from hpo import queue
     from hpo.launch.local import LocalWorkers, choose_devices
     from hpo.progress import Progress
-    from hpo.worker import StopSignal
 
     counts = queue.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
@@ -200,7 +220,7 @@ def _drive(
     log_path = Path(f"{study.name}.log").absolute()
     launcher = LocalWorkers(study=study, devices=devices, options=options, environment=environment, log_path=log_path)
     say(f"study {study.name}: {len(devices)} workers ({', '.join(devices)}), their log is {log_path}")
-    stop = StopSignal(deadline=None if timeout_s is None else time.monotonic() + timeout_s)
+    stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with stop.installed(), Progress(study) as shown:
         launcher.run(stop, shown.update)
     if stop.reason == "timed out":

@@ -15,16 +15,14 @@ from pathlib import Path
 from hpo import queue
 from hpo.errors import StudyFailed
 from hpo.queue import Counts
-from hpo.study import Study
-from hpo.worker import StopSignal
+from hpo.study import Study, is_hopeless
+from hpo.worker import LAST_CALL_S, StopSignal, worker_name
 
 POLL_S = 0.5
-TERMINATE_S = 10.0
+TERMINATE_S = LAST_CALL_S + 0.3
+DRIVER_LAST_CALL_S = TERMINATE_S + 0.7
 MAX_RESTARTS = 3
-"""How often a worker that died is started again."""
-
-HOPELESS_FAILURES = 5
-"""How many trials may fail while none succeeds before the study is given up."""
+"""How often a worker that died without having finished a trial is started again."""
 
 DRIVER_ENV = "HPO_DRIVER_PID"
 
@@ -65,6 +63,7 @@ class LocalWorkers:
         Side effects:
             Starts processes, and ends those that are left.
         """
+        before = queue.count(self.study.storage, self.study.study_id)
         with self._started():
             while not stop:
                 queue.reap(self.study.storage, self.study.study_id)
@@ -72,7 +71,7 @@ class LocalWorkers:
                 on_poll(counts)
                 if counts.waiting + counts.running == 0:
                     return
-                if counts.failed == counts.finished >= HOPELESS_FAILURES:
+                if is_hopeless(counts, before):
                     raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.log_path}")
                 self._restart_dead()
                 time.sleep(POLL_S)
@@ -105,9 +104,11 @@ class LocalWorkers:
             code = worker.process.poll()
             if code in (None, 0):
                 continue
+            if queue.has_finished_one(self.study.storage, self.study.study_id, worker_name(worker.process.pid)):
+                worker.restarts = 0
             if worker.restarts == MAX_RESTARTS:
                 raise StudyFailed(
-                    f"the worker on {worker.device} died {MAX_RESTARTS + 1} times, last with exit code {code}; "
+                    f"the worker on {worker.device} died {MAX_RESTARTS + 1} times in a row, last with code {code}; "
                     f"its output is in {self.log_path}"
                 )
             worker.restarts += 1

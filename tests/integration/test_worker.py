@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from hpo.queue import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
+from integration.conftest import Start
 from integration.support import SETTINGS, SPACE, dump, make_study, wait_until
 
-Start = Callable[..., subprocess.Popen[str]]
 Open = Callable[..., Storage]
 
 START_S = 120.0  # to import torch on a busy machine
@@ -36,38 +35,6 @@ HAND_BACK_S = 5.0
 ORPHANED_S = 20.0  # two heartbeats
 FINISH_S = 120.0
 SHORT = replace(SETTINGS, iterations=256)  # long enough to be interrupted, short enough to be finished
-
-
-@pytest.fixture
-def start(tmp_path: Path, storage_url: str) -> Iterator[Start]:
-    """Start `hpo` in a process; what is left of it is killed at the end."""
-    with ExitStack() as stack:
-
-        def start_hpo(*arguments: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hpo", *arguments],
-                cwd=tmp_path,
-                env=_environment(storage_url, tmp_path),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            stack.callback(_end, process)
-            return process
-
-        yield start_hpo
-
-
-def _environment(storage_url: str, folder: Path) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
-    return kept | {"HPO_STORAGE": storage_url, "HPO_DATA": str(folder), "HPO_ARTIFACTS": str(folder / "artifacts")}
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
 
 
 def first_trial(made: study.Study) -> FrozenTrial:
@@ -234,3 +201,102 @@ def _finished_in(log: str) -> int:
 def _outcomes(made: study.Study) -> set[Any]:
     with made.storage.transaction() as session:
         return set(session.scalars(select(AttemptRow.outcome)))
+
+
+RUN = (
+    "run",
+    "--space",
+    "small.yaml",
+    "--study",
+    "small",
+    "--dataset",
+    "digits",
+    "--iterations",
+    "256",
+    "--trials",
+    "2",
+)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_driver_that_is_asked_to_stop_ends_its_workers_and_the_same_command_continues(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver, made, pid = _start_driver(storage_url, opened, start)
+
+    asked = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    output = driver.communicate(timeout=FINISH_S)
+    took_s = time.monotonic() - asked
+
+    assert (driver.returncode, output[1].splitlines()[-1]) == (143, "terminated; the same command continues")
+    assert took_s < HAND_BACK_S
+    assert not _is_running(pid)
+    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+
+    again = start(*RUN, "--workers", "1", "--json")
+    output = again.communicate(timeout=FINISH_S)
+    assert again.returncode == 0, output
+    counts = queue.count(made.storage, made.study_id)
+    assert (counts.complete + counts.pruned, counts.total) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver, made, pid = _start_driver(storage_url, opened, start)
+    os.kill(pid, signal.SIGSTOP)  # so that the driver has to wait for it
+    try:
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert driver.poll() is None
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=1.0)
+        assert driver.returncode == -signal.SIGINT
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not _is_running(pid), HAND_BACK_S, "a worker that has noticed")
+    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+
+
+def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Popen[str], study.Study, int]:
+    """Start a driver, and wait until its one worker trains."""
+    driver = start(*RUN, "--workers", "1", "--json")
+    made = wait_until(lambda: _find_study(url, opened), START_S, "a study")
+    wait_until_it_trains(made)
+    [running] = queue.list_running(made.storage, made.study_id)
+    return driver, made, int(running.worker.rpartition(":")[2])
+
+
+BROKEN_WORKER = """#!/bin/sh
+shift 2  # -m hpo
+exec {python} -c "
+from hpo.cli import main
+from hpo.train import Training
+def fail(*_): raise MemoryError('none is left')
+Training.advance = fail
+main()" "$@"
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_in_which_everything_fails_ends_early_with_the_reason_and_code_1(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    broken = tmp_path / "broken-python"
+    broken.write_text(BROKEN_WORKER.format(python=sys.executable))
+    broken.chmod(0o755)
+    command = f"import sys; sys.executable = '{broken}'; from hpo.cli import main; main()"
+    driver = start(*RUN[:-1], "30", "--workers", "1", program=(sys.executable, "-c", command))
+    output = driver.communicate(timeout=START_S)
+
+    assert driver.returncode == 1, output
+    assert output[1].splitlines()[-1] == f"error: the first 5 trials failed; their output is in {tmp_path}/small.log"
+    made = study.load(opened(storage_url, "read"), "small")
+    assert queue.count(made.storage, made.study_id) == Counts(failed=5, waiting=25)
+    reasons = {trial.user_attrs["outcome"] for trial in made.trials()[:5]}
+    assert reasons == {"failed: MemoryError: none is left (<string>:4)"}

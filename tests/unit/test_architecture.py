@@ -41,6 +41,7 @@ ORDER = (
     "migrations",
     "queue",
     "storage",
+    "patience",
     "artifacts",
     "settings",
     "schedule",

@@ -1,0 +1,280 @@
+"""Take the database away from workers and drivers: nothing is lost, and nothing fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from optuna.trial import TrialState
+from sqlalchemy import update
+
+from conftest import PostgreSQL, RestartablePostgreSQL
+from hpo import queue, study
+from hpo.artifacts import open_artifacts
+from hpo.errors import HpoError, StorageUnavailable
+from hpo.patience import Patience
+from hpo.queue import Counts
+from hpo.storage import AttemptRow, Storage
+from hpo.trajectory import Checkpoints
+from hpo.worker import StopSignal, work
+from integration.conftest import Start
+from integration.proxy import Fault, proxied
+from integration.support import SETTINGS, SPACE, WORKER, complete, dump, make_study, wait_until
+
+Open = Callable[..., Storage]
+OUTAGE_S = 10.0
+OUTAGES = 3
+UP_S = 3.0
+START_S = 120.0
+CPU = torch.device("cpu")
+# Long enough for an outage in the midst of training; without a pruner, nothing has to wait for its decision.
+LONG = replace(SETTINGS, iterations=192, pruner="none")
+
+
+@pytest.fixture
+def url(postgresql: PostgreSQL) -> str:
+    return postgresql.make_database()
+
+
+def train(made: study.Study, folder: Path, lease_s: float = queue.LEASE_S) -> int:
+    checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
+    return work(made, device=CPU, data_dir=folder, stop=StopSignal(), checkpoints=checkpoints, lease_s=lease_s)
+
+
+def content(made: study.Study) -> list[dict[str, Any]]:
+    return [
+        {
+            "state": trial.state.name,
+            "params": trial.params,
+            "value": trial.value,
+            "reported": trial.intermediate_values,
+            "curve": queue.load_curve(made.storage, trial._trial_id),
+        }
+        for trial in made.trials()
+    ]
+
+
+def count_files(folder: Path) -> int:
+    return len(list((folder / "artifacts").glob("*")))
+
+
+@contextmanager
+def beside(action: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread, and see that it succeeded."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize(("fault", "outage_s"), [("reset", 4.0), ("silent", 10.0)])
+def test_training_goes_on_without_a_database_and_its_results_are_delivered_afterwards(
+    url: str, opened: Open, make_url: Callable[[str], str], tmp_path: Path, fault: Fault, outage_s: float
+) -> None:
+    direct = opened(url)
+    made = make_study(direct, 2, LONG)
+    undisturbed = make_study(opened(make_url("sqlite")), 2, LONG)
+    train(undisturbed, tmp_path / "undisturbed")
+    trained_meanwhile: list[int] = []
+
+    with proxied(url) as (proxy, through):
+
+        def interrupt() -> None:
+            wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+            proxy.cut(fault)
+            time.sleep(outage_s - 2.0)
+            before = count_files(tmp_path)
+            time.sleep(2.0)
+            trained_meanwhile.append(count_files(tmp_path) - before)
+            proxy.mend()
+
+        patient = opened(through, "write", Patience(timeout_s=20.0))  # so that a call has 5 s
+        with beside(interrupt):
+            assert train(study.load(patient, "small"), tmp_path) == 2
+
+    assert content(made) == content(undisturbed)
+    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete", "complete"]
+    assert study.status(made)["iterations_spent"]["trained"] == study.status(undisturbed)["iterations_spent"]["trained"]
+    assert trained_meanwhile[0] > 0
+
+
+def test_a_study_outlives_a_postgresql_that_is_stopped_and_started_again(
+    restartable: RestartablePostgreSQL, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    url = restartable.start().make_database()
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    driver = start(
+        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "256"),
+        *("--trials", "8", "--workers", "2", "--storage-timeout", "60"),
+        url=url,
+    )
+    watched = opened(url)
+
+    for finished in range(OUTAGES):
+        wait_until(partial(_has_finished, watched, finished), START_S, f"{finished} trials and one that runs")
+        watched.close()
+        restartable.stop()
+        time.sleep(OUTAGE_S)
+        restartable.start()
+
+    output = driver.communicate(timeout=START_S)
+    assert driver.returncode == 0, output
+    made = study.load(watched, "small")
+    assert {trial.state for trial in made.trials()} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    counts = queue.count(watched, made.study_id)
+    assert (counts.finished, counts.total) == (8, 8)
+    assert {row[9] for row in dump(watched)["hpo_attempts"]} <= {"complete", "pruned", "parked"}
+    log = (tmp_path / "small.log").read_text()
+    assert "Traceback" not in log
+    assert log.count("the database answers again") >= OUTAGES
+
+
+def _has_finished(storage: Storage, finished: int) -> bool:
+    try:
+        made = study.load(storage, "small")
+    except HpoError:  # not made yet
+        return False
+    counts = queue.count(storage, made.study_id)
+    return counts.finished >= finished and counts.running > 0
+
+
+def test_a_worker_whose_database_stays_away_leaves_what_it_trained_and_exits_with_3(
+    url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    direct = opened(url)
+    made = make_study(direct, 1, LONG)
+    with proxied(url) as (proxy, through):
+        worker = start("worker", "--storage-timeout", "2", url=through)
+        wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+        proxy.cut("reset")
+        output = worker.communicate(timeout=START_S)
+
+    assert worker.returncode == StorageUnavailable.exit_code, output
+    assert output[1].splitlines()[-1].startswith("error: storage postgresql+psycopg://hpo:***@127.0.0.1:")
+    assert "Traceback" not in output[1]
+    assert queue.count(direct, made.study_id) == Counts(running=1)
+    with direct.transaction() as session:
+        session.execute(update(AttemptRow).values(lease_until_s=0.0))
+
+    assert [path.name.partition("-")[0] for path in (tmp_path / "artifacts").glob("unindexed-*")] == ["unindexed"]
+    assert train(made, tmp_path) == 1
+    attempts = dump(direct)["hpo_attempts"]
+    assert [row[9] for row in attempts] == ["lapsed", "complete"]
+    assert list((tmp_path / "artifacts").glob("unindexed-*")) == []
+    # What the first worker trained before it gave up was not trained again; it could not say how much that was.
+    assert attempts[1][11] < LONG.iterations - attempts[0][11]
+
+
+def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_comes_back(
+    url: str, opened: Open, tmp_path: Path
+) -> None:
+    direct = opened(url)
+    made = make_study(direct, 1, replace(LONG, pruner="median"))
+    retried: list[dict[str, Any]] = []
+
+    with proxied(url) as (proxy, through):
+
+        def retry() -> None:
+            wait_until(lambda: dump(direct)["hpo_curve_points"], START_S, "a trial that trains")
+            proxy.cut("reset")
+            wait_until(lambda: queue.reap(direct, made.study_id), START_S, "a lease that is over")
+            attempt = queue.claim(direct, made.study_id, WORKER)
+            assert attempt is not None
+            complete(made, attempt, 0.25)
+            retried.append(_without_attempts(direct))
+            proxy.mend()
+
+        patient = opened(through, "write", Patience(timeout_s=60.0))
+        with beside(retry):
+            assert train(study.load(patient, "small"), tmp_path, lease_s=1.5) == 0
+
+    assert [_without_attempts(direct)] == retried
+    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["lapsed", "complete"]
+
+
+def _without_attempts(storage: Storage) -> dict[str, Any]:
+    """Load all that a trial is; a worker that comes back may still add checkpoints, which belong to no trial."""
+    ours = ("hpo_attempts", "hpo_checkpoints", "hpo_segments")
+    return {name: rows for name, rows in dump(storage).items() if name not in ours}
+
+
+@pytest.fixture
+def partition() -> Iterator[Partition]:
+    """Make a network of its own with one line to this machine's."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("a network namespace needs root and the program ip (Debian package iproute2)")
+    name = f"hpo{os.getpid()}"
+    made = Partition(name=name, host=f"10.213.{os.getpid() % 250}.1")
+    made.ip("netns", "add", name)
+    try:
+        made.ip("link", "add", made.outer, "type", "veth", "peer", "name", "line", "netns", name)
+        made.ip("addr", "add", f"{made.host}/30", "dev", made.outer)
+        made.ip("link", "set", made.outer, "up")
+        made.ip("-n", name, "addr", "add", f"{made.host[:-1]}2/30", "dev", "line")
+        made.ip("-n", name, "link", "set", "line", "up")
+        made.ip("-n", name, "link", "set", "lo", "up")
+        yield made
+    finally:
+        made.ip("netns", "delete", name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """Be a network namespace, and the line between it and this machine."""
+
+    name: str
+    host: str
+
+    @property
+    def outer(self) -> str:
+        return f"v{self.name}"
+
+    def ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(
+    url: str, opened: Open, start: Start, partition: Partition
+) -> None:
+    direct = opened(url)
+    made = make_study(direct, 1, LONG)
+    with proxied(url, partition.host) as (_, through):
+        worker = start(
+            *("worker", "--storage-timeout", "12"),
+            url=through,
+            program=("ip", "netns", "exec", partition.name, sys.executable, "-m", "hpo"),
+        )
+        wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+        partition.ip("link", "set", partition.outer, "down")
+        time.sleep(7.0)  # a call has 3 s
+        partition.ip("link", "set", partition.outer, "up")
+        output = worker.communicate(timeout=START_S)
+
+    assert worker.returncode == 0, output
+    assert "the database answers again" in output[1]
+    assert queue.count(direct, made.study_id) == Counts(complete=1)
+    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete"]

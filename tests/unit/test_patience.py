@@ -1,0 +1,94 @@
+"""Test how long calls are tried again, and which errors are worth it."""
+
+import sqlite3
+
+import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from hpo.errors import BadInput, StorageUnavailable
+from hpo.patience import CALL_S, Patience, is_transient, patient
+
+GONE = OperationalError("SELECT 1", {}, sqlite3.OperationalError("the server is gone"))
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (GONE, True),
+        (PoolTimeout("no connection is free"), True),
+        (caused(StorageUnavailable("storage x: gone"), GONE), True),
+        (caused(StorageInternalError("Optuna says"), GONE), True),
+        (ProgrammingError("SELEC 1", {}, sqlite3.Error("syntax")), False),
+        (IntegrityError("INSERT", {}, sqlite3.Error("taken")), False),
+        (StorageUnavailable("storage x: syntax"), False),
+        (BadInput("storage: not a database URL"), False),
+        (None, False),
+    ],
+)
+def test_only_errors_of_reaching_the_database_are_worth_another_try(error, transient):
+    assert is_transient(error) is transient
+
+
+@pytest.mark.parametrize(("timeout_s", "call_s"), [(0.0, CALL_S), (600.0, CALL_S), (20.0, 5.0)])
+def test_several_calls_fit_into_a_timeout(timeout_s, call_s):
+    assert Patience(timeout_s).call_s == call_s
+
+
+class Database:
+    """Fail so many times, and count the calls."""
+
+    def __init__(self, patience, failures, error=GONE):
+        self.patience, self.failures, self.error, self.calls = patience, failures, error, 0
+
+    @patient
+    def ask(self, question, *, polite):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return question, polite
+
+
+def test_a_call_is_made_again_until_it_is_answered(caplog):
+    database = Database(Patience(30.0), failures=2)
+    with caplog.at_level("INFO", "hpo"):
+        assert (database.ask("who?", polite=True), database.calls) == (("who?", True), 3)
+    warning, answered = [record.getMessage() for record in caplog.records]
+    assert warning == "the server is gone; it is tried again for 30 s"
+    assert answered.startswith("the database answers again, after ")
+
+
+@pytest.mark.parametrize(
+    ("patience", "error"),
+    [
+        (Patience(), GONE),
+        (Patience(0.001), GONE),
+        (Patience(30.0, gives_up=lambda: True), GONE),
+        (Patience(30.0), BadInput("no")),
+    ],
+)
+def test_a_call_fails_with_its_own_error_where_no_other_try_is_left(patience, error):
+    database = Database(patience, failures=10, error=error)
+    with pytest.raises(type(error)) as failed:
+        database.ask("who?", polite=False)
+    assert failed.value is error
+    assert database.calls <= 2
+
+
+def test_a_call_that_can_be_done_without_is_left_out_while_the_database_is_silent():
+    patience = Patience(30.0)
+    database = Database(patience, failures=1)
+    with pytest.raises(OperationalError):
+        patience.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
+    with pytest.raises(StorageUnavailable):
+        patience.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
+    assert database.calls == 1
+
+    assert database.ask("who?", polite=True) == ("who?", True)
+    assert patience.once(lambda: "here") == "here"
