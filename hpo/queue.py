@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, select, update
@@ -221,6 +222,29 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
         _hold(session, attempt, progress, lease_s)
 
 
+def choose(
+    storage: Storage, attempt: Attempt, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+) -> None:
+    """Write the parameters of the trial of an attempt; those that an earlier attempt chose stay.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    rows = [
+        {
+            "trial_id": attempt.trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in params.items()
+    ]
+    with storage.transaction() as session:
+        _hold(session, attempt, None, LEASE_S)
+        upsert(session, models.TrialParamModel, rows, ("trial_id", "param_name"), update=False)
+
+
 def record(
     storage: Storage,
     attempt: Attempt,
@@ -281,7 +305,8 @@ def reap(storage: Storage, study_id: int) -> list[int]:
             .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
             .with_for_update(of=AttemptRow, skip_locked=True)
         ).all()
-        _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
+        if lapsed:
+            _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
         for row in lapsed:
             _give_up_or_requeue(session, row.trial_id)
     return [row.number for row in lapsed]
@@ -406,14 +431,14 @@ def _count(session: Session, study_id: int) -> Counts:
     )
 
 
-def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float) -> None:
+def _hold(session: Session, attempt: Attempt, progress: Progress | None, lease_s: float) -> None:
     """Make sure that an attempt is open, and keep it so until the transaction ends."""
     changed = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
         # Where another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(Trials.trial_id == attempt.trial_id))
-        .values(lease_until_s=now_s() + lease_s, **asdict(progress))
+        .values(lease_until_s=now_s() + lease_s, **(asdict(progress) if progress else {}))
     )
     if _rows(changed) != 1:
         raise LeaseLost(f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way")

@@ -40,6 +40,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
+from hpo.search import SearchStorage
 
 CONNECT_S = 10
 STATEMENT_S = 30
@@ -157,11 +158,13 @@ class Storage:
     Attributes:
         url: For messages, without the password.
         optuna: What Optuna's studies are loaded with.
+        search: The same for the trial that a worker holds.
     """
 
     url: str
     engine: Engine = field(repr=False)
     optuna: BaseStorage = field(repr=False)
+    search: SearchStorage = field(repr=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -213,7 +216,7 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
         raise BadInput(f"storage {shown}: {error}") from error
-    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend))
+    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend), search=SearchStorage(backend))
 
 
 def parse_url(url: str) -> URL:
@@ -387,7 +390,7 @@ def upsert(
         insert = insert.on_conflict_do_update(index_elements=key, set_=others)
     else:
         insert = insert.on_conflict_do_nothing(index_elements=key)
-    session.execute(insert.values(rows))
+    session.connection().execute(insert, rows)  # compiled once, however many rows there are
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:

@@ -22,10 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import queue
 from hpo.errors import StudyMismatch, StudyNotFound
+from hpo.queue import Attempt
 from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import RUNGS, CurvePoint
 from hpo.settings import PrunerName, SamplerName, StudySettings
-from hpo.space import SearchSpace
+from hpo.space import Param, SearchSpace
 from hpo.storage import Storage
 
 METRIC = "validation accuracy"
@@ -59,17 +60,29 @@ class Study:
         return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
 
     def optuna_study(self, trial_number: int) -> optuna.Study:
-        """Load the Optuna study, with a sampler seeded for one trial.
+        """Load the Optuna study as a worker searches it, with a sampler seeded for one trial.
 
         Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
         """
         with self.storage.translated():
             return optuna.load_study(
                 study_name=self.name,
-                storage=self.storage.optuna,
+                storage=self.storage.search,
                 sampler=make_sampler(self.settings.sampler, self.settings.seed, trial_number),
                 pruner=make_pruner(self.settings.pruner, self.settings.iterations),
             )
+
+    def sample(self, attempt: Attempt, trial: optuna.Trial) -> dict[str, Param]:
+        """Sample the parameters of a claimed trial, and write them; what an earlier attempt chose stays.
+
+        Raises:
+            LeaseLost: The attempt has ended; nothing is written.
+        """
+        space = self.space
+        with self.storage.translated():
+            params = space.suggest(trial)
+        queue.choose(self.storage, attempt, params, trial.distributions)
+        return params
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""

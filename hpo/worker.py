@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 HEARTBEAT_S = 10.0
 IDLE_POLL_S = 0.5
+WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
 CPU_THREADS = 1  # two processes of one thread train nearly twice the images of one process of two
 
 log = logging.getLogger(__name__)
@@ -89,13 +91,16 @@ class TrialSupervisor:
     """
 
     study: Study
-    optuna_study: optuna.Study
+    trial: optuna.Trial
     attempt: Attempt
     stop: StopSignal
     heartbeat_s: float = HEARTBEAT_S
     lease_s: float = queue.LEASE_S
+    write_every_s: float = WRITE_EVERY_S
     _progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
-    _pending: list[CurvePoint] = field(default_factory=list, init=False)
+    _points: list[CurvePoint] = field(default_factory=list, init=False)
+    _values: dict[int, float] = field(default_factory=dict, init=False)
+    _written_at: float = field(default=-math.inf, init=False)
     _lost: threading.Event = field(default_factory=threading.Event, init=False)
     _done: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -131,31 +136,33 @@ class TrialSupervisor:
         )
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        """Write measurements, as often as Optuna is given a value."""
+        """Take measurements for the pruner, and write them together with others, at most every `write_every_s`."""
         before = self._progress
         self._progress = Progress(
             iteration=point.iteration,
             trained_iterations=before.trained_iterations,
             val_accuracy=point.val_accuracy,
         )
-        self._pending.append(point)
-        if values:
-            self._write(values)
+        self._points.append(point)
+        self._values |= values
+        for step, value in values.items():
+            self.trial.report(value, step)
+        if time.monotonic() - self._written_at >= self.write_every_s:
+            self._write()
 
     def finish(self, outcome: Outcome) -> None:
         """Write what is left, and the end of the trial."""
-        self._write({})
+        self._write()
         queue.finish(self.study.storage, self.attempt, self._progress, outcome)
 
     def should_prune(self) -> bool:
         """Ask the study's pruner about what was recorded so far."""
         with self.study.storage.translated():
-            trial = self.study.storage.optuna.get_trial(self.attempt.trial_id)
-            return self.optuna_study.pruner.prune(self.optuna_study, trial)
+            return self.trial.should_prune()
 
-    def _write(self, values: Mapping[int, float]) -> None:
-        queue.record(self.study.storage, self.attempt, self._progress, self._pending, values, self.lease_s)
-        self._pending = []
+    def _write(self) -> None:
+        queue.record(self.study.storage, self.attempt, self._progress, self._points, self._values, self.lease_s)
+        self._points, self._values, self._written_at = [], {}, time.monotonic()
 
     def _beat(self) -> None:
         while not self._done.wait(self.heartbeat_s):
@@ -267,9 +274,9 @@ def train_attempt(
     Returns:
         Whether the trial was finished here.
     """
-    supervisor = TrialSupervisor(
-        study=study, optuna_study=study.optuna_study(attempt.trial_number), attempt=attempt, stop=stop
-    )
+    with study.storage.translated():
+        trial = optuna.Trial(study.optuna_study(attempt.trial_number), attempt.trial_id)
+    supervisor = TrialSupervisor(study=study, trial=trial, attempt=attempt, stop=stop)
     with supervisor:
         try:
             outcome = _run(study, supervisor, dataset, checkpoints)
@@ -287,10 +294,7 @@ def _run(
     study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
 ) -> Outcome | Blocked:
     try:
-        study.trials()  # Optuna's cache must know the trial before it takes parameters for it
-        with study.storage.translated():
-            trial = optuna.trial.Trial(supervisor.optuna_study, supervisor.attempt.trial_id)
-            params = study.space.suggest(trial)
+        params = study.sample(supervisor.attempt, supervisor.trial)
         settings = study.settings
         recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
         task = Task(

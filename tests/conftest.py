@@ -60,7 +60,14 @@ class PostgreSQL:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """Run a PostgreSQL server for the session, with a password and without fsync."""
+    """Run a PostgreSQL server for the session."""
+    with serving_postgresql() as server:
+        yield server
+
+
+@contextmanager
+def serving_postgresql() -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL server while the context lasts, with a password and without fsync."""
     account = _server_account()
     # Not one of pytest's own folders: these let no other user in.
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))

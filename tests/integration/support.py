@@ -93,9 +93,7 @@ def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
 
 def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
     """Sample the parameters of a claimed trial, as its worker would."""
-    made.trials()
-    trial = optuna.trial.Trial(made.optuna_study(attempt.trial_number), attempt.trial_id)
-    return made.space.suggest(trial)
+    return made.sample(attempt, optuna.Trial(made.optuna_study(attempt.trial_number), attempt.trial_id))
 
 
 def complete(made: study.Study, attempt: Attempt, value: float) -> None:

@@ -41,6 +41,7 @@ ORDER = (
     "migrations",
     "queue",
     "storage",
+    "search",
     "artifacts",
     "settings",
     "schedule",

@@ -72,9 +72,8 @@ def reopened(folder):
 def suggest(study):
     """Claim the next trial and sample its parameters, as a worker does."""
     attempt = queue.claim(study.storage, study.study_id, WORKER)
-    study.trials()
-    trial = optuna.trial.Trial(study.optuna_study(attempt.trial_number), attempt.trial_id)
-    return attempt, study.space.suggest(trial)
+    trial = optuna.Trial(study.optuna_study(attempt.trial_number), attempt.trial_id)
+    return attempt, study.sample(attempt, trial)
 
 
 def finish(study, attempt, value, loss=1.0, iterations=640, state="complete"):
