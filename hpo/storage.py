@@ -10,10 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import alembic.command
-import alembic.config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
@@ -40,13 +36,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
+from hpo.schema import create_tables, optuna_mismatch, require_revision, upgrade_tables
 from hpo.search import SearchStorage
 
 CONNECT_S = 10
 STATEMENT_S = 30
 SQLITE_BUSY_S = 60.0
 CREATE_TRIES = 10
-VERSION_TABLE = "hpo_alembic_version"
 
 
 class Base(DeclarativeBase):
@@ -215,8 +211,36 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
-        raise BadInput(f"storage {shown}: {error}") from error
+        raise optuna_mismatch(shown, error) from error
     return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend), search=SearchStorage(backend))
+
+
+def upgrade_storage(url: str) -> list[str]:
+    """Bring the tables of a database up to date, Optuna's and ours.
+
+    Nobody else may use the database meanwhile.
+
+    Returns:
+        What was done, a line for each of the two.
+
+    Raises:
+        BadInput: The URL is malformed, or the database has no studies of ours, or newer tables than this release.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    parsed = parse_url(url)
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() == "sqlite":
+        _check_sqlite_file(Path(str(parsed.database)), "write")
+    try:
+        backend = _ClosingStorage(
+            parsed.render_as_string(hide_password=False), skip_compatibility_check=True, skip_table_creation=True
+        )
+        try:
+            return upgrade_tables(backend, shown)
+        finally:
+            backend.engine.dispose()
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unavailable(shown, error) from error
 
 
 def parse_url(url: str) -> URL:
@@ -335,22 +359,10 @@ def _creation_lock(url: str, connect: dict[str, Any]) -> Iterator[None]:
         engine.dispose()
 
 
-def _alembic_config() -> alembic.config.Config:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
-
-
 def _create_our_tables(backend: RDBStorage, shown: str) -> None:
-    config = _alembic_config()
     try:
         with backend.engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
-            if _our_revision(connection) is None:
-                config.attributes["connection"] = connection
-                alembic.command.upgrade(config, "head")
-            _require_our_revision(connection, shown)
+            create_tables(connection, shown)
     except Exception:
         backend.engine.dispose()
         raise
@@ -360,21 +372,7 @@ def _check_our_tables(url: URL, shown: str) -> None:
     connect = {} if url.get_backend_name() == "sqlite" else _postgresql_options("read")[0]
     engine = create_engine(url, connect_args=connect, poolclass=NullPool)
     with engine.connect() as connection:
-        _require_our_revision(connection, shown)
-
-
-def _require_our_revision(connection: Connection, shown: str) -> None:
-    found = _our_revision(connection)
-    if found is None:
-        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
-    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    if found != head:
-        raise BadInput(f"storage {shown}: its tables are of revision {found}, this release of hpo wants {head}")
-
-
-def _our_revision(connection: Connection) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+        require_revision(connection, shown)
 
 
 def upsert(
@@ -390,7 +388,7 @@ def upsert(
         insert = insert.on_conflict_do_update(index_elements=key, set_=others)
     else:
         insert = insert.on_conflict_do_nothing(index_elements=key)
-    session.connection().execute(insert, rows)  # compiled once, however many rows there are
+    session.execute(insert.values(rows))
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:

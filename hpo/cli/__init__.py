@@ -25,8 +25,10 @@ app = typer.Typer(
 )
 spaces_app = typer.Typer(help="List, show and check search spaces.", no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+storage_app = typer.Typer(help="Look after the database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
+app.add_typer(storage_app, name="storage")
 
 for command in (
     search.run,
@@ -45,6 +47,7 @@ spaces_app.command("check")(catalog.spaces_check)
 spaces_app.command("schema")(catalog.spaces_schema)
 data_app.command("fetch")(catalog.data_fetch)
 data_app.command("check")(catalog.data_check)
+storage_app.command("upgrade")(results.storage_upgrade)
 
 
 def _version(wanted: bool) -> None:

@@ -15,7 +15,8 @@ from sqlalchemy import select, text
 from conftest import PASSWORD, PostgreSQL, free_port
 from hpo import queue, study
 from hpo.errors import BadInput, HpoError, StorageUnavailable
-from hpo.storage import VERSION_TABLE, Storage, now_s, open_storage
+from hpo.schema import VERSION_TABLE
+from hpo.storage import Storage, now_s, open_storage
 from integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
 
 Open = Callable[..., Storage]
