@@ -41,14 +41,24 @@ def require_revision(connection: Connection, shown: str) -> None:
     Raises:
         BadInput: They are missing, older or newer, with what to do about it.
     """
-    found = find_revision(connection)
-    if found is None:
-        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+    found = require_tables(connection, shown)
     scripts = _scripts()
     head = scripts.get_current_head()
     if found != head:
         remedy = UPGRADE if _knows(scripts, found) else NEWER
         raise BadInput(f"storage {shown}: its tables are of revision {found}, this release wants {head}; {remedy}")
+
+
+def require_tables(connection: Connection, shown: str) -> str:
+    """Give the revision of our tables.
+
+    Raises:
+        BadInput: There are none.
+    """
+    found = find_revision(connection)
+    if found is None:
+        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+    return found
 
 
 def optuna_mismatch(shown: str, found: RuntimeError) -> BadInput:
@@ -70,20 +80,18 @@ def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:
     Raises:
         BadInput: The tables are missing, or newer than this release.
     """
-    current, head = backend.get_current_version(), backend.get_head_version()
-    if current not in backend.get_all_versions():
-        raise BadInput(f"storage {shown}: its tables are of Optuna's revision {current}; {NEWER}")
     with backend.engine.connect() as connection:
-        ours, wanted = find_revision(connection), _scripts().get_current_head()
-    if ours is None:
-        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+        ours, wanted = require_tables(connection, shown), _scripts().get_current_head()
+    theirs, head = backend.get_current_version(), backend.get_head_version()
+    if theirs not in backend.get_all_versions():
+        raise BadInput(f"storage {shown}: its tables are of Optuna's revision {theirs}; {NEWER}")
     if not _knows(_scripts(), ours):
         raise BadInput(f"storage {shown}: its tables are of revision {ours}; {NEWER}")
-    if current != head:
+    if theirs != head:
         backend.upgrade()
     with backend.engine.begin() as connection:
         _upgrade(connection)
-    return [_change("Optuna's tables", current, head), _change("the tables of hpo", ours, str(wanted))]
+    return [_change("Optuna's tables", theirs, head), _change("the tables of hpo", ours, str(wanted))]
 
 
 def find_revision(connection: Connection) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
-from hpo.schema import create_tables, optuna_mismatch, require_revision, upgrade_tables
+from hpo.schema import create_tables, optuna_mismatch, require_revision, require_tables, upgrade_tables
 from hpo.search import SearchStorage
 
 CONNECT_S = 10
@@ -204,7 +204,7 @@ def open_storage(url: str, access: Literal["create", "write", "read"] = "write")
         _check_sqlite_file(Path(str(parsed.database)), access)
     try:
         if access != "create":
-            _check_our_tables(parsed, shown)
+            _check_our_tables(parsed, shown, require_revision)
         backend = _open_with_retries(parsed, access)
         if access == "create":
             _create_our_tables(backend, shown)
@@ -232,6 +232,7 @@ def upgrade_storage(url: str) -> list[str]:
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), "write")
     try:
+        _check_our_tables(parsed, shown, require_tables)
         backend = _ClosingStorage(
             parsed.render_as_string(hide_password=False), skip_compatibility_check=True, skip_table_creation=True
         )
@@ -368,11 +369,11 @@ def _create_our_tables(backend: RDBStorage, shown: str) -> None:
         raise
 
 
-def _check_our_tables(url: URL, shown: str) -> None:
+def _check_our_tables(url: URL, shown: str, check: Callable[[Connection, str], object]) -> None:
     connect = {} if url.get_backend_name() == "sqlite" else _postgresql_options("read")[0]
     engine = create_engine(url, connect_args=connect, poolclass=NullPool)
     with engine.connect() as connection:
-        require_revision(connection, shown)
+        check(connection, shown)
 
 
 def upsert(
