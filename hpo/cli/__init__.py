@@ -12,7 +12,7 @@ import typer
 
 from hpo import __version__
 from hpo.cli import catalog, results, search
-from hpo.cli.output import INTERRUPTED, say
+from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
 
 app = typer.Typer(
@@ -74,12 +74,12 @@ def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except HpoError as error:
-        say(f"error: {error}")
+        say_error(str(error))
         return error.exit_code
     except typer.Exit as error:
         return error.exit_code
     except typer.TyperException as error:
-        say(f"error: {error.format_message()}")
+        say_error(error.format_message())
         return BadInput.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
