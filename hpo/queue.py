@@ -241,7 +241,7 @@ def choose(
         for name, value in params.items()
     ]
     with storage.transaction() as session:
-        _hold(session, attempt, None, LEASE_S)
+        _hold(session, attempt)
         upsert(session, models.TrialParamModel, rows, ("trial_id", "param_name"), update=False)
 
 
@@ -431,14 +431,15 @@ def _count(session: Session, study_id: int) -> Counts:
     )
 
 
-def _hold(session: Session, attempt: Attempt, progress: Progress | None, lease_s: float) -> None:
+def _hold(session: Session, attempt: Attempt, progress: Progress | None = None, lease_s: float | None = None) -> None:
     """Make sure that an attempt is open, and keep it so until the transaction ends."""
+    lease_until_s = AttemptRow.lease_until_s if lease_s is None else now_s() + lease_s
     changed = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
         # Where another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(Trials.trial_id == attempt.trial_id))
-        .values(lease_until_s=now_s() + lease_s, **(asdict(progress) if progress else {}))
+        .values(lease_until_s=lease_until_s, **(asdict(progress) if progress else {}))
     )
     if _rows(changed) != 1:
         raise LeaseLost(f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way")

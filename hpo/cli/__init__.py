@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: `hpo --help` must feel instant.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Never
 
 import typer
@@ -14,6 +15,7 @@ from hpo import __version__
 from hpo.cli import catalog, results, search
 from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
+from hpo.settings import mask_passwords
 
 app = typer.Typer(
     name="hpo",
@@ -67,7 +69,21 @@ def options(
 
 def main() -> Never:
     """Run the command line: errors are one line on stderr, and each kind has its exit code."""
+    _hide_passwords(sys.orig_argv)
     sys.exit(_run())
+
+
+def _hide_passwords(command: Sequence[str]) -> None:
+    """Take the passwords of URLs out of what process lists show of this command.
+
+    Side effects:
+        Sets the process title.
+    """
+    shown = [mask_passwords(word) for word in command]
+    if shown != list(command):
+        from setproctitle import setproctitle
+
+        setproctitle(" ".join(shown))
 
 
 def _run() -> int:
