@@ -71,6 +71,7 @@ SETTINGS = StudySettings(
 )
 PHASES = ("claim", "sample", "report", "prune", "finish", "trial")
 START_S = 300.0
+MAX_CONNECTIONS = 600  # Optuna's own pool keeps several a worker
 
 
 @dataclass
@@ -210,18 +211,20 @@ def be_worker(plan: Plan, barrier: Any, taken: Any, results: Any) -> None:
     """Work as one process, and send the tally."""
     tally = Tally()
     logging.getLogger("hpo").addHandler(Warnings(tally))
-    storage = open_plain(plan.url) if plan.kind == "optuna" else open_storage(plan.url)
-    event.listen(storage.engine, "before_cursor_execute", tally.count)
 
     def next_trial() -> bool:
         with taken.get_lock():
             taken.value += 1
             return bool(taken.value <= plan.trials)
 
-    barrier.wait(START_S)
-    tally.statements.clear()
-    before = time.process_time()
+    before = 0.0
     try:
+        try:
+            storage = open_plain(plan.url) if plan.kind == "optuna" else open_storage(plan.url)
+        finally:
+            barrier.wait(START_S)
+        event.listen(storage.engine, "before_cursor_execute", tally.count)
+        before = time.process_time()
         if plan.kind == "hpo":
             work_ours(plan, storage, tally)
         else:
@@ -230,7 +233,6 @@ def be_worker(plan: Plan, barrier: Any, taken: Any, results: Any) -> None:
         tally.errors += 1
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     tally.cpu_s = time.process_time() - before
-    storage.close()
     results.put((dict(tally.seconds), dict(tally.statements), tally.errors, tally.cpu_s))
 
 
@@ -396,7 +398,7 @@ def opened_server(url: str | None) -> Iterator[tuple[str, int | None]]:
     if url is not None:
         yield url, None
         return
-    with serving_postgresql() as server:
+    with serving_postgresql(MAX_CONNECTIONS) as server:
         assert isinstance(server, PostgreSQL)
         yield server.make_database(), postmaster_of(server.port)
 

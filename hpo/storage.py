@@ -345,7 +345,8 @@ def _postgresql_options(access: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "application_name": "hpo",
         "options": session,
     }
-    return connect, {}
+    # Optuna opens a second connection now and then; of 128 workers with two each few servers would hear.
+    return connect, {"pool_size": 1, "max_overflow": 4}
 
 
 @contextmanager

