@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, aliased
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.patience import patient
 from hpo.schedule import CurvePoint
+from hpo.search import Draft
 from hpo.settings import DEFAULT_LEASE_S
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
@@ -88,22 +89,6 @@ class Outcome:
     state: FinalState
     value: float | None
     attrs: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DraftParam:
-    """Be a sampled parameter in Optuna's internal form, with its distribution as JSON."""
-
-    value: float
-    distribution: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draft:
-    """Hold what a sampler or a pruner wants to have written for a trial."""
-
-    params: Mapping[str, DraftParam]
-    system_attrs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -329,7 +314,8 @@ def reap(storage: Storage, study_id: int) -> list[int]:
             .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
             .with_for_update(of=AttemptRow, skip_locked=True)
         ).all()
-        _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
+        if lapsed:
+            _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
         for row in lapsed:
             _give_up_or_requeue(session, row.trial_id)
     return [row.number for row in lapsed]

@@ -24,6 +24,7 @@ DEFAULT_STORAGE_TIMEOUT_S = 600.0
 DEFAULT_LEASE_S = 60.0
 DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
 
+_PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -82,6 +83,11 @@ def _difference(name: str, stored: object, asked: object) -> str:
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         return f"the {_title(name)} differs in {', '.join(keys)}"
     return f"{_title(name)} is {stored} in the study and {asked} here"
+
+
+def mask_passwords(text: str) -> str:
+    """Replace the passwords of all URLs in a text by `***`."""
+    return _PASSWORDS.sub(r"\1\2***", text)
 
 
 def check_study_name(name: str) -> str:

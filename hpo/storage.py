@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import alembic.command
-import alembic.config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
@@ -41,10 +37,11 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.patience import Patience, connector, first_line, patient
+from hpo.schema import create_tables, optuna_mismatch, require_revision, require_tables, upgrade_tables
+from hpo.search import SearchStorage
 
 SQLITE_BUSY_S = 60.0
 CREATE_TRIES = 10
-VERSION_TABLE = "hpo_alembic_version"
 
 
 class Base(DeclarativeBase):
@@ -156,11 +153,13 @@ class Storage:
     Attributes:
         url: For messages, without the password.
         optuna: What Optuna's studies are loaded with; its calls are tried again, as those marked `patient` are.
+        search: The same for the trials that a worker holds.
     """
 
     url: str
     engine: Engine = field(repr=False)
     optuna: BaseStorage = field(repr=False)
+    search: SearchStorage = field(repr=False)
     patience: Patience = field(repr=False)
 
     @contextmanager
@@ -209,15 +208,53 @@ def open_storage(
         _check_sqlite_file(Path(str(parsed.database)), access)
     try:
         if access != "create":
-            _check_our_tables(parsed, shown, patience)
+            _check_our_tables(parsed, shown, patience, require_revision)
         backend = _open_with_retries(parsed, access, patience)
         if access == "create":
             _create_our_tables(backend, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
-        raise BadInput(f"storage {shown}: {error}") from error
-    return Storage(url=shown, engine=backend.engine, optuna=get_storage(backend), patience=patience)
+        raise optuna_mismatch(shown, error) from error
+    return Storage(
+        url=shown,
+        engine=backend.engine,
+        optuna=get_storage(backend),
+        search=SearchStorage(backend, patience),
+        patience=patience,
+    )
+
+
+def upgrade_storage(url: str) -> list[str]:
+    """Bring the tables of a database up to date, Optuna's and ours.
+
+    Nobody else may use the database meanwhile.
+
+    Returns:
+        What was done, a line for each of the two.
+
+    Raises:
+        BadInput: The URL is malformed, or the database has no studies of ours, or newer tables than this release.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    parsed = parse_url(url)
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() == "sqlite":
+        _check_sqlite_file(Path(str(parsed.database)), "write")
+    try:
+        _check_our_tables(parsed, shown, Patience(), require_tables)
+        backend = _PatientStorage(
+            parsed.render_as_string(hide_password=False),
+            patience=Patience(),
+            skip_compatibility_check=True,
+            skip_table_creation=True,
+        )
+        try:
+            return upgrade_tables(backend, shown)
+        finally:
+            backend.engine.dispose()
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unavailable(shown, error) from error
 
 
 def parse_url(url: str) -> URL:
@@ -289,6 +326,8 @@ def _open_optuna(url: URL, access: str, patience: Patience) -> RDBStorage:
     if not sqlite and access == "create":
         with _creation_lock(plain_url, kwargs):
             return _PatientStorage(plain_url, engine_kwargs=kwargs, patience=patience)
+    if not sqlite:  # Optuna opens a second connection now and then; of 128 workers with two each few servers would hear
+        kwargs |= {"pool_size": 1, "max_overflow": 4}
     create = access == "create"
     backend = _PatientStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=not create, patience=patience)
     if sqlite:
@@ -336,46 +375,20 @@ def _creation_lock(url: str, kwargs: dict[str, Any]) -> Iterator[None]:
         engine.dispose()
 
 
-def _alembic_config() -> alembic.config.Config:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
-
-
 def _create_our_tables(backend: RDBStorage, shown: str) -> None:
-    config = _alembic_config()
     try:
         with backend.engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
-            if _our_revision(connection) is None:
-                config.attributes["connection"] = connection
-                alembic.command.upgrade(config, "head")
-            _require_our_revision(connection, shown)
+            create_tables(connection, shown)
     except Exception:
         backend.engine.dispose()
         raise
 
 
-def _check_our_tables(url: URL, shown: str, patience: Patience) -> None:
+def _check_our_tables(url: URL, shown: str, patience: Patience, check: Callable[[Connection, str], object]) -> None:
     options = {} if url.get_backend_name() == "sqlite" else _postgresql_options(url, "read", patience)
     engine = create_engine(url, poolclass=NullPool, **options)
     with engine.connect() as connection:
-        _require_our_revision(connection, shown)
-
-
-def _require_our_revision(connection: Connection, shown: str) -> None:
-    found = _our_revision(connection)
-    if found is None:
-        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
-    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    if found != head:
-        raise BadInput(f"storage {shown}: its tables are of revision {found}, this release of hpo wants {head}")
-
-
-def _our_revision(connection: Connection) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+        check(connection, shown)
 
 
 def upsert(

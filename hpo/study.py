@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
@@ -18,17 +17,17 @@ from optuna.pruners import (
     WilcoxonPruner,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import queue
 from hpo.errors import StudyMismatch, StudyNotFound
-from hpo.queue import Attempt, Counts, Draft, DraftParam
+from hpo.queue import Attempt, Counts
 from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import RUNGS, CurvePoint
+from hpo.search import Draft
 from hpo.settings import PrunerName, SamplerName, StudySettings
-from hpo.space import SearchSpace
+from hpo.space import Param, SearchSpace
 from hpo.storage import Storage
 
 METRIC = "validation accuracy"
@@ -40,34 +39,6 @@ ASHA_FACTOR = 2  # with 3 the best trial was pruned in half of the orders, see b
 HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class DraftStorage:
-    """Be Optuna's storage to one trial's sampler and pruner, but keep what they would write for the trial.
-
-    Optuna writes without asking for a lease: a worker that was given up for dead would change the trial that is being
-    retried in its place. And it writes parameter by parameter: one that dies between two would leave half of them.
-    """
-
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
-        self._params: dict[str, DraftParam] = {}
-        self._attrs: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-    def set_trial_param(self, _trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
-        """Keep a parameter, in Optuna's internal form."""
-        self._params[name] = DraftParam(value=value, distribution=distribution_to_json(distribution))
-
-    def set_trial_system_attr(self, _trial_id: int, key: str, value: Any) -> None:
-        """Keep a note of a sampler or pruner."""
-        self._attrs[key] = value
-
-    def draft(self) -> Draft:
-        """Give what was kept."""
-        return Draft(params=self._params, system_attrs=self._attrs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,41 +64,39 @@ class Study:
         """Give the recipe that a trial's parameters stand for."""
         return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
 
-    def suggest(self, attempt: Attempt) -> tuple[dict[str, Any], Draft]:
-        """Let the study's sampler choose a trial's parameters, or give those that it has.
+    def open_trial(self, attempt: Attempt) -> optuna.Trial:
+        """Open a claimed trial for the study's sampler and pruner, seeded for this trial.
+
+        Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
+        """
+        with self.storage.translated():
+            study = optuna.load_study(
+                study_name=self.name,
+                storage=self.storage.search,
+                sampler=make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number),
+                pruner=make_pruner(self.settings.pruner, self.settings.iterations),
+            )
+            return optuna.Trial(study, attempt.trial_id)
+
+    def suggest(self, trial: optuna.Trial) -> tuple[dict[str, Param], Draft]:
+        """Let the sampler choose a trial's parameters, or give those that it has.
 
         Returns:
             The parameters, and what is to be written for the trial.
         """
-        drafts = DraftStorage(self.storage.optuna)
         with self.storage.translated():
-            trial = optuna.trial.Trial(self._optuna_study(drafts, attempt.trial_number), attempt.trial_id)
             params = self.space.suggest(trial)
-        return params, drafts.draft()
+        return params, self.storage.search.take_draft(trial._trial_id)
 
-    def should_prune(self, attempt: Attempt) -> tuple[bool, Draft]:
-        """Ask the study's pruner about what was recorded for a trial so far.
+    def should_prune(self, trial: optuna.Trial) -> tuple[bool, Draft]:
+        """Ask the pruner about what was reported for a trial so far.
 
         Returns:
             The decision, and what is to be written for the trial.
         """
-        drafts = DraftStorage(self.storage.optuna)
         with self.storage.translated():
-            study = self._optuna_study(drafts, attempt.trial_number)
-            trial = self.storage.optuna.get_trial(attempt.trial_id)
-            return study.pruner.prune(study, trial), drafts.draft()
-
-    def _optuna_study(self, drafts: DraftStorage, trial_number: int) -> optuna.Study:
-        """Load the Optuna study, with a sampler seeded for one trial.
-
-        Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
-        """
-        return optuna.load_study(
-            study_name=self.name,
-            storage=drafts,  # type: ignore[arg-type]  # all that it lacks is handed on
-            sampler=make_sampler(self.settings.sampler, self.settings.seed, trial_number),
-            pruner=make_pruner(self.settings.pruner, self.settings.iterations),
-        )
+            decided = trial.should_prune()
+        return decided, self.storage.search.take_draft(trial._trial_id)
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""

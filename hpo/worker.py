@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
+import optuna
 import torch
 
 from hpo import queue
@@ -24,11 +26,13 @@ from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, Stud
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
+from hpo.space import Param
 from hpo.study import Study, is_hopeless
 from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 BEATS_PER_LEASE = 6
 IDLE_POLL_S = 0.5
+WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
 LAST_CALL_S = 3.5
 LOOK_S = 0.1
 CPU_THREADS = 1  # two processes of one thread train nearly twice the images of one process of two
@@ -107,6 +111,9 @@ class TrialSupervisor:
     lease_s: float = queue.LEASE_S
     failure: Exception | None = field(default=None, init=False)
     progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
+    write_every_s: float = WRITE_EVERY_S
+    _trial: optuna.Trial | None = field(default=None, init=False)
+    _written_s: float = field(default=-math.inf, init=False)
     _points: list[CurvePoint] = field(default_factory=list, init=False)
     _values: dict[int, float] = field(default_factory=dict, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
@@ -134,13 +141,23 @@ class TrialSupervisor:
         trained = self.progress.trained_iterations + steps
         self.progress = replace(self.progress, iteration=iteration, trained_iterations=trained)
 
+    def sample(self) -> dict[str, Param]:
+        """Let the study's sampler choose the trial's parameters, and write them before anything is trained."""
+        self._trial = self.study.open_trial(self.attempt)
+        params, draft = self.study.suggest(self._trial)
+        queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
+        return params
+
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        """Keep measurements, to be written with the next heartbeat, or at once where Optuna is given a value."""
+        """Show values to the pruner, and keep measurements to be written together, at most every `write_every_s`."""
+        assert self._trial is not None, "sampled before it is trained"
+        for step, value in values.items():
+            self._trial.report(value, step)
         with self._changed:
             self.progress = replace(self.progress, iteration=point.iteration, val_accuracy=point.val_accuracy)
             self._points.append(point)
             self._values |= values
-            self._wanted = self._wanted or bool(values)
+            self._wanted = self._wanted or time.monotonic() - self._written_s >= self.write_every_s
             self._changed.notify_all()
 
     def finish(self, outcome: Outcome) -> None:
@@ -155,17 +172,17 @@ class TrialSupervisor:
         queue.finish(self.study.storage, self.attempt, self.progress, outcome)
 
     def should_prune(self) -> bool:
-        """Ask the study's pruner about what was recorded so far, and wait for a database that does not answer.
+        """Ask the study's pruner about what was reported so far, and wait for a database that does not answer.
 
         A decision must not depend on whether the database answered in time. When the attempt has ended, nothing is
         decided, as it is stopped before its next iteration.
         """
         if self.study.settings.pruner == "none":
             return False
-        self._wait_until_written()
         if self.failure is not None:
             return False
-        decided, draft = self.study.should_prune(self.attempt)
+        assert self._trial is not None, "sampled before it is trained"
+        decided, draft = self.study.should_prune(self._trial)
         queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
         return decided
 
@@ -198,6 +215,7 @@ class TrialSupervisor:
     def _write(self) -> None:
         with self._changed:
             points, values, progress = tuple(self._points), dict(self._values), self.progress
+            self._wanted = False
         if points:
             queue.record(self.study.storage, self.attempt, progress, points, values, self.lease_s)
         else:
@@ -205,7 +223,7 @@ class TrialSupervisor:
         with self._changed:
             del self._points[: len(points)]
             self._values = {step: value for step, value in self._values.items() if step not in values}
-            self._wanted = bool(self._values)
+            self._written_s = time.monotonic()
             self._changed.notify_all()
 
 
@@ -387,8 +405,7 @@ def _run(
     study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
 ) -> Outcome | Blocked:
     try:
-        params, draft = study.suggest(supervisor.attempt)
-        queue.write_draft(study.storage, supervisor.attempt, supervisor.progress, draft)
+        params = supervisor.sample()
         settings = study.settings
         recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
         task = Task(

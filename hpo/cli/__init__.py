@@ -6,14 +6,16 @@ Nothing heavy is imported at the top: `hpo --help` must feel instant.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Never
 
 import typer
 
 from hpo import __version__
 from hpo.cli import catalog, results, search
-from hpo.cli.output import INTERRUPTED, say
+from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
+from hpo.settings import mask_passwords
 
 app = typer.Typer(
     name="hpo",
@@ -25,8 +27,10 @@ app = typer.Typer(
 )
 spaces_app = typer.Typer(help="List, show and check search spaces.", no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+storage_app = typer.Typer(help="Look after the database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
+app.add_typer(storage_app, name="storage")
 
 for command in (
     search.run,
@@ -45,6 +49,7 @@ spaces_app.command("check")(catalog.spaces_check)
 spaces_app.command("schema")(catalog.spaces_schema)
 data_app.command("fetch")(catalog.data_fetch)
 data_app.command("check")(catalog.data_check)
+storage_app.command("upgrade")(results.storage_upgrade)
 
 
 def _version(wanted: bool) -> None:
@@ -64,19 +69,33 @@ def options(
 
 def main() -> Never:
     """Run the command line: errors are one line on stderr, and each kind has its exit code."""
+    _hide_passwords(sys.orig_argv)
     sys.exit(_run())
+
+
+def _hide_passwords(command: Sequence[str]) -> None:
+    """Take the passwords of URLs out of what process lists show of this command.
+
+    Side effects:
+        Sets the process title.
+    """
+    shown = [mask_passwords(word) for word in command]
+    if shown != list(command):
+        from setproctitle import setproctitle
+
+        setproctitle(" ".join(shown))
 
 
 def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except HpoError as error:
-        say(f"error: {error}")
+        say_error(str(error))
         return error.exit_code
     except typer.Exit as error:
         return error.exit_code
     except typer.TyperException as error:
-        say(f"error: {error.format_message()}")
+        say_error(error.format_message())
         return BadInput.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED

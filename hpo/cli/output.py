@@ -42,3 +42,9 @@ def print_json(document: object) -> None:
 def say(message: str) -> None:
     """Tell a person something; stdout stays for results."""
     print(message, file=sys.stderr)
+
+
+def say_error(message: str) -> None:
+    """Tell a person what went wrong, in one line; what a value may hold besides letters cannot steer the terminal."""
+    line = " ".join(message.split())
+    say("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,14 +69,34 @@ def gc(
 def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    auth: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of one line USER:PASSWORD, for you alone to read. [HPO_DASHBOARD_USER, HPO_DASHBOARD_PASSWORD]"
+        ),
+    ] = None,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Show all studies of the storage in a browser, with optuna-dashboard."""
-    from hpo.dashboard import serve
+    from hpo.access import find_credentials, is_loopback
+    from hpo.dashboard import bind, guard, make_app
     from hpo.storage import open_storage
 
-    opened = open_storage(storage, "write" if read_write else "read")
+    credentials = find_credentials(auth, os.environ)
+    app = make_app(open_storage(storage, "write" if read_write else "read"), read_write=read_write)
+    server = bind(guard(app, host, credentials), host, port)
     mode = "changes allowed" if read_write else "read-only"
-    say(f"optuna-dashboard on http://{host}:{port}/ ({mode}); Ctrl-C ends it")
-    serve(opened, host=host, port=port, read_write=read_write)
+    login = "" if credentials is None else ", with a login"
+    say(f"optuna-dashboard on http://{host}:{port}/ ({mode}{login}); Ctrl-C ends it")
+    if not is_loopback(host):
+        say("HTTP does not hide the password on its way: where the network is not yours, put TLS in front")
+    server.run()
+
+
+def storage_upgrade(storage: StorageOption = DEFAULT_STORAGE) -> None:
+    """Bring the storage's tables up to date, Optuna's and ours; nobody else may use it meanwhile."""
+    from hpo.storage import upgrade_storage
+
+    for line in upgrade_storage(storage):
+        print(line)

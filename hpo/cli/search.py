@@ -28,7 +28,7 @@ from hpo.cli.options import (
     StudyOption,
 )
 from hpo.cli.output import exit_if_stopped, print_json, say, show
-from hpo.errors import StudyFailed
+from hpo.errors import BadInput, StudyFailed
 from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
@@ -149,8 +149,7 @@ def worker(
     from hpo.worker import StopSignal, pick_device, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    driver = os.environ.get(DRIVER_ENV)
-    stop = StopSignal(parent=int(driver) if driver else None)
+    stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
     patience = Patience(storage_timeout, gives_up=stop.__bool__)
     database = patience.call(lambda: open_storage(storage, patience=patience))
     found = studies.load(database, study)
@@ -180,6 +179,13 @@ def status(
         from hpo import view
 
         show(view.status(studies.status(found)))
+
+
+def _driver(given: str) -> int | None:
+    """Read the process id that the driver gives its workers."""
+    if given and not (given.isascii() and given.isdigit()):
+        raise BadInput(f"HPO_DRIVER_PID is {given!r}: allowed is a process id, which `hpo run` sets for its workers")
+    return int(given) if given else None
 
 
 def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from hpo.storage import VERSION_TABLE, Base
+from hpo.schema import VERSION_TABLE
+from hpo.storage import Base
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Base.metadata, version_table=VERSION_TABLE

@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-import optuna
 from sqlalchemy import MetaData, select
 
 from hpo import queue, study
@@ -93,9 +92,9 @@ def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
 
 def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
     """Sample the parameters of a claimed trial, as its worker would."""
-    made.trials()
-    trial = optuna.trial.Trial(made.optuna_study(attempt.trial_number), attempt.trial_id)
-    return made.space.suggest(trial)
+    params, draft = made.suggest(made.open_trial(attempt))
+    queue.write_draft(made.storage, attempt, NOTHING, draft)
+    return params
 
 
 def complete(made: study.Study, attempt: Attempt, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -13,14 +14,16 @@ from optuna.storages import RDBStorage
 from sqlalchemy import select, text
 
 from conftest import PASSWORD, PostgreSQL, free_port
-from hpo import queue, study
+from hpo import queue, schema, study
 from hpo.errors import BadInput, HpoError, StorageUnavailable
-from hpo.storage import VERSION_TABLE, Storage, now_s, open_storage
+from hpo.schema import NEWER, UPGRADE, VERSION_TABLE
+from hpo.storage import Storage, now_s, open_storage, upgrade_storage
 from integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
 
 Open = Callable[..., Storage]
 ALLOWED = "allowed: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 PROCESSES = 8
+OUR_MIGRATIONS = schema.MIGRATIONS
 
 
 def test_what_one_storage_writes_another_reads(storage_url: str, opened: Open) -> None:
@@ -212,7 +215,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release of hpo wants 0001"
+            f"storage {shown_url}: its tables are of revision 9999, this release wants 0001; {NEWER}"
         )
 
     assert dump(storage) == before
@@ -231,20 +234,111 @@ def test_a_database_that_is_refused_is_left_without_connections(postgresql: Post
     wait_until(lambda: postgresql.count_connections(url) == 0, 5.0, f"no connection is left after: {refused.value}")
 
 
-def test_tables_of_another_release_of_optuna_are_refused(storage_url: str, shown_url: str, opened: Open) -> None:
+def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgraded(
+    storage_url: str, shown_url: str, opened: Open
+) -> None:
     storage = opened(storage_url)
-    make_study(storage, 1)
-    with storage.transaction() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = 'v1.3.0.a'"))
+    made = make_study(storage, 1)
+    _stamp_optuna(storage, "v3.0.0.d")
     before = dump(storage)
 
     for access in ("create", "write", "read"):
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
-        assert str(refused.value).startswith(f"storage {shown_url}: The runtime optuna version ")
-        assert "\n" not in str(refused.value)
-
+        assert str(refused.value) == f"storage {shown_url}: its tables are of another release of Optuna; {UPGRADE}"
     assert dump(storage) == before
+
+    assert upgrade_storage(storage_url) == [
+        "Optuna's tables are of revision v3.2.0.a, and were of v3.0.0.d",
+        "the tables of hpo are of revision 0001",
+    ]
+    assert dump(opened(storage_url)) == before | {"alembic_version": [("v3.2.0.a",)]}
+    assert queue.count(opened(storage_url, "read"), made.study_id) == queue.Counts(waiting=1)
+
+
+def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
+    storage_url: str, shown_url: str, opened: Open, next_release: None
+) -> None:
+    del next_release
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", OUR_MIGRATIONS)
+        storage = opened(storage_url)
+        make_study(storage, 1)
+    before = dump(storage)
+
+    for access in ("create", "write", "read"):
+        with pytest.raises(BadInput) as refused:
+            open_storage(storage_url, access)
+        assert str(refused.value) == (
+            f"storage {shown_url}: its tables are of revision 0001, this release wants 0002; {UPGRADE}"
+        )
+    assert dump(storage) == before
+
+    wanted = [
+        "Optuna's tables are of revision v3.2.0.a",
+        "the tables of hpo are of revision 0002, and were of 0001",
+    ]
+    assert upgrade_storage(storage_url) == wanted
+    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [("0002",)], "hpo_notes": []}
+    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0002"], (
+        "nothing is left to do"
+    )
+
+
+def test_tables_of_a_newer_release_are_not_upgraded(storage_url: str, shown_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    make_study(storage, 1)
+    with storage.transaction() as session:
+        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    before = dump(storage)
+    with pytest.raises(BadInput) as refused:
+        upgrade_storage(storage_url)
+    assert str(refused.value) == f"storage {shown_url}: its tables are of revision 9999; {NEWER}"
+    assert dump(storage) == before
+
+    _stamp_optuna(storage, "v99")
+    before = dump(storage)
+    with pytest.raises(BadInput) as refused:
+        upgrade_storage(storage_url)
+    assert str(refused.value) == f"storage {shown_url}: its tables are of Optuna's revision v99; {NEWER}"
+    with pytest.raises(BadInput) as refused:
+        open_storage(storage_url, "create")
+    assert str(refused.value) == (
+        f"storage {shown_url}: its tables are of another release of Optuna; a newer Optuna made them: "
+        "`pip install --upgrade hpo optuna`"
+    )
+    assert dump(storage) == before
+
+
+def test_only_databases_of_ours_are_upgraded(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    _make_study_with_optuna_alone(f"sqlite:///{tmp_path}/theirs.db")
+    sqlite3.connect(tmp_path / "empty.db").close()
+    for url in (f"sqlite:///{tmp_path}/theirs.db", f"sqlite:///{tmp_path}/empty.db", postgresql.make_database()):
+        with pytest.raises(BadInput) as refused:
+            upgrade_storage(url)
+        shown = _with_driver(url).replace(PASSWORD, "***")
+        assert str(refused.value) == f"storage {shown}: holds no studies of hpo; `hpo run` makes one"
+    assert (tmp_path / "empty.db").stat().st_size == 0
+    with pytest.raises(BadInput, match="there is no database"):
+        upgrade_storage(f"sqlite:///{tmp_path}/none.db")
+
+
+@pytest.fixture
+def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a release of hpo that has one table more."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(OUR_MIGRATIONS, folder)
+    (folder / "versions" / "0002_notes.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "def upgrade():\n    op.create_table('hpo_notes', sa.Column('note_id', sa.Integer, primary_key=True))\n"
+    )
+    monkeypatch.setattr(schema, "MIGRATIONS", folder)
+
+
+def _stamp_optuna(storage: Storage, revision: str) -> None:
+    with storage.transaction() as session:
+        session.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
 
 
 def test_the_clock_is_the_databases_and_counts_from_the_epoch(storage: Storage) -> None:

@@ -301,11 +301,13 @@ def _report(made: study.Study, attempt: Attempt, value: float) -> None:
     if made.settings.pruner not in ("asha", "hyperband"):
         queue.record(made.storage, attempt, progress, [], dict.fromkeys(grid(iterations), value))
         return
-    optuna_study = made.optuna_study(attempt.trial_number)
+    trial = made.open_trial(attempt)
     for step in grid(iterations):
+        trial.report(value, step)
         queue.record(made.storage, attempt, progress, [], {step: value})
         if step in rungs(iterations):
-            optuna_study.pruner.prune(optuna_study, made.storage.optuna.get_trial(attempt.trial_id))
+            _, draft = made.should_prune(trial)
+            queue.write_draft(made.storage, attempt, progress, draft)
 
 
 # With a batch of one image, the BatchNorm of the dense head has nothing to take a mean over.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,3 +219,39 @@ def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints
         )
     with pytest.raises(VerificationFailed, match="the state at iteration 32 differs"):
         compare_with_scratch(RECIPE, digits, "fp32", curve, checkpoints)
+
+
+class _Payload:
+    """Make a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_checkpoint_that_somebody_replaced_by_code_runs_nothing_and_is_dropped(
+    storage: Storage, artifacts: Artifacts, digits: Dataset, tmp_path: Path, how: str
+) -> None:
+    train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+    content = pickle.dumps(_Payload(tmp_path / "owned"))
+    if how == "torch":
+        buffer = io.BytesIO()
+        torch.save(_Payload(tmp_path / "owned"), buffer)
+        content = buffer.getvalue()
+    for file in Path(artifacts.url).iterdir():
+        file.write_bytes(content)
+    with storage.transaction() as session:  # whoever could write the files wrote the checksums too
+        session.execute(update(CheckpointRow).values(sha256=hashlib.sha256(content).hexdigest()))
+
+    recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
+    outcome, shared = train_and_finish(recipe, digits, Checkpoints(storage, artifacts))
+
+    outcome_alone, alone = train(recipe, digits, None)
+    assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET)
+    assert not (tmp_path / "owned").exists()
+    pickle.loads(content if how == "pickle" else pickle.dumps(_Payload(tmp_path / "owned")))
+    assert (tmp_path / "owned").exists(), "the payload works"

@@ -1,0 +1,124 @@
+"""Create our tables, check their revision and Optuna's, and bring older ones up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection
+
+from hpo.errors import BadInput
+
+VERSION_TABLE = "hpo_alembic_version"
+MIGRATIONS = Path(__file__).parent / "migrations"
+UPGRADE = "`hpo storage upgrade` brings them up to date"
+NEWER = "they were made by a newer release: `pip install --upgrade hpo`"
+
+
+def create_tables(connection: Connection, shown: str) -> None:
+    """Make our tables where there are none.
+
+    Args:
+        shown: The storage's URL for messages.
+
+    Raises:
+        BadInput: There are tables of another revision.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
+    if find_revision(connection) is None:
+        _upgrade(connection)
+    require_revision(connection, shown)
+
+
+def require_revision(connection: Connection, shown: str) -> None:
+    """Refuse tables of another revision than this release's.
+
+    Raises:
+        BadInput: They are missing, older or newer, with what to do about it.
+    """
+    found = require_tables(connection, shown)
+    scripts = _scripts()
+    head = scripts.get_current_head()
+    if found != head:
+        remedy = UPGRADE if _knows(scripts, found) else NEWER
+        raise BadInput(f"storage {shown}: its tables are of revision {found}, this release wants {head}; {remedy}")
+
+
+def require_tables(connection: Connection, shown: str) -> str:
+    """Give the revision of our tables.
+
+    Raises:
+        BadInput: There are none.
+    """
+    found = find_revision(connection)
+    if found is None:
+        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+    return found
+
+
+def optuna_mismatch(shown: str, found: RuntimeError) -> BadInput:
+    """Say what to do about Optuna's tables of another release, of which Optuna speaks at length."""
+    newer = "pip install" in str(found)
+    remedy = "a newer Optuna made them: `pip install --upgrade hpo optuna`" if newer else UPGRADE
+    return BadInput(f"storage {shown}: its tables are of another release of Optuna; {remedy}")
+
+
+def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:
+    """Bring Optuna's tables and ours up to date.
+
+    Args:
+        backend: Opened without its own check.
+
+    Returns:
+        What was done, a line for each of the two.
+
+    Raises:
+        BadInput: The tables are missing, or newer than this release.
+    """
+    with backend.engine.connect() as connection:
+        ours, wanted = require_tables(connection, shown), _scripts().get_current_head()
+    theirs, head = backend.get_current_version(), backend.get_head_version()
+    if theirs not in backend.get_all_versions():
+        raise BadInput(f"storage {shown}: its tables are of Optuna's revision {theirs}; {NEWER}")
+    if not _knows(_scripts(), ours):
+        raise BadInput(f"storage {shown}: its tables are of revision {ours}; {NEWER}")
+    if theirs != head:
+        backend.upgrade()
+    with backend.engine.begin() as connection:
+        _upgrade(connection)
+    return [_change("Optuna's tables", theirs, head), _change("the tables of hpo", ours, str(wanted))]
+
+
+def find_revision(connection: Connection) -> str | None:
+    """Find the revision of our tables, or None where there are none."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _change(what: str, before: str, after: str) -> str:
+    return f"{what} are of revision {after}" + ("" if before == after else f", and were of {before}")
+
+
+def _knows(scripts: ScriptDirectory, revision: str) -> bool:
+    return revision in {script.revision for script in scripts.walk_revisions()}
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+def _config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config

@@ -1,0 +1,134 @@
+"""Show a study to samplers and pruners as one worker needs it, in few queries, and keep what they would write.
+
+Optuna's own storage reads every trial that is not finished, waiting ones too, at each prune decision. It writes each
+parameter and each value in a transaction of its own, and asks for no lease: a worker that was given up for dead would
+change the trial that is being retried in its place, and one that dies between two parameters would leave half of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from hpo.patience import Patience, patient
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftParam:
+    """Be a sampled parameter in Optuna's internal form, with its distribution as JSON."""
+
+    value: float
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """Hold what a sampler or a pruner wants to have written for a trial."""
+
+    params: Mapping[str, DraftParam]
+    system_attrs: Mapping[str, Any]
+
+
+@dataclass
+class Finished:
+    """Be the finished trials of a study that have been read, by id.
+
+    Attributes:
+        floor: Every trial of a lower id has been read.
+    """
+
+    trials: dict[int, FrozenTrial] = field(default_factory=dict)
+    floor: int = 0
+
+
+class SearchStorage(_CachedStorage):
+    """Be Optuna's storage for the trials that a worker holds.
+
+    Each finished trial is read once. Waiting trials are left out: they have nothing that a sampler or pruner looks at.
+    What is sampled and reported stays in Optuna's `Trial`, and what is to be written in a draft, which `queue` writes
+    under the trial's lease.
+    """
+
+    def __init__(self, backend: RDBStorage, patience: Patience) -> None:
+        super().__init__(backend)
+        self.patience = patience
+        self._params: dict[int, dict[str, DraftParam]] = {}
+        self._attrs: dict[int, dict[str, Any]] = {}
+        self._study_ids: dict[str, int] = {}
+        self._finished: dict[int, Finished] = {}
+        self._reading = Lock()
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Find a study's id, which does not change."""
+        if study_name not in self._study_ids:
+            self._study_ids[study_name] = super().get_study_id_from_name(study_name)
+        return self._study_ids[study_name]
+
+    @patient
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """List the finished and the running trials of certain states, in the order of their numbers."""
+        by_id: dict[int, FrozenTrial] = {}
+        if states is None or TrialState.RUNNING in states:
+            by_id = _by_id(self._backend._get_trials(study_id, (TrialState.RUNNING,), set(), -1))
+        by_id |= self._read_finished(study_id)
+        found = [trial for trial in by_id.values() if states is None or trial.state in states]
+        found.sort(key=lambda trial: trial.number)
+        return copy.deepcopy(found) if deepcopy else found
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Keep a parameter for the draft."""
+        found = DraftParam(value=param_value_internal, distribution=distribution_to_json(distribution))
+        self._params.setdefault(trial_id, {})[param_name] = found
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Keep a note of a sampler or pruner for the draft."""
+        self._attrs.setdefault(trial_id, {})[key] = value
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """Keep nothing: `queue.record` writes values together with the curve."""
+
+    def take_draft(self, trial_id: int) -> Draft:
+        """Give what is to be written for a trial, and forget it."""
+        return Draft(params=self._params.pop(trial_id, {}), system_attrs=self._attrs.pop(trial_id, {}))
+
+    def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
+        with self._reading:
+            known = self._finished.setdefault(study_id, Finished())
+            ids, floor = self._list_finished(study_id, known.floor)
+            new = ids - known.trials.keys()
+            if new:
+                known.trials |= _by_id(self._backend._get_trials(study_id, FINISHED, new, max(new)))
+                known.floor = floor
+            return dict(known.trials)
+
+    def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], int]:
+        """List the ids from a floor on, and find the lowest that is not finished, both at the same moment."""
+        trials = (TrialModel.study_id == study_id, TrialModel.trial_id >= floor)
+        lowest = select(func.min(TrialModel.trial_id)).where(*trials, TrialModel.state.not_in(FINISHED))
+        query = select(TrialModel.trial_id, lowest.scalar_subquery()).where(*trials, TrialModel.state.in_(FINISHED))
+        with Session(self._backend.engine) as session:
+            rows = session.execute(query).all()
+        ids = {trial_id for trial_id, _ in rows}
+        next_floor = rows[0][1] if rows else floor
+        return ids, max(ids) + 1 if next_floor is None else next_floor
+
+
+def _by_id(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
+    return {trial._trial_id: trial for trial in trials}

@@ -1,0 +1,222 @@
+"""Throw malformed spaces and arguments at the command line: no traceback, one line, and nothing half-made."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from hpo import cli
+from hpo.cli import search
+from hpo.space import shipped_dir
+
+PASSWORD = "correct-horse"
+SHIPPED = yaml.safe_load((shipped_dir() / "full.yaml").read_text())
+
+KEYS = st.sampled_from(["low", "high", "step", "x"])
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 70_000),
+    st.floats(),
+    st.sampled_from([0.1, "0.1", "1e400", "linear", "../x", "", "\x1b[2J", "☃", "9" * 5_000, 10**400]),
+    st.text(max_size=20),
+    st.dates(),
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | scalars, inner, max_size=4),
+    max_leaves=12,
+)
+NUMBERS = ("", " ", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 30, "1_0", "٣")
+NAMES = ("../x", "/", ".", "..", "~", "a/../../b", "\x1b[2J", "a\nb", "\udcff", "x" * 300, "full", "%", "--help=")
+PATHS = ("/proc/none/x", "/dev/null", "/etc/passwd/x", "full.yaml", "s3://", "gs://a/b", "0.0.0.0", "[::1]")
+URLS = (
+    *("sqlite:///", "sqlite:///.", "sqlite:///x.db?a=%", "sqlite:////proc/x.db", "sqlite://host/x.db", "postgresql://"),
+    *("sqlite:////dev/null", "file:x?mode=memory", "sqlite:///:memory:", "sqlite:///a\x1b/b.db", "sqlite:///a%00b"),
+    *(f"postgresql://u:{PASSWORD}@[::1/d", f"postgresql://u:{PASSWORD}@h:99999999/d", f"mysql://u:{PASSWORD}@h/d"),
+    *(f"u:{PASSWORD}@h", f"postgresql://u:{PASSWORD}@h/d?x=\n", f"postgresql://u:{PASSWORD}@127.0.0.1:1/d"),
+)
+texts = st.text(st.characters(exclude_characters="\0"), max_size=30)
+words = st.sampled_from((*NUMBERS, *NAMES, *PATHS)) | texts
+urls = st.sampled_from(URLS) | words
+PLACES = ("--storage", "--artifacts", "--data-dir")
+RUN = (
+    "space",
+    "trials",
+    "study",
+    "iterations",
+    "workers",
+    "sampler",
+    "pruner",
+    "align",
+    "precision",
+    "seed",
+    "timeout",
+)
+COMMANDS = {
+    ("run",): (*(f"--{name}" for name in RUN), "--checkpoint-budget", "--bogus", *PLACES),
+    ("worker",): ("--study", "--device", "--checkpoint-budget", *PLACES),
+    ("status",): ("--study", "--storage"),
+    ("best",): ("--study", "--storage"),
+    ("verify",): ("--trial", "--study", *PLACES),
+    ("gc",): ("--checkpoint-budget", "--storage", "--artifacts"),
+    ("dashboard",): ("--host", "--port", "--auth", "--storage"),
+    ("storage", "upgrade"): ("--storage",),
+    ("spaces", "show"): (),
+    ("spaces", "check"): (),
+    ("model",): ("--head",),
+    ("data", "check"): ("--data-dir",),
+    ("none",): (),
+}
+SETTING = ("HPO_STORAGE", "HPO_ARTIFACTS", "HPO_DATA", "HPO_DRIVER_PID", "HPO_DASHBOARD_USER", "HPO_DASHBOARD_PASSWORD")
+PATIENT = settings(suppress_health_check=list(HealthCheck))
+
+
+def hpo(*arguments, **environment):
+    """Run the command line in this process: exit code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
+    with (
+        patch.object(sys, "argv", ["hpo", *arguments]),
+        patch.dict(os.environ, ours | environment, clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = cli._run()
+    return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def empty_folder(**files):
+    """Work in a folder of its own, which holds so many files."""
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        for file, content in files.items():
+            Path(f"{file}.yaml").write_bytes(content)
+        yield Path(name)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check(done, before, after):
+    """Check what an answer to bad input is like; good input is none of our business here."""
+    code, out, err = done
+    assert code in (0, 2, 3), done
+    if code:
+        assert out == "", done
+        assert err.startswith("error: "), done
+        assert err.count("\n") == 1 and err.endswith("\n"), done
+        assert err[:-1].isprintable(), done
+        assert after == before
+    assert PASSWORD not in out + err
+
+
+@st.composite
+def mutated(draw):
+    """Put something else in a place or two of a shipped space."""
+    space = copy.deepcopy(SHIPPED)
+    for _ in range(draw(st.integers(1, 2))):
+        node = space
+        while True:
+            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+            if not isinstance(node[key], dict | list) or not node[key] or draw(st.booleans()):
+                break
+            node = node[key]
+        node[key] = draw(trees)
+    return space
+
+
+@settings(PATIENT, max_examples=60)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
+@example(b"")
+@example(b"\xef\xbb\xbfname: x")
+@example(b"name: !!python/object/apply:os.system ['touch owned']")
+@example(b"a: &a [*a]")
+@example(b"? [a]\n: b")
+@example(b"[" * 5_000)
+@example(b"name: mine\nbase: smooth_lr\nsearch: {values: [[" + b"9" * 5_000 + b"]]}")
+def test_any_bytes_in_the_place_of_a_space_are_refused_in_one_line(content_of_file):
+    with empty_folder(space=content_of_file) as folder:
+        before = content(folder)
+        done = hpo("spaces", "check", "space.yaml")
+        check(done, before, content(folder))
+        assert done[0] == 2
+
+
+@settings(PATIENT, max_examples=60)
+@given(mutated() | trees)
+def test_any_tree_in_the_place_of_a_space_is_read_or_refused_in_one_line(tree):
+    with empty_folder(space=yaml.safe_dump(tree, allow_unicode=False).encode()) as folder:
+        before = content(folder)
+        check(hpo("spaces", "check", "space.yaml"), before, content(folder))
+
+
+def values_of(name):
+    return urls if "storage" in name.lower() else words
+
+
+@st.composite
+def command_lines(draw):
+    """Draw a command with options of which some make no sense, and an environment."""
+    command = draw(st.sampled_from(sorted(COMMANDS)))
+    line = list(command)
+    if command == ("run",):
+        line += ["--space", "full", "--trials", "2", "--iterations", "32", "--dataset", "digits", "--precision", "fp32"]
+    for _ in range(draw(st.integers(1, 3))):
+        if COMMANDS[command]:
+            line.append(draw(st.sampled_from(COMMANDS[command])))
+        line.append(draw(values_of(line[-1])))
+    names = draw(st.lists(st.sampled_from(SETTING), max_size=2, unique=True))
+    return line, {name: draw(values_of(name)) for name in names}
+
+
+@settings(PATIENT, max_examples=150)
+@given(command_lines())
+@example((["worker"], {"HPO_DRIVER_PID": "many"}))
+@example((["dashboard", "--host", "0.0.0.0"], {}))
+@example((["spaces", "show", "../search_spaces/full"], {}))
+def test_any_arguments_and_environment_are_refused_in_one_line_or_do_what_they_say(drawn):
+    line, environment = drawn
+    listening = patch("hpo.dashboard.create_server", side_effect=OSError(98, "Address already in use"))
+    with empty_folder() as folder, patch.object(search, "_drive"), listening:
+        before = content(folder)
+        check(hpo(*line, **environment), before, content(folder))
+
+
+@pytest.mark.parametrize("name", [*NUMBERS[:2], *NAMES, "a\0b", "a b", "-x", ".x", "a/b", "ä"])
+def test_a_study_name_that_could_leave_its_folder_is_refused(name):
+    accepted = name == "full"
+    with empty_folder() as folder:
+        done = hpo(
+            "run", "--space", "full", "--trials", "1", "--dataset", "digits", f"--study={name}", "--artifacts=a://b"
+        )
+        assert (done[0], done[1], content(folder)) == (2, "", {})
+        assert done[2].startswith("error: artifacts" if accepted else "error: study name "), done
+
+
+TAGS = (
+    "!!python/object/apply:os.system ['touch owned']",
+    "!!python/object/new:os.mkdir ['owned']",
+    "!!python/name:os.x",
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("command", [["spaces", "check"], ["spaces", "show"], ["run", "--trials", "1", "--space"]])
+def test_a_space_file_runs_no_code(command, tag):
+    with empty_folder(space=f"name: {tag}\nbase: smooth_lr\n".encode()) as folder:
+        code, _, err = hpo(*command, "space.yaml")
+        assert (code, [path.name for path in folder.iterdir()]) == (2, ["space.yaml"])
+        assert "could not determine a constructor for the tag" in err
