@@ -7,7 +7,9 @@ parameter and each value in a transaction of its own, whoever holds the trial.
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable
+import math
+import time
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -19,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+LOOK_EVERY_S = 2.0
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -28,21 +31,26 @@ class Finished:
 
     Attributes:
         floor: Every trial of a lower id has been read.
+        looked_at: When that was, by the clock of the storage.
     """
 
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
     floor: int = 0
+    looked_at: float = -math.inf
 
 
 class SearchStorage(_CachedStorage):
     """Be Optuna's storage for the trial that a worker holds.
 
-    Each finished trial is read once. Waiting trials are left out: they have nothing that a sampler or pruner looks at.
-    What is sampled and reported stays in Optuna's `Trial`; `queue` writes it, under the trial's lease.
+    Each finished trial is read once, and where no running ones are asked for, a look is not repeated within
+    `LOOK_EVERY_S`: a pruner that goes through an inherited curve asks many times at once. Waiting trials are left
+    out: they have nothing that a sampler or pruner looks at. What is sampled and reported stays in Optuna's `Trial`;
+    `queue` writes it, under the trial's lease.
     """
 
-    def __init__(self, backend: RDBStorage) -> None:
+    def __init__(self, backend: RDBStorage, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(backend)
+        self._clock = clock
         self._study_ids: dict[str, int] = {}
         self._finished: dict[int, Finished] = {}
         self._reading = Lock()
@@ -58,9 +66,10 @@ class SearchStorage(_CachedStorage):
     ) -> list[FrozenTrial]:
         """List the finished and the running trials of certain states, in the order of their numbers."""
         by_id: dict[int, FrozenTrial] = {}
-        if states is None or TrialState.RUNNING in states:
+        running = states is None or TrialState.RUNNING in states
+        if running:
             by_id = _by_id(self._backend._get_trials(study_id, (TrialState.RUNNING,), set(), -1))
-        by_id |= self._read_finished(study_id)
+        by_id |= self._read_finished(study_id, at_once=running)
         found = [trial for trial in by_id.values() if states is None or trial.state in states]
         found.sort(key=lambda trial: trial.number)
         return copy.deepcopy(found) if deepcopy else found
@@ -73,14 +82,22 @@ class SearchStorage(_CachedStorage):
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Write nothing: `queue.record` writes values together with the curve."""
 
-    def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
+    def look_again(self, study_id: int) -> None:
+        """Look for finished trials at the next call; a new trial must know of all that ended before it."""
         with self._reading:
-            known = self._finished.setdefault(study_id, Finished())
+            self._finished.setdefault(study_id, Finished()).looked_at = -math.inf
+
+    def _read_finished(self, study_id: int, *, at_once: bool) -> dict[int, FrozenTrial]:
+        with self._reading:
+            known, now = self._finished.setdefault(study_id, Finished()), self._clock()
+            if not at_once and now - known.looked_at < LOOK_EVERY_S:
+                return dict(known.trials)
             ids, floor = self._list_finished(study_id, known.floor)
             new = ids - known.trials.keys()
             if new:
                 known.trials |= _by_id(self._backend._get_trials(study_id, FINISHED, new, max(new)))
                 known.floor = floor
+            known.looked_at = now
             return dict(known.trials)
 
     def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], int]:

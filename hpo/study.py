@@ -64,6 +64,7 @@ class Study:
 
         Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
         """
+        self.storage.search.look_again(self.study_id)
         with self.storage.translated():
             return optuna.load_study(
                 study_name=self.name,

@@ -12,6 +12,7 @@ from sqlalchemy import event
 
 from hpo import queue
 from hpo.queue import Outcome, Progress, WorkerId
+from hpo.search import LOOK_EVERY_S, SearchStorage
 from hpo.storage import open_storage
 
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
@@ -85,15 +86,36 @@ def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_fo
     storage.close()
 
 
-def test_what_has_not_changed_costs_one_query_however_many_trials_run(storage, study_id):
-    def look():
-        assert len(storage.search.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))) == 1
+class Clock:
+    """Stand still until it is moved."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_look_costs_one_query_however_many_trials_run_and_is_not_repeated_at_once(storage, study_id):
+    clock = Clock()
+    search = SearchStorage(storage.search._backend, clock)
+
+    def look(number):
+        assert len(search.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))) == number
 
     finish(storage, queue.claim(storage, study_id, WORKER))
-    look()
-    for _ in range(8):
-        assert queue.claim(storage, study_id, WORKER) is not None
-    assert count_statements(storage, look) == 1
+    look(1)
+    attempts = [queue.claim(storage, study_id, WORKER) for _ in range(8)]
+    assert count_statements(storage, lambda: look(1)) == 0
+    clock.now += LOOK_EVERY_S
+    assert count_statements(storage, lambda: look(1)) == 1
+
+    finish(storage, attempts[0])
+    look(1)
+    search.look_again(study_id)
+    look(2)
+    finish(storage, attempts[1])
+    clock.now += LOOK_EVERY_S
+    look(3)
 
 
 def test_what_is_sampled_and_reported_is_not_written_before_the_queue_writes_it(storage, study_id):
