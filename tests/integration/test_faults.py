@@ -18,19 +18,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import select
 
 from hpo import queue, study
 from hpo.artifacts import open_artifacts
 from hpo.data import load_dataset
 from hpo.errors import DeviceLost, StudyFailed
-from hpo.queue import Counts
-from hpo.schedule import CurvePoint, best_point
+from hpo.objective import Task, run_trial
+from hpo.queue import Counts, Outcome
 from hpo.storage import CheckpointRow, Storage, open_storage
 from hpo.train import Training
-from hpo.trajectory import Checkpoints, compare_with_scratch
+from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
+from integration.sharing import Watcher
 from integration.support import SETTINGS, dump, make_study, wait_until
 
 Open = Callable[..., Storage]
@@ -98,21 +99,20 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
 
 
 def require_undisturbed(made: study.Study, folder: Path) -> None:
-    """Train each trial's recipe alone, and see that curve and value are the same."""
+    """Train each trial's recipe alone, and see that end, value and curve are the same."""
+    torch.set_num_threads(1)  # as workers do
     digits = load_dataset("digits", folder)
-    checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
     for trial in made.trials():
         curve = queue.load_curve(made.storage, trial._trial_id)
-        compare_with_scratch(made.recipe_of(trial), digits, "fp32", curve, checkpoints)
-        assert trial.value == value_of(made, trial, curve)
-
-
-def value_of(made: study.Study, trial: FrozenTrial, curve: list[CurvePoint]) -> float:
-    """Give the value that follows from a trial's curve."""
-    if trial.state == TrialState.PRUNED:
-        return trial.intermediate_values[max(trial.intermediate_values)]
-    early = made.recipe_of(trial).early_stopping is not None
-    return (best_point(curve) if early else curve[-1]).val_accuracy
+        alone = Watcher(prune_at=curve[-1].iteration if trial.state == TrialState.PRUNED else None)
+        task = Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32")
+        outcome = run_trial(task, digits, alone)
+        assert isinstance(outcome, Outcome)
+        assert (trial.user_attrs["outcome"], trial.value, curve) == (
+            outcome.attrs["outcome"],
+            outcome.value,
+            alone.curve,
+        )
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
