@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,6 +91,23 @@ class Artifacts:
             raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact_id}") from error
         except Exception as error:
             raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it, over an earlier one.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to; an earlier file stays as it was.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def check_artifacts_url(url: str) -> None:

@@ -34,6 +34,7 @@ for command in (
     search.status,
     results.best,
     results.verify,
+    results.report,
     results.dashboard,
     results.gc,
     catalog.model,

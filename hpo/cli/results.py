@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,21 @@ def verify(
     number = studies.best(found).trial if trial is None else trial
     say(f"training trial {number} of {found.name} from scratch")
     print(verify_trial(found, number, data_dir or default_data_dir(), kept))
+
+
+def report(
+    study: StudyOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. [STUDY-report]")] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Write what a study found, with figures: one HTML page that needs no network, and the same in Markdown."""
+    from hpo import study as studies
+    from hpo.report import write_report
+    from hpo.storage import open_storage
+
+    found = studies.load(open_storage(storage, "read"), study)
+    for path in write_report(found, out or Path(f"{found.name}-report")):
+        print(path)
 
 
 def gc(

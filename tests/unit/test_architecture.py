@@ -26,6 +26,11 @@ ORDER = (
     "view",
     "dashboard",
     "report",
+    "report.pages",
+    "report.charts",
+    "report.facts",
+    "report.tree",
+    "report.document",
     "benchmark",
     "launch.ray",
     "launch.local",
@@ -42,6 +47,8 @@ ORDER = (
     "queue",
     "storage",
     "artifacts",
+    "notes",
+    "figures",
     "settings",
     "schedule",
     "recipe",
@@ -49,7 +56,7 @@ ORDER = (
     "__init__",
 )
 
-HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "pandas")
+HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "pandas", "matplotlib")
 
 
 def name_of(path):
