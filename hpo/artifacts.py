@@ -122,21 +122,25 @@ def check_artifacts_url(url: str) -> None:
         raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
 
 
-def open_artifacts(url: str) -> Artifacts:
+def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
     """Open an artifact store by URL.
+
+    Args:
+        create: Whether a folder that is not there is made; else it counts as empty.
 
     Raises:
         BadInput: The URL is of another kind, or the folder cannot be made.
 
     Side effects:
-        Makes the folder.
+        May make the folder.
     """
     check_artifacts_url(url)
     parts = urlsplit(url)
     if "://" in url:
         return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
     try:
-        Path(url).mkdir(parents=True, exist_ok=True)
+        if create:
+            Path(url).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"artifacts {url!r}: the folder cannot be made: {error.strerror}") from error
     return Artifacts(url, FileSystemArtifactStore(url))

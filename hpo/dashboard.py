@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import optuna_dashboard
 from waitress.server import create_server
 
+from hpo.artifacts import Artifacts
 from hpo.errors import BadInput
 from hpo.storage import Storage
 
@@ -16,11 +20,15 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 THREADS = 8
+LOOPBACK = "127.0.0.1"
+PORTS = 20
+"""How many ports are tried one after the other before any that is free is taken."""
+CLOSE_S = 2.0
 
 
-def make_app(storage: Storage, *, read_write: bool) -> WSGIApplication:
+def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSGIApplication:
     """Make the dashboard's WSGI application."""
-    app: WSGIApplication = optuna_dashboard.wsgi(storage.optuna)
+    app: WSGIApplication = optuna_dashboard.wsgi(storage.optuna, artifact_store=artifacts.store)
     return app if read_write else read_only(app)
 
 
@@ -37,7 +45,7 @@ def read_only(app: WSGIApplication) -> WSGIApplication:
     return guarded
 
 
-def serve(storage: Storage, *, host: str, port: int, read_write: bool) -> None:
+def serve(storage: Storage, artifacts: Artifacts, *, host: str, port: int, read_write: bool) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -48,12 +56,42 @@ def serve(storage: Storage, *, host: str, port: int, read_write: bool) -> None:
             f"--host {host}: optuna-dashboard has no login, so only loopback addresses are allowed (127.0.0.1, ::1, "
             "localhost); reach it from elsewhere through an SSH tunnel"
         )
-    app = make_app(storage, read_write=read_write)
+    app = make_app(storage, artifacts, read_write=read_write)
     try:
         server = create_server(app, host=host, port=port, threads=THREADS)
     except OSError as error:
         raise BadInput(f"--host {host} --port {port}: {error.strerror or error}") from error
     server.run()
+
+
+@contextmanager
+def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080) -> Iterator[str]:
+    """Serve read-only on this machine while the context lasts, on the first free port, and give the address.
+
+    Side effects:
+        Starts a thread; closes the storage at the end.
+    """
+    server = _bind_next(make_app(storage, artifacts, read_write=False), first_port)
+    thread = threading.Thread(target=server.run, name="dashboard", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{LOOPBACK}:{server.effective_port}/"
+    finally:
+        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))  # in the thread, whose loop ends
+        thread.join(CLOSE_S)
+        server.task_dispatcher.shutdown(timeout=CLOSE_S)
+        storage.close()
+
+
+def _bind_next(app: WSGIApplication, first_port: int) -> Any:
+    """Bind the first port that is free among a few, or else any."""
+    for port in (*range(first_port, first_port + PORTS), 0):
+        try:
+            return create_server(app, host=LOOPBACK, port=port, threads=THREADS)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("unreachable: there is always some free port")
 
 
 def _is_loopback(host: str) -> bool:

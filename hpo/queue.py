@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from hpo.errors import LeaseLost, StudyNotFound
+from hpo.notes import note_attrs
 from hpo.schedule import CurvePoint
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 
@@ -81,11 +82,15 @@ class Outcome:
     Attributes:
         value: Validation accuracy in [0, 1]; None where none was measured.
         attrs: User attributes, shown by optuna-dashboard.
+        trial_system_attrs: System attributes of the trial.
+        study_system_attrs: System attributes of its study: that is where optuna-dashboard keeps a trial's note.
     """
 
     state: FinalState
     value: float | None
     attrs: dict[str, Any]
+    trial_system_attrs: Mapping[str, Any] = field(default_factory=dict)
+    study_system_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +144,14 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
             if key not in found
         )
     return dict(attrs) | found
+
+
+def add_note(storage: Storage, study_id: int, body: str) -> None:
+    """Give a study the note that optuna-dashboard shows, unless it has one: a person may have changed it."""
+    attrs = note_attrs(body)
+    with storage.transaction() as session:
+        rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+        upsert(session, models.StudySystemAttributeModel, rows, ("study_id", "key"), update=False)
 
 
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
@@ -453,8 +466,15 @@ def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
     if outcome.value is not None:
         finite = models.TrialValueModel.TrialValueType.FINITE
         session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
-    attrs = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in outcome.attrs.items()]
-    upsert(session, models.TrialUserAttributeModel, attrs, ("trial_id", "key"))
+    study_id = session.scalar(select(Trials.study_id).where(Trials.trial_id == trial_id))
+    _set_attrs(session, models.TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
+    _set_attrs(session, models.TrialSystemAttributeModel, {"trial_id": trial_id}, outcome.trial_system_attrs)
+    _set_attrs(session, models.StudySystemAttributeModel, {"study_id": study_id}, outcome.study_system_attrs)
+
+
+def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    rows = [{**owner, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(session, table, rows, (*owner, "key"))
 
 
 def _requeue(session: Session, trial_id: int) -> None:
@@ -475,7 +495,9 @@ def _give_up_or_requeue(session: Session, trial_id: int) -> None:
         _requeue(session, trial_id)
     else:
         reason = f"its worker vanished {lapses} times"
-        _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}"}))
+        note = note_attrs(f"**Failed: {reason}.**", trial_id)
+        attrs = {"outcome": f"failed: {reason}"}
+        _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
 
 
 def _forget(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:

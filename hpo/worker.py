@@ -20,8 +20,10 @@ import optuna
 import torch
 
 from hpo import queue
+from hpo.artifacts import Artifacts
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, LeaseLost, StorageUnavailable
+from hpo.exhibit import exhibit, withdraw
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
@@ -142,10 +144,15 @@ class TrialSupervisor:
         if values:
             self._write(values)
 
-    def finish(self, outcome: Outcome) -> None:
-        """Write what is left, and the end of the trial."""
+    def finish(self, outcome: Outcome, artifacts: Artifacts | None = None) -> None:
+        """Write what is left, and the end of the trial with its note and figure."""
         self._write({})
-        queue.finish(self.study.storage, self.attempt, self._progress, outcome)
+        shown, figure_id = exhibit(self.study, self.attempt, outcome, artifacts)
+        try:
+            queue.finish(self.study.storage, self.attempt, self._progress, shown)
+        except LeaseLost:
+            withdraw(figure_id, artifacts)
+            raise
 
     def should_prune(self) -> bool:
         """Ask the study's pruner about what was recorded so far."""
@@ -195,12 +202,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def work(
-    study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal, checkpoints: Checkpoints | None = None
+    study: Study,
+    *,
+    device: torch.device,
+    data_dir: Path,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    artifacts: Artifacts | None = None,
 ) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
 
     Args:
         checkpoints: None to train everything from scratch.
+        artifacts: Where the figures of finished trials go; None for none.
 
     Returns:
         How many trials this worker finished.
@@ -221,7 +235,7 @@ def work(
             queue.reap(study.storage, study.study_id)
             attempt = queue.claim(study.storage, study.study_id, worker)
             if attempt is not None:
-                finished += train_attempt(study, attempt, dataset, stop, checkpoints)
+                finished += train_attempt(study, attempt, dataset, stop, checkpoints, artifacts)
             elif _is_done(study):
                 break
             else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
@@ -260,7 +274,12 @@ def _is_done(study: Study) -> bool:
 
 
 def train_attempt(
-    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None = None
+    study: Study,
+    attempt: Attempt,
+    dataset: Dataset,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    artifacts: Artifacts | None = None,
 ) -> bool:
     """Train a claimed trial to its end, or hand it back.
 
@@ -276,7 +295,7 @@ def train_attempt(
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return False
-            supervisor.finish(outcome)
+            supervisor.finish(outcome, artifacts)
         except LeaseLost as error:
             log.warning("%s", error)
             return False

@@ -85,12 +85,15 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
     """Show all studies of the storage in a browser, with optuna-dashboard."""
+    from hpo.artifacts import open_artifacts
     from hpo.dashboard import serve
     from hpo.storage import open_storage
 
     opened = open_storage(storage, "write" if read_write else "read")
+    store = open_artifacts(artifacts, create=False)
     mode = "changes allowed" if read_write else "read-only"
     say(f"optuna-dashboard on http://{host}:{port}/ ({mode}); Ctrl-C ends it")
-    serve(opened, host=host, port=port, read_write=read_write)
+    serve(opened, store, host=host, port=port, read_write=read_write)

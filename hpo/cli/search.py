@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -70,6 +72,9 @@ def run(
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
     timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show the study in a browser while it runs, read-only.")
+    ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
@@ -78,6 +83,7 @@ def run(
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
+    from hpo.notes import study_note
     from hpo.space import load_space
     from hpo.storage import open_storage
 
@@ -101,11 +107,12 @@ def run(
     )
     check_artifacts_url(artifacts)
     database = open_storage(storage, "create")
-    made = studies.continue_or_create(database, name, settings, trials)
+    made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings))
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    _drive(made, workers, timeout, options, environment)
+    with _dashboard(storage, artifacts) if dashboard else nullcontext():
+        _drive(made, workers, timeout, options, environment)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -136,11 +143,12 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     database = open_storage(storage)
     found = studies.load(database, study)
-    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
+    store = open_artifacts(artifacts)
+    kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
     driver = os.environ.get(DRIVER_ENV)
     stop = StopSignal(parent=int(driver) if driver else None)
     folder = data_dir or default_data_dir()
-    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop)
+    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop, artifacts=store)
     say(f"finished {finished} trials of {found.name}")
     exit_if_stopped(stop)
 
@@ -181,6 +189,18 @@ def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     from hpo.worker import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted
+
+
+@contextmanager
+def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
+    """Serve optuna-dashboard beside a run, and say where."""
+    from hpo.artifacts import open_artifacts
+    from hpo.dashboard import serve_beside
+    from hpo.storage import open_storage
+
+    with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:
+        say(f"optuna-dashboard on {address} (read-only) until the run ends")
+        yield
 
 
 def _drive(

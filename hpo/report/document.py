@@ -23,7 +23,7 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--rule); padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: normal; }
+th { color: var(--soft); font-weight: normal; white-space: nowrap; }
 """
 
 

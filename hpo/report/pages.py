@@ -125,8 +125,8 @@ def _runs(facts: Facts) -> Iterator[Block]:
         best = f"Best trial: {trial.number}" if trial == facts.best else ""
         documented = f"Documented run {run.documented.section}: {title}" if run.documented else ""
         yield Heading(2, "; ".join(filter(None, (best, documented))))
-        yield from _configuration(trial.recipe)
-        yield _counts(network_counts(trial.recipe, SHAPES[facts.settings.dataset]))
+        yield Heading(3, "Configuration")
+        yield Grid(rows=_configuration(trial.recipe, SHAPES[facts.settings.dataset]))
         yield Heading(3, "Training & Validation Loss and Accuracy")
         yield _plate(
             f"trial_{trial.number}",
@@ -159,30 +159,21 @@ def _documented(facts: Facts) -> Iterator[Block]:
     )
 
 
-def _configuration(recipe: Recipe) -> Iterator[Block]:
-    yield Heading(3, "Configuration")
-    yield Grid(
-        rows=[
-            ("learning rate, boundaries", _boundaries(recipe)),
-            ("learning rate, values", ", ".join(f"{value:g}" for value in recipe.values)),
-            ("head", recipe.head),
-            ("dropout rate", f"{recipe.dropout:g}" if recipe.dropout else "none"),
-            ("early stopping", _patience(recipe)),
-            ("BatchNorm on shortcuts", "yes" if recipe.shortcut_norm else "no"),
-            ("optimizer", f"SGD, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"),
-            ("batch size, seed", f"{recipe.batch_size}, {recipe.seed}"),
-        ]
-    )
-
-
-def _counts(counts: ParameterCounts) -> Block:
-    return Grid(
-        rows=[
-            ("total parameters", f"{counts.total:,}"),
-            ("trainable parameters", f"{counts.trainable:,}"),
-            ("non-trainable parameters", f"{counts.non_trainable:,}"),
-        ]
-    )
+def _configuration(recipe: Recipe, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
+    counts = network_counts(recipe, shape)
+    return [
+        ("learning rate, boundaries", _boundaries(recipe)),
+        ("learning rate, values", ", ".join(f"{value:g}" for value in recipe.values)),
+        ("head", recipe.head),
+        ("dropout rate", f"{recipe.dropout:g}" if recipe.dropout else "none"),
+        ("early stopping", _patience(recipe)),
+        ("BatchNorm on shortcuts", "yes" if recipe.shortcut_norm else "no"),
+        ("optimizer", f"SGD, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"),
+        ("batch size, seed", f"{recipe.batch_size}, {recipe.seed}"),
+        ("total parameters", f"{counts.total:,}"),
+        ("trainable parameters", f"{counts.trainable:,}"),
+        ("non-trainable parameters", f"{counts.non_trainable:,}"),
+    ]
 
 
 def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:

@@ -36,6 +36,7 @@ ORDER = (
     "launch.local",
     "launch",
     "worker",
+    "exhibit",
     "study",
     "objective",
     "trajectory",
