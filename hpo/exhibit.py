@@ -8,7 +8,7 @@ from dataclasses import replace
 from hpo import queue
 from hpo.artifacts import Artifacts
 from hpo.errors import ArtifactsUnavailable
-from hpo.notes import figure_attrs, note_attrs, trial_note
+from hpo.notes import figure_attrs, figure_path, note_attrs, trial_note
 from hpo.queue import Attempt, Outcome
 from hpo.recipe import Recipe
 from hpo.schedule import CurvePoint
@@ -37,13 +37,16 @@ def exhibit(
     with study.storage.translated():
         trial = study.storage.optuna.get_trial(attempt.trial_id)
     recipe = study.recipe_of(trial) if trial.params or outcome.state != "failed" else None
-    note = trial_note(recipe, study.base, outcome.attrs, study.settings.pruner)
-    outcome = replace(outcome, study_system_attrs=note_attrs(note, attempt.trial_id))
     curve = queue.load_curve(study.storage, attempt.trial_id)
-    if artifacts is None or recipe is None or not curve:
-        return outcome, None
-    figure_id = _store_figure(curve, recipe, attempt, artifacts)
-    return replace(outcome, trial_system_attrs=figure_attrs(figure_id) if figure_id else {}), figure_id
+    figure_id = _store_figure(curve, recipe, attempt, artifacts) if artifacts and recipe and curve else None
+    path = figure_path(study.study_id, attempt.trial_id, figure_id) if figure_id else None
+    note = trial_note(recipe, study.base, outcome.attrs, study.settings.pruner, path)
+    shown = replace(
+        outcome,
+        trial_system_attrs=figure_attrs(figure_id) if figure_id else {},
+        study_system_attrs=note_attrs(note, attempt.trial_id),
+    )
+    return shown, figure_id
 
 
 def withdraw(figure_id: str | None, artifacts: Artifacts | None) -> None:

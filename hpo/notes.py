@@ -40,6 +40,11 @@ def figure_attrs(artifact_id: str) -> dict[str, Any]:
     return {f"artifacts:{artifact_id}": json.dumps(about)}
 
 
+def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:
+    """Give the path at which optuna-dashboard serves a trial's figure."""
+    return f"/artifacts/{study_id}/{trial_id}/{artifact_id}"
+
+
 def study_note(name: str, settings: StudySettings) -> str:
     """Write what a study searches and on what, how to read its charts, and how to continue it."""
     space = settings.space
@@ -92,17 +97,22 @@ def continue_command(name: str, settings: StudySettings) -> str:
     return shlex.join(words + (["--compile"] if settings.compiled else []))
 
 
-def trial_note(recipe: Recipe | None, base: Recipe, attrs: Mapping[str, Any], pruner: str) -> str:
+def trial_note(
+    recipe: Recipe | None, base: Recipe, attrs: Mapping[str, Any], pruner: str, figure_path: str | None = None
+) -> str:
     """Write how a trial ended and why, and its recipe beside the base recipe.
 
     Args:
         recipe: None where the trial failed before it had one.
         attrs: The trial's user attributes.
+        figure_path: Of the figure of its curve on the dashboard, or None where there is none.
     """
     lines = [f"**{_sentence(attrs['outcome'])}**{_reason(attrs['outcome'], pruner)}", ""]
     if "standard error" in attrs:
         loss, error = attrs["validation loss"], attrs["standard error"]
         lines += [f"Validation loss {loss:.4f}, standard error of the accuracy {error:.4f}.", ""]
+    if figure_path is not None:
+        lines += [f"![Loss and accuracy over the iterations]({figure_path})", ""]
     if recipe is not None:
         lines += ["| recipe | this trial | trial 0 |", "| --- | --- | --- |"]
         own, other = recipe.to_dict(), base.to_dict()
