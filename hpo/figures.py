@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -85,28 +84,11 @@ _STYLE: Any = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """Hold a drawn figure in both forms.
-
-    Attributes:
-        svg: An element for a page that sets the variables of `css_variables`.
-    """
-
-    svg: str
-    png: bytes
-
-
 @contextmanager
 def drawing(height_inches: float) -> Iterator[Figure]:
     """Make an empty figure, and hold its style while it is drawn."""
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(WIDTH_INCHES, height_inches))
-
-
-def picture(figure: Figure) -> Picture:
-    """Write a figure in both forms."""
-    return Picture(svg=to_svg(figure), png=to_png(figure))
 
 
 def to_png(figure: Figure) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hpo.artifacts import write_whole
 from hpo.errors import BadInput
+from hpo.figures import to_png
 from hpo.report.document import Plate, to_html, to_markdown
 from hpo.report.facts import load_facts
 from hpo.report.pages import write_blocks
@@ -34,7 +35,7 @@ def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for block in blocks:
             if isinstance(block, Plate):
-                write_whole(folder / FIGURES / f"{block.name}.png", block.picture.png)
+                write_whole(folder / FIGURES / f"{block.name}.png", to_png(block.figure))
         write_whole(folder / MARKDOWN, markdown.encode())
         write_whole(folder / PAGE, page.encode())
     except OSError as error:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hpo.figures import DARK, LIGHT, Picture, css_variables
+from matplotlib.figure import Figure
+
+from hpo.figures import DARK, LIGHT, css_variables, to_svg
 
 CSS = """
 :root { color-scheme: light dark; %(light)s }
@@ -60,7 +62,7 @@ class Plate:
 
     name: str
     caption: str
-    picture: Picture
+    figure: Figure
 
 
 Block = Heading | Paragraph | Grid | Plate
@@ -96,8 +98,8 @@ def _html(block: Block) -> str:
             return f'<div class="scroll"><table>\n{_html_rows(block)}\n</table></div>'
         case Plate():
             label = escape(block.caption, quote=True)
-            picture = block.picture.svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-            return f"<figure>\n{picture}<figcaption>{escape(block.caption)}</figcaption>\n</figure>"
+            element = to_svg(block.figure).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+            return f"<figure>\n{element}<figcaption>{escape(block.caption)}</figcaption>\n</figure>"
 
 
 def _html_rows(grid: Grid) -> str:

@@ -209,4 +209,5 @@ def _importances(study: Study, trials: list[FrozenTrial]) -> dict[str, float]:
         return {}
     with study.storage.translated(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # that trials are few, which the report says itself
         return optuna.importance.get_param_importances(study.optuna_study(0))

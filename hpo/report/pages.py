@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from statistics import mean, stdev
 
 import torch
-from matplotlib.figure import Figure
 
-from hpo.figures import picture, training_figure
+from hpo.figures import training_figure
 from hpo.model import ResNet20, count_parameters
 from hpo.recipe import DocumentedRun, ParameterCounts, Recipe
 from hpo.report import charts
@@ -57,40 +56,44 @@ def _overview(facts: Facts) -> Iterator[Block]:
 
 def _search(facts: Facts) -> Iterator[Block]:
     yield Heading(2, "Search")
-    yield _plate("history", charts.history(facts), "Validation accuracy of each trial, in the order of their numbers.")
-    yield _plate(
-        "learning_curves",
-        charts.learning_curves(facts),
-        "Validation accuracy of all trials while they trained; those that were pruned are faint. "
+    yield Plate(
+        name="history",
+        figure=charts.history(facts),
+        caption="Validation accuracy of each trial, in the order of their numbers.",
+    )
+    yield Plate(
+        name="learning_curves",
+        figure=charts.learning_curves(facts),
+        caption="Validation accuracy of all trials while they trained; those that were pruned are faint. "
         "Right: the same, enlarged.",
     )
-    yield _plate(
-        "schedules",
-        charts.schedules(facts),
-        "The learning-rate schedules that were tried, coloured by validation accuracy, in fifths of the completed "
-        f"trials. Equal rates are drawn up to {charts.BESIDE:.0%} apart, so that each can be seen.",
+    yield Plate(
+        name="schedules",
+        figure=charts.schedules(facts),
+        caption="The learning-rate schedules that were tried, coloured by validation accuracy, in fifths of the "
+        f"completed trials. Equal rates are drawn up to {charts.BESIDE:.0%} apart, so that each can be seen.",
     )
     if not facts.complete:
         yield Paragraph("No trial is complete yet, so nothing can be said of the parameters.")
         return
     yield Heading(2, "Parameters")
     if facts.importances:
-        yield _plate(
-            "importances",
-            charts.importances(facts),
-            f"How much each parameter matters for reaching the top of the {len(facts.complete)} completed trials "
-            "(PED-ANOVA, as computed by Optuna). With few trials this is a hint at most.",
+        yield Plate(
+            name="importances",
+            figure=charts.importances(facts),
+            caption=f"How much each parameter matters for reaching the top of the {len(facts.complete)} completed "
+            "trials (PED-ANOVA, as computed by Optuna). With few trials this is a hint at most.",
         )
     else:
         yield Paragraph(
             f"Importances need {MIN_COMPLETE} completed trials of different accuracy; there are {len(facts.complete)}."
         )
     if any(trial.params for trial in facts.complete):
-        yield _plate(
-            "slices",
-            charts.slices(facts),
-            "Validation accuracy of the completed trials over each parameter; the line is the median of a value. "
-            "Boundaries and patience are in reference iterations (of 64,000).",
+        yield Plate(
+            name="slices",
+            figure=charts.slices(facts),
+            caption="Validation accuracy of the completed trials over each parameter; the line is the median of a "
+            "value. Boundaries and patience are in reference iterations (of 64,000).",
         )
 
 
@@ -110,11 +113,11 @@ def _cost(facts: Facts) -> Iterator[Block]:
         ],
     )
     if facts.branches:
-        yield _plate(
-            "tree",
-            charts.tree(facts),
-            "Paths of the trials. Recipes that agree up to an iteration have the same state there, so each stretch "
-            "is drawn once, on the row of the first trial that walked it; the thicker, the more trials share it. "
+        yield Plate(
+            name="tree",
+            figure=charts.tree(facts),
+            caption="Paths of the trials. Recipes that agree up to an iteration have the same state there, so each "
+            "stretch is drawn once, on the row of the first trial that walked it; the thicker, the more trials share it. "
             "Numbers are trials, with the accuracy of those that are complete.",
         )
 
@@ -128,10 +131,10 @@ def _runs(facts: Facts) -> Iterator[Block]:
         yield Heading(3, "Configuration")
         yield Grid(rows=_configuration(trial.recipe, SHAPES[facts.settings.dataset]))
         yield Heading(3, "Training & Validation Loss and Accuracy")
-        yield _plate(
-            f"trial_{trial.number}",
-            training_figure(trial.curve, trial.recipe),
-            f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted lines are changes of the learning rate.",
+        yield Plate(
+            name=f"trial_{trial.number}",
+            figure=training_figure(trial.curve, trial.recipe),
+            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted lines: changes of the learning rate.",
         )
         yield Heading(3, "Results")
         yield Grid(rows=list(_results(run, facts)))
@@ -253,7 +256,3 @@ def _best_line(best: Trial | None) -> str:
 
 def _cost_row(name: str, number: int, spent: dict[str, int], meaning: str) -> tuple[str, str, str, str]:
     return name, f"{number:,}", f"{number / spent['naive']:.0%}", meaning
-
-
-def _plate(name: str, figure: Figure, caption: str) -> Plate:
-    return Plate(name=name, caption=caption, picture=picture(figure))
