@@ -117,8 +117,8 @@ def _cost(facts: Facts) -> Iterator[Block]:
             name="tree",
             figure=charts.tree(facts),
             caption="Paths of the trials. Recipes that agree up to an iteration have the same state there, so each "
-            "stretch is drawn once, on the row of the first trial that walked it; the thicker, the more trials share it. "
-            "Numbers are trials, with the accuracy of those that are complete.",
+            "stretch is drawn once, on the row of the first trial that walked it; the thicker, the more trials "
+            "share it. Numbers are trials, with the accuracy of those that are complete.",
         )
 
 
@@ -134,7 +134,7 @@ def _runs(facts: Facts) -> Iterator[Block]:
         yield Plate(
             name=f"trial_{trial.number}",
             figure=training_figure(trial.curve, trial.recipe),
-            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted lines: changes of the learning rate.",
+            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted: changes of the learning rate.",
         )
         yield Heading(3, "Results")
         yield Grid(rows=list(_results(run, facts)))

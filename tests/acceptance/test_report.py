@@ -36,7 +36,7 @@ def test_the_page_needs_nothing_but_itself_and_follows_the_readers_system(
     page.on("console", lambda message: said.append(message.text))
     page.goto(f"file://{folder}/report.html")
     expect(page.get_by_role("heading", name="Study smooth_lr-digits")).to_be_visible()
-    expect(page.get_by_role("heading", name=re.compile("Best trial: \d"))).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile(r"Best trial: \d"))).to_be_visible()
     expect(page.get_by_role("heading", name=re.compile("Documented run 5: A smoother learning-rate"))).to_be_visible()
     assert [request.url for request in asked_for] == [f"file://{folder}/report.html"]
     assert said == []
