@@ -28,11 +28,12 @@ def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
     Side effects:
         Makes the folder; each file appears whole.
     """
-    blocks = write_blocks(load_facts(study))
-    page = to_html(f"Study {study.name}", blocks)
-    markdown = to_markdown(blocks, lambda name: f"{FIGURES}/{name}.png")
+    facts = load_facts(study)
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)  # before the figures, which take seconds
+        blocks = write_blocks(facts)
+        page = to_html(f"Study {study.name}", blocks)
+        markdown = to_markdown(blocks, lambda name: f"{FIGURES}/{name}.png")
         for block in blocks:
             if isinstance(block, Plate):
                 write_whole(folder / FIGURES / f"{block.name}.png", to_png(block.figure))

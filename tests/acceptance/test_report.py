@@ -32,7 +32,7 @@ def test_the_page_needs_nothing_but_itself_and_follows_the_readers_system(
     page = browser(color_scheme=scheme)
     asked_for: list[Request] = []
     said: list[str] = []
-    page.on("request", asked_for.append)
+    page.on("request", lambda request: asked_for.append(request))  # noqa: PLW0108 - playwright marks its handlers
     page.on("console", lambda message: said.append(message.text))
     page.goto(f"file://{folder}/report.html")
     expect(page.get_by_role("heading", name="Study smooth_lr-digits")).to_be_visible()
