@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080)
     Side effects:
         Starts a thread; closes the storage at the end.
     """
-    server = _bind_next(make_app(storage, artifacts, read_write=False), first_port)
+    app = make_app(storage, artifacts, read_write=False)
+    server: Any = create_server(app, sockets=[_listen(first_port)], threads=THREADS)
     thread = threading.Thread(target=server.run, name="dashboard", daemon=True)
     thread.start()
     try:
@@ -83,11 +85,11 @@ def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080)
         storage.close()
 
 
-def _bind_next(app: WSGIApplication, first_port: int) -> Any:
-    """Bind the first port that is free among a few, or else any."""
+def _listen(first_port: int) -> socket.socket:
+    """Listen on the first port that is free among a few, or else on any."""
     for port in (*range(first_port, first_port + PORTS), 0):
         try:
-            return create_server(app, host=LOOPBACK, port=port, threads=THREADS)
+            return socket.create_server((LOOPBACK, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
