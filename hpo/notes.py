@@ -45,8 +45,12 @@ def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:
     return f"/artifacts/{study_id}/{trial_id}/{artifact_id}"
 
 
-def study_note(name: str, settings: StudySettings) -> str:
-    """Write what a study searches and on what, how to read its charts, and how to continue it."""
+def study_note(name: str, settings: StudySettings, space_name: str) -> str:
+    """Write what a study searches and on what, how to read its charts, and how to continue it.
+
+    Args:
+        space_name: Of the shipped space, or its file.
+    """
     space = settings.space
     budget = f"{settings.iterations:,} iterations"
     compared = {
@@ -73,7 +77,7 @@ def study_note(name: str, settings: StudySettings) -> str:
             "A trial's page has its note and its curves. To continue, or to extend with more trials:",
             "",
             "```",
-            continue_command(name, settings),
+            continue_command(name, settings, space_name),
             "```",
             "",
             "From another machine that reaches the storage and the artifacts:",
@@ -85,9 +89,9 @@ def study_note(name: str, settings: StudySettings) -> str:
     )
 
 
-def continue_command(name: str, settings: StudySettings) -> str:
+def continue_command(name: str, settings: StudySettings, space_name: str) -> str:
     """Write the command that continues a study; its number of trials is left open."""
-    words = ["hpo", "run", "--space", settings.space["name"], "--trials", "N", "--study", name]
+    words = ["hpo", "run", "--space", space_name, "--trials", "N", "--study", name]
     words += ["--dataset", settings.dataset, "--precision", settings.precision]
     if settings.iterations != DEFAULT_ITERATIONS[settings.dataset]:
         words += ["--iterations", str(settings.iterations)]

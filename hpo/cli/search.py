@@ -107,7 +107,7 @@ def run(
     )
     check_artifacts_url(artifacts)
     database = open_storage(storage, "create")
-    made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings))
+    made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}

@@ -53,7 +53,7 @@ def test_optuna_finds_the_figure_among_the_artifacts_of_a_trial():
 
 
 def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
-    assert study_note("mine", SETTINGS).splitlines() == [
+    assert study_note("mine", SETTINGS, "smooth_lr").splitlines() == [
         "# mine",
         "",
         "Search space **smooth_lr** (All of it) around smooth_lr, which is trial 0.",
@@ -87,8 +87,8 @@ def test_the_command_that_continues_a_study_names_what_is_not_the_default():
         SETTINGS, iterations=64, seed=7, sampler="gp", pruner="none", align="iteration", compiled=True, precision="bf16"
     )
 
-    assert continue_command("mine", other) == (
-        "hpo run --space smooth_lr --trials N --study mine --dataset digits --precision bf16 --iterations 64 "
+    assert continue_command("mine", other, "my spaces/own.yaml") == (
+        "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 --iterations 64 "
         "--sampler gp --pruner none --align iteration --seed 7 --compile"
     )
 
