@@ -88,8 +88,8 @@ def test_the_command_that_continues_a_study_names_what_is_not_the_default():
     )
 
     assert continue_command("mine", other, "my spaces/own.yaml") == (
-        "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 --iterations 64 "
-        "--sampler gp --pruner none --align iteration --seed 7 --compile"
+        "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 "
+        "--iterations 64 --sampler gp --pruner none --align iteration --seed 7 --compile"
     )
 
 
