@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,6 +114,23 @@ class Artifacts:
             raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it, over an earlier one.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to; an earlier file stays as it was.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def check_artifacts_url(url: str) -> None:
     """Refuse a URL that can name no artifact store, without touching anything.
 
@@ -125,21 +143,25 @@ def check_artifacts_url(url: str) -> None:
         raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
 
 
-def open_artifacts(url: str) -> Artifacts:
+def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
     """Open an artifact store by URL.
+
+    Args:
+        create: Whether a folder that is not there is made; else it counts as empty.
 
     Raises:
         BadInput: The URL is of another kind, or the folder cannot be made.
 
     Side effects:
-        Makes the folder.
+        May make the folder.
     """
     check_artifacts_url(url)
     parts = urlsplit(url)
     if "://" in url:
         return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
     try:
-        Path(url).mkdir(parents=True, exist_ok=True)
+        if create:
+            Path(url).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"artifacts {url!r}: the folder cannot be made: {error.strerror}") from error
     return Artifacts(url, FileSystemArtifactStore(url))

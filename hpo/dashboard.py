@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import errno
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import optuna_dashboard
 from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
@@ -19,6 +23,7 @@ from hpo.access import (
     refuse_foreign_hosts,
     require_login,
 )
+from hpo.artifacts import Artifacts
 from hpo.errors import BadInput
 from hpo.storage import Storage
 
@@ -26,11 +31,15 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 THREADS = 8
+LOOPBACK = "127.0.0.1"
+PORTS = 20
+"""How many ports are tried one after the other before any that is free is taken."""
+CLOSE_S = 2.0
 
 
-def make_app(storage: Storage, *, read_write: bool) -> WSGIApplication:
+def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSGIApplication:
     """Make the dashboard's WSGI application."""
-    app: WSGIApplication = optuna_dashboard.wsgi(storage.optuna)
+    app: WSGIApplication = optuna_dashboard.wsgi(storage.optuna, artifact_store=artifacts.store)
     return refuse_foreign_changes(app) if read_write else read_only(app)
 
 
@@ -77,3 +86,34 @@ def bind(app: WSGIApplication, host: str, port: int) -> MultiSocketServer | Base
         raise BadInput(f"--host {host} --port {port}: {error.strerror or error}") from error
     except ValueError as error:  # waitress's word for a name that nobody knows
         raise BadInput(f"--host {host!r} --port {port}: not an address of this machine") from error
+
+
+@contextmanager
+def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080) -> Iterator[str]:
+    """Serve read-only on this machine while the context lasts, on the first free port, and give the address.
+
+    Side effects:
+        Starts a thread; closes the storage at the end.
+    """
+    app = guard(make_app(storage, artifacts, read_write=False), LOOPBACK, credentials=None)
+    server: Any = create_server(app, sockets=[_listen(first_port)], threads=THREADS)
+    thread = threading.Thread(target=server.run, name="dashboard", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{LOOPBACK}:{server.effective_port}/"
+    finally:
+        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))  # in the thread, whose loop ends
+        thread.join(CLOSE_S)
+        server.task_dispatcher.shutdown(timeout=CLOSE_S)
+        storage.close()
+
+
+def _listen(first_port: int) -> socket.socket:
+    """Listen on the first port that is free among a few, or else on any."""
+    for port in (*range(first_port, first_port + PORTS), 0):
+        try:
+            return socket.create_server((LOOPBACK, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("unreachable: there is always some free port")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func
 from sqlalchemy.orm import Session, aliased
 
 from hpo.errors import LeaseLost, StudyNotFound
+from hpo.notes import note_attrs
 from hpo.patience import patient
 from hpo.schedule import CurvePoint
 from hpo.search import Draft
@@ -84,11 +85,15 @@ class Outcome:
     Attributes:
         value: Validation accuracy in [0, 1]; None where none was measured.
         attrs: User attributes, shown by optuna-dashboard.
+        trial_system_attrs: System attributes of the trial.
+        study_system_attrs: System attributes of its study: that is where optuna-dashboard keeps a trial's note.
     """
 
     state: FinalState
     value: float | None
     attrs: dict[str, Any]
+    trial_system_attrs: Mapping[str, Any] = field(default_factory=dict)
+    study_system_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +148,15 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
             if key not in found
         )
     return dict(attrs) | found
+
+
+@patient
+def add_note(storage: Storage, study_id: int, body: str) -> None:
+    """Give a study the note that optuna-dashboard shows, unless it has one: a person may have changed it."""
+    attrs = note_attrs(body)
+    with storage.transaction() as session:
+        rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+        upsert(session, models.StudySystemAttributeModel, rows, ("study_id", "key"), update=False)
 
 
 @patient
@@ -511,8 +525,15 @@ def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
     if outcome.value is not None:
         finite = models.TrialValueModel.TrialValueType.FINITE
         session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
-    attrs = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in outcome.attrs.items()]
-    upsert(session, models.TrialUserAttributeModel, attrs, ("trial_id", "key"))
+    study_id = session.scalar(select(Trials.study_id).where(Trials.trial_id == trial_id))
+    _set_attrs(session, models.TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
+    _set_attrs(session, models.TrialSystemAttributeModel, {"trial_id": trial_id}, outcome.trial_system_attrs)
+    _set_attrs(session, models.StudySystemAttributeModel, {"study_id": study_id}, outcome.study_system_attrs)
+
+
+def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    rows = [{**owner, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(session, table, rows, (*owner, "key"))
 
 
 def _requeue(session: Session, trial_id: int) -> None:
@@ -537,9 +558,10 @@ def _give_up_or_requeue(session: Session, trial_id: int) -> None:
     if lapses <= MAX_LAPSES:
         _requeue(session, trial_id)
         return
-    reason = f"failed: its worker vanished {lapses} times without getting past iteration {deepest}"
-    attrs = {"outcome": reason, "iterations": deepest}
-    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs))
+    reason = f"its worker vanished {lapses} times without getting past iteration {deepest}"
+    note = note_attrs(f"**Failed: {reason}.**", trial_id)
+    attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
+    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
 
 
 def require_open(session: Session, attempt: Attempt) -> None:

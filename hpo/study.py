@@ -122,8 +122,11 @@ class Best:
     curve: tuple[CurvePoint, ...]
 
 
-def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int) -> Study:
+def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int, note: str = "") -> Study:
     """Make a study of `total` trials, or continue one, and fill its queue.
+
+    Args:
+        note: Shown by optuna-dashboard beside the study, in Markdown.
 
     Raises:
         StudyMismatch: The study exists with other settings; nothing is changed.
@@ -138,6 +141,8 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
             _require_ours(storage, study_id, name)
     stored = queue.describe_study(storage, study_id, settings.to_attrs())
     settings.require(_settings(stored, name), name)
+    if note:
+        queue.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
     queue.fill(storage, study_id, total, first=study.space.base_params())
     with storage.translated():

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -84,14 +84,26 @@ def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics
     size, optimizer, seed, numerics, when is evaluated and on how much, and the learning rates up to and on the segment.
     Early stopping and what comes later are not part of it.
     """
+    setting = {
+        "data": [dataset.name, dataset.checksum, dataset.padding, dataset.flip],
+        "numerics": asdict(found),
+        "evaluation": asdict(plan),
+    }
+    return cut_path(recipe, setting)
+
+
+def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
+    """Cut a recipe's path into segments, whose keys tell recipes apart within one setting.
+
+    Args:
+        setting: What determines the states beside the recipe, as JSON values.
+    """
     same = {
         "format": FORMAT,
         "network": ["resnet20", recipe.head, recipe.dropout, recipe.shortcut_norm],
-        "data": [dataset.name, dataset.checksum, dataset.padding, dataset.flip],
         "optimizer": ["sgd", recipe.momentum, recipe.weight_decay, recipe.batch_size],
         "seed": recipe.seed,
-        "numerics": asdict(found),
-        "evaluation": asdict(plan),
+        **setting,
     }
     cut: list[Segment] = []
     runs = learning_rate_runs(recipe, recipe.iterations)
@@ -110,6 +122,18 @@ def segment_at(path: Sequence[Segment], iteration: int) -> Segment:
 def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
     """Find the segment that a state of iteration 1 or more lies on."""
     return path[bisect_left([segment.end for segment in path], iteration)]
+
+
+def shared_iterations(one: Sequence[Segment], other: Sequence[Segment]) -> int:
+    """Count the iterations that two paths have in common from their start."""
+    shared = 0
+    for a, b in zip(one, other, strict=False):
+        if a.key != b.key:
+            break
+        shared = min(a.end, b.end)
+        if a.end != b.end:
+            break
+    return shared
 
 
 def _note_name(path: Sequence[Segment]) -> str:

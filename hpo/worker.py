@@ -21,8 +21,10 @@ import optuna
 import torch
 
 from hpo import queue
+from hpo.artifacts import Artifacts
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
+from hpo.exhibit import exhibit, withdraw
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
@@ -160,8 +162,8 @@ class TrialSupervisor:
             self._wanted = self._wanted or time.monotonic() - self._written_s >= self.write_every_s
             self._changed.notify_all()
 
-    def finish(self, outcome: Outcome) -> None:
-        """Write what is left, and the end of the trial.
+    def finish(self, outcome: Outcome, artifacts: Artifacts | None = None) -> None:
+        """Write what is left, and the end of the trial with its note and figure.
 
         Raises:
             LeaseLost: The attempt has ended before.
@@ -169,7 +171,12 @@ class TrialSupervisor:
         """
         self._wait_until_written()
         self.require_open()
-        queue.finish(self.study.storage, self.attempt, self.progress, outcome)
+        shown, figure_id = exhibit(self.study, self.attempt, outcome, artifacts)
+        try:
+            queue.finish(self.study.storage, self.attempt, self.progress, shown)
+        except LeaseLost:
+            withdraw(figure_id, artifacts)
+            raise
 
     def should_prune(self) -> bool:
         """Ask the study's pruner about what was reported so far, and wait for a database that does not answer.
@@ -264,12 +271,14 @@ def work(
     stop: StopSignal,
     checkpoints: Checkpoints | None = None,
     lease_s: float = queue.LEASE_S,
+    artifacts: Artifacts | None = None,
 ) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
 
     Args:
         checkpoints: None to train everything from scratch.
         lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+        artifacts: Where the figures of finished trials go; None for none.
 
     Returns:
         How many trials this worker finished.
@@ -287,7 +296,7 @@ def work(
     dataset = _load_checked(study, data_dir).to(device)
     with stop.installed():
         try:
-            return _work(study, dataset, stop, checkpoints, worker_id(device), lease_s)
+            return _work(study, dataset, stop, checkpoints, worker_id(device), lease_s, artifacts)
         except StorageUnavailable as error:
             if not stop:
                 raise
@@ -296,7 +305,13 @@ def work(
 
 
 def _work(
-    study: Study, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None, worker: WorkerId, lease_s: float
+    study: Study,
+    dataset: Dataset,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None,
+    worker: WorkerId,
+    lease_s: float,
+    artifacts: Artifacts | None,
 ) -> int:
     before = queue.count(study.storage, study.study_id)
     finished = 0
@@ -304,7 +319,7 @@ def _work(
         queue.reap(study.storage, study.study_id)
         attempt = queue.claim(study.storage, study.study_id, worker, lease_s)
         if attempt is not None:
-            ended = train_attempt(study, attempt, dataset, stop, checkpoints, lease_s)
+            ended = train_attempt(study, attempt, dataset, stop, checkpoints, lease_s, artifacts)
             finished += ended is not None
             if ended == "failed":
                 _require_hope(study, before, torch.device(worker.device))
@@ -374,6 +389,7 @@ def train_attempt(
     stop: StopSignal,
     checkpoints: Checkpoints | None = None,
     lease_s: float = queue.LEASE_S,
+    artifacts: Artifacts | None = None,
 ) -> FinalState | None:
     """Train a claimed trial to its end, or hand it back.
 
@@ -390,7 +406,7 @@ def train_attempt(
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return None
-            supervisor.finish(outcome)
+            supervisor.finish(outcome, artifacts)
         except LeaseLost as error:
             log.warning("%s", error)
             return None

@@ -38,6 +38,7 @@ for command in (
     search.status,
     results.best,
     results.verify,
+    results.report,
     results.dashboard,
     results.gc,
     catalog.model,

@@ -79,7 +79,10 @@ DataOption = Annotated[
 ArtifactsOption = Annotated[
     str,
     typer.Option(
-        "--artifacts", envvar="HPO_ARTIFACTS", show_envvar=True, help="Where checkpoints go: a folder, s3:// or gs://."
+        "--artifacts",
+        envvar="HPO_ARTIFACTS",
+        show_envvar=True,
+        help="Where checkpoints and figures go: a folder, s3:// or gs://.",
     ),
 ]
 ReuseOption = Annotated[

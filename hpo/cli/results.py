@@ -51,6 +51,21 @@ def verify(
     print(verify_trial(found, number, data_dir or default_data_dir(), kept))
 
 
+def report(
+    study: StudyOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. [STUDY-report]")] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Write what a study found, with figures: one HTML page that needs no network, and the same in Markdown."""
+    from hpo import study as studies
+    from hpo.report import write_report
+    from hpo.storage import open_storage
+
+    found = studies.load(open_storage(storage, "read"), study)
+    for path in write_report(found, out or Path(f"{found.name}-report")):
+        print(path)
+
+
 def gc(
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     storage: StorageOption = DEFAULT_STORAGE,
@@ -77,14 +92,17 @@ def dashboard(
     ] = None,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
     """Show all studies of the storage in a browser, with optuna-dashboard."""
     from hpo.access import find_credentials, is_loopback
+    from hpo.artifacts import open_artifacts
     from hpo.dashboard import bind, guard, make_app
     from hpo.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)
-    app = make_app(open_storage(storage, "write" if read_write else "read"), read_write=read_write)
+    opened = open_storage(storage, "write" if read_write else "read")
+    app = make_app(opened, open_artifacts(artifacts, create=False), read_write=read_write)
     server = bind(guard(app, host, credentials), host, port)
     mode = "changes allowed" if read_write else "read-only"
     login = "" if credentials is None else ", with a login"

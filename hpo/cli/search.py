@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,6 +79,9 @@ def run(
     timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show the study in a browser while it runs, read-only.")
+    ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
@@ -86,6 +91,7 @@ def run(
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
     from hpo.launch.local import DRIVER_LAST_CALL_S
+    from hpo.notes import study_note
     from hpo.patience import Patience
     from hpo.space import load_space
     from hpo.storage import open_storage
@@ -112,12 +118,13 @@ def run(
     check_artifacts_url(artifacts)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
-    made = studies.continue_or_create(database, name, settings, trials)
+    made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    _drive(made, workers, timeout, options, environment, stop)
+    with _dashboard(storage, artifacts) if dashboard else nullcontext():
+        _drive(made, workers, timeout, options, environment, stop)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -153,9 +160,18 @@ def worker(
     patience = Patience(storage_timeout, gives_up=stop.__bool__)
     database = patience.call(lambda: open_storage(storage, patience=patience))
     found = studies.load(database, study)
-    kept = Checkpoints(database, open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE)) if reuse else None
+    store = open_artifacts(artifacts)
+    kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
     folder = data_dir or default_data_dir()
-    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop, lease_s=lease)
+    finished = work(
+        found,
+        device=pick_device(device),
+        data_dir=folder,
+        checkpoints=kept,
+        stop=stop,
+        lease_s=lease,
+        artifacts=store,
+    )
     say(f"finished {finished} trials of {found.name}")
     exit_if_stopped(stop)
 
@@ -203,6 +219,18 @@ def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     from hpo.worker import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted
+
+
+@contextmanager
+def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
+    """Serve optuna-dashboard beside a run, and say where."""
+    from hpo.artifacts import open_artifacts
+    from hpo.dashboard import serve_beside
+    from hpo.storage import open_storage
+
+    with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:
+        say(f"optuna-dashboard on {address} (read-only) until the run ends")
+        yield
 
 
 def _drive(

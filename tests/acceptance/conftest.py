@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
 from .support import Shell
 
+CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32")
 
 
@@ -23,3 +26,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     done = shell.hpo("run", *SMALL, "--trials", "6")
     assert done.code == 0, done.err
     return shell
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Callable[..., Page]]:
+    """Give a way to open pages in a real browser."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser {CHROMIUM}: apt-get install chromium")
+    quiet = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    options = [f"--{option}" for option in (*quiet, "disable-component-update", "disable-sync")]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=options)
+        yield lambda **context: chromium.new_page(**({"viewport": {"width": 1280, "height": 900}} | context))
+        chromium.close()

@@ -158,7 +158,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert {path.name for path in shell.folder.iterdir()} == {"bad.yaml"}
 
 
-@pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "gc", "dashboard"])
+@pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "report", "gc", "dashboard"])
 def test_commands_that_read_make_no_database(shell: Shell, command: str) -> None:
     refused = shell.hpo(command)
     assert (refused.code, refused.out) == (2, "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from conftest import KINDS, PostgreSQL, free_port
+from hpo.artifacts import open_artifacts
+from hpo.dashboard import serve_beside
+from hpo.storage import open_storage
 
 from .conftest import SMALL
 from .support import PROGRAMS, Shell
 
-CHROMIUM = Path("/usr/bin/chromium")
 START_S = 60.0
+GROWTH_S = 120.0  # a trial takes seconds, but the machine may be busy
 STUDY = "smooth_lr-digits"
 PARAMETERS = {"boundary_1", "boundary_2", "boundary_3", "learning_rate_2", "learning_rate_3", "learning_rate_4"}
 
@@ -106,18 +111,6 @@ def test_optuna_dashboard_as_installed_opens_the_storage(study: tuple[Shell, str
     assert names >= {"data set", "iterations", "seed", "sampler", "pruner", "trials"}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Callable[[], Page]]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser {CHROMIUM}: apt-get install chromium")
-    quiet = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    options = [f"--{option}" for option in (*quiet, "disable-component-update", "disable-sync")]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=options)
-        yield lambda: chromium.new_page(viewport={"width": 1280, "height": 900})
-        chromium.close()
-
-
 def test_a_person_finds_study_history_and_trials_in_a_browser(
     study: tuple[Shell, str], browser: Callable[[], Page]
 ) -> None:
@@ -125,9 +118,7 @@ def test_a_person_finds_study_history_and_trials_in_a_browser(
     page = browser()
     page.set_default_timeout(60_000)
     with serving(shell, "hpo", "dashboard", "--storage", url) as address:
-        page.goto(f"{address}/dashboard")
-        page.get_by_text(STUDY).first.click()
-        expect(page).to_have_url(re.compile(r"/dashboard/studies/\d+"))
+        open_study(page, address)
         for heading in ("History", "Study User Attributes", "Intermediate values"):
             expect(page.get_by_role("heading", name=heading)).to_be_visible()
         expect(page.locator(".js-plotly-plot").first).to_be_visible()
@@ -136,8 +127,88 @@ def test_a_person_finds_study_history_and_trials_in_a_browser(
         expect(page.get_by_role("heading", name=re.compile("Trial 0 "))).to_be_visible()
         for line in ("learning_rate_2 0.02", "outcome complete", "iterations 32"):
             expect(page.get_by_text(line, exact=True)).to_be_visible()
+        expect(page.get_by_text("Complete.", exact=True)).to_be_visible()
+        expect(page.get_by_role("cell", name="20,000, 32,000, 56,000").first).to_be_visible()
+        pictures = page.locator("img[src*='/artifacts/']")
+        expect(pictures).to_have_count(2)  # in the note, and among the artifacts
+        for picture in pictures.all():
+            picture.scroll_into_view_if_needed()
+            wait_until(lambda picture=picture: picture.evaluate("image => image.naturalWidth") == 1050)
+        expect(page.get_by_text("training and validation.png")).to_be_visible()
         save_picture(page, "trial")
+        page.goto(f"{page.url.partition('/trials')[0]}/note")
+        expect(page.get_by_text("hpo run --space smooth_lr --trials N --study smooth_lr-digits")).to_be_visible()
+        expect(page.get_by_role("cell", name="32 iterations, fp32")).to_be_visible()
     page.close()
+
+
+def open_study(page: Page, address: str) -> None:
+    page.goto(f"{address}/dashboard")
+    page.get_by_text(STUDY).first.click()
+    expect(page).to_have_url(re.compile(r"/dashboard/studies/\d+"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_study_grows_in_the_browser_while_it_runs(
+    kind: str, make_url: Callable[[str], str], shell: Shell, browser: Callable[[], Page]
+) -> None:
+    page = browser()
+    page.set_default_timeout(60_000)
+    command = [
+        *SMALL,
+        "--trials",
+        "4",
+        "--pruner",
+        "none",
+        "--workers",
+        "1",
+        "--dashboard",
+        "--storage",
+        make_url(kind),
+    ]
+    with subprocess.Popen(
+        [PROGRAMS / "hpo", "run", *command],
+        cwd=shell.folder,
+        env=shell.environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            announced = re.fullmatch(
+                r"optuna-dashboard on (http://127\.0\.0\.1:\d+)/ \(read-only\) until the run ends\n",
+                process.stderr.readline(),
+            )
+            assert announced is not None
+            open_study(page, announced[1])
+            page.goto(f"{page.url.rstrip('/')}/trials?numbers=0")
+            slow = GROWTH_S * 1000
+            expect(page.get_by_text("Running", exact=True).first).to_be_visible(timeout=slow)
+            expect(page.get_by_role("button", name="Trial 0 Complete")).to_be_visible(timeout=slow)
+            expect(page.get_by_text("Complete.", exact=True)).to_be_visible(timeout=slow)  # its note came too
+            assert page.get_by_role("button", name="Trial 3 Complete").count() == 0, "it is still under way"
+            assert ask(f"{announced[1]}/api/studies", "POST", b"{}")[0] == 405
+            process.stderr.read()
+            assert process.wait() == 0
+            assert ask(f"{announced[1]}/api/studies")[0] == 0, "it ends with the run"
+        finally:
+            process.terminate()
+    page.close()
+
+
+def test_a_dashboard_beside_a_run_takes_the_next_free_port(finished: Shell) -> None:
+    storage = open_storage(f"sqlite:///{finished.folder}/hpo.db", "read")
+    artifacts = open_artifacts(str(finished.folder / "hpo-artifacts"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serve_beside(storage, artifacts, first_port=port) as address:
+            assert address.startswith("http://127.0.0.1:")
+            assert address != f"http://127.0.0.1:{port}/"
+            [summary] = ask(f"{address}api/studies")[1]["study_summaries"]
+            assert summary["study_name"] == STUDY
+    assert ask(f"{address}api/studies")[0] == 0
+    assert [thread.name for thread in threading.enumerate() if thread.name == "dashboard"] == []
 
 
 def save_picture(page: Page, name: str) -> None:

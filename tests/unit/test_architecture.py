@@ -27,11 +27,17 @@ ORDER = (
     "dashboard",
     "access",
     "report",
+    "report.pages",
+    "report.charts",
+    "report.facts",
+    "report.tree",
+    "report.document",
     "benchmark",
     "launch.ray",
     "launch.local",
     "launch",
     "worker",
+    "exhibit",
     "study",
     "objective",
     "trajectory",
@@ -46,6 +52,8 @@ ORDER = (
     "patience",
     "schema",
     "artifacts",
+    "notes",
+    "figures",
     "settings",
     "schedule",
     "recipe",
@@ -53,7 +61,7 @@ ORDER = (
     "__init__",
 )
 
-HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "pandas")
+HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "pandas", "matplotlib")
 
 
 def name_of(path):

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from hpo.artifacts import Artifact, open_artifacts
+from hpo.artifacts import Artifact, open_artifacts, write_whole
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 
@@ -60,3 +60,34 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot be made: Not a directory"):
         open_artifacts(str(tmp_path / "file" / "folder"))
+
+
+def test_a_file_is_written_whole_over_an_earlier_one(tmp_path):
+    path = tmp_path / "report.html"
+    write_whole(path, b"old")
+
+    write_whole(path, b"new")
+
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"report.html": b"new"}
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    write_whole(path, b"old")
+
+    def fail(_file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"new")
+
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"report.html": b"old"}
+
+
+def test_a_store_that_is_only_looked_at_is_not_made(tmp_path):
+    artifacts = open_artifacts(str(tmp_path / "absent"), create=False)
+
+    with pytest.raises(ArtifactMissing, match="there is no file 0a"):
+        artifacts.read(Artifact(artifact_id="0a", size_bytes=1, sha256=""))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,258 @@
+"""Say in words, tables and figures what is known of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import mean, stdev
+
+import torch
+
+from hpo.figures import training_figure
+from hpo.model import ResNet20, count_parameters
+from hpo.recipe import DocumentedRun, ParameterCounts, Recipe
+from hpo.report import charts
+from hpo.report.document import Block, Grid, Heading, Paragraph, Plate
+from hpo.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
+from hpo.report.tree import distinct_iterations
+from hpo.schedule import scale
+from hpo.settings import DatasetName
+
+SHAPES: dict[DatasetName, tuple[int, int, int]] = {
+    "cifar10": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+    "digits": (8, 8, 1),
+}
+CLASSES = 10
+
+
+def write_blocks(facts: Facts) -> list[Block]:
+    """Write the whole report."""
+    return [*_overview(facts), *_search(facts), *_cost(facts), *_runs(facts), *_documented(facts)]
+
+
+def _overview(facts: Facts) -> Iterator[Block]:
+    settings, counts = facts.settings, facts.status["trials"]
+    states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    yield Heading(1, f"Study {facts.name}")
+    if counts["running"] + counts["waiting"]:
+        yield Paragraph("The study is not finished: this report shows how it stood when it was written.")
+    yield Grid(
+        rows=[
+            ("search space", f"{settings.space['name']}: {settings.space.get('description', '')}"),
+            ("data set", f"{settings.dataset}; split checksum {settings.split[:12]}"),
+            ("budget of a trial", f"{settings.iterations:,} iterations, {settings.precision}"),
+            ("recipes chosen by", f"{settings.sampler}, seed {settings.seed}"),
+            ("poor trials ended by", f"{settings.pruner}, compared at equal {_alignment(facts)}"),
+            ("trials", states),
+            ("best", _best_line(facts.best)),
+        ]
+    )
+    if facts.best:
+        yield Paragraph(
+            "The best trial was picked for being high among many, on images that the search has seen: expect less on "
+            "new ones. The final benchmark measures that."
+        )
+
+
+def _search(facts: Facts) -> Iterator[Block]:
+    yield Heading(2, "Search")
+    yield Plate(
+        name="history",
+        figure=charts.history(facts),
+        caption="Validation accuracy of each trial, in the order of their numbers.",
+    )
+    yield Plate(
+        name="learning_curves",
+        figure=charts.learning_curves(facts),
+        caption="Validation accuracy of all trials while they trained; those that were pruned are faint. "
+        "Right: the same, enlarged.",
+    )
+    yield Plate(
+        name="schedules",
+        figure=charts.schedules(facts),
+        caption="The learning-rate schedules that were tried, coloured by validation accuracy, in fifths of the "
+        f"completed trials. Equal rates are drawn up to {charts.BESIDE:.0%} apart, so that each can be seen.",
+    )
+    if not facts.complete:
+        yield Paragraph("No trial is complete yet, so nothing can be said of the parameters.")
+        return
+    yield Heading(2, "Parameters")
+    if facts.importances:
+        yield Plate(
+            name="importances",
+            figure=charts.importances(facts),
+            caption=f"How much each parameter matters for reaching the top of the {len(facts.complete)} completed "
+            "trials (PED-ANOVA, as computed by Optuna). With few trials this is a hint at most.",
+        )
+    else:
+        yield Paragraph(
+            f"Importances need {MIN_COMPLETE} completed trials of different accuracy; there are {len(facts.complete)}."
+        )
+    if any(trial.params for trial in facts.complete):
+        yield Plate(
+            name="slices",
+            figure=charts.slices(facts),
+            caption="Validation accuracy of the completed trials over each parameter; the line is the median of a "
+            "value. Boundaries and patience are in reference iterations (of 64,000).",
+        )
+
+
+def _cost(facts: Facts) -> Iterator[Block]:
+    spent = facts.status["iterations_spent"]
+    distinct = distinct_iterations(facts.branches)
+    yield Heading(2, "What was trained, and what was shared")
+    yield Grid(
+        header=("iterations", "number", "of naive", ""),
+        rows=[
+            _cost_row("naive", spent["naive"], spent, "every finished trial at its full budget"),
+            _cost_row("requested", spent["requested"], spent, "what pruning and early stopping leave"),
+            _cost_row("distinct", distinct, spent, "of these, the different ones: the tree below"),
+            _cost_row(
+                "trained", spent["trained"], spent, "optimizer steps executed by all workers, redone work included"
+            ),
+        ],
+    )
+    if facts.branches:
+        yield Plate(
+            name="tree",
+            figure=charts.tree(facts),
+            caption="Paths of the trials. Recipes that agree up to an iteration have the same state there, so each "
+            "stretch is drawn once, on the row of the first trial that walked it; the thicker, the more trials "
+            "share it. Numbers are trials, with the accuracy of those that are complete.",
+        )
+
+
+def _runs(facts: Facts) -> Iterator[Block]:
+    for run in facts.shown:
+        trial, title = run.trial, run.documented.title if run.documented else ""
+        best = f"Best trial: {trial.number}" if trial == facts.best else ""
+        documented = f"Documented run {run.documented.section}: {title}" if run.documented else ""
+        yield Heading(2, "; ".join(filter(None, (best, documented))))
+        yield Heading(3, "Configuration")
+        yield Grid(rows=_configuration(trial.recipe, SHAPES[facts.settings.dataset]))
+        yield Heading(3, "Training & Validation Loss and Accuracy")
+        yield Plate(
+            name=f"trial_{trial.number}",
+            figure=training_figure(trial.curve, trial.recipe),
+            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted: changes of the learning rate.",
+        )
+        yield Heading(3, "Results")
+        yield Grid(rows=list(_results(run, facts)))
+
+
+def _documented(facts: Facts) -> Iterator[Block]:
+    if not facts.documented:
+        return
+    yield Heading(2, "Documented runs that this study did not train")
+    comparable = is_comparable(facts.settings)
+    yield Paragraph(
+        "Figures of the document, on the test split of CIFAR-10 at 64,000 iterations, one run each. "
+        + (
+            "This study has that data set and budget."
+            if comparable
+            else "Not comparable: this study has another budget."
+        )
+    )
+    yield Grid(
+        header=("run", "test loss", "test accuracy", "parameters", "recipe"),
+        rows=[
+            (f"{run.section}. {run.title}", *_documented_test(run), f"{run.params.total:,}", _recipe_line(run.recipe))
+            for run in facts.documented
+        ],
+    )
+
+
+def _configuration(recipe: Recipe, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
+    counts = network_counts(recipe, shape)
+    return [
+        ("learning rate, boundaries", _boundaries(recipe)),
+        ("learning rate, values", ", ".join(f"{value:g}" for value in recipe.values)),
+        ("head", recipe.head),
+        ("dropout rate", f"{recipe.dropout:g}" if recipe.dropout else "none"),
+        ("early stopping", _patience(recipe)),
+        ("BatchNorm on shortcuts", "yes" if recipe.shortcut_norm else "no"),
+        ("optimizer", f"SGD, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"),
+        ("batch size, seed", f"{recipe.batch_size}, {recipe.seed}"),
+        ("total parameters", f"{counts.total:,}"),
+        ("trainable parameters", f"{counts.trainable:,}"),
+        ("non-trainable parameters", f"{counts.non_trainable:,}"),
+    ]
+
+
+def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
+    attrs = run.trial.attrs
+    yield ("outcome", str(attrs.get("outcome", "unknown")))
+    if run.trial.state == "complete":
+        yield ("validation accuracy", f"{run.trial.value:.4f} ± {attrs['standard error']:.4f} (standard error)")
+        yield ("validation loss", f"{attrs['validation loss']:.4f}")
+    yield ("test loss", _across_seeds([result.loss for result in run.test]))
+    yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
+    if run.documented:
+        comparable = "" if is_comparable(facts.settings) else "; not comparable: CIFAR-10 at 64,000 iterations"
+        loss, accuracy = _documented_test(run.documented)
+        yield ("documented test loss", f"{loss}{comparable if run.documented.test_loss else ''}")
+        yield ("documented test accuracy", f"{accuracy}{comparable if run.documented.test_accuracy else ''}")
+
+
+def network_counts(recipe: Recipe, shape: tuple[int, int, int]) -> ParameterCounts:
+    """Count the parameters of a recipe's network for images of a shape."""
+    network = ResNet20(
+        channels=shape[2],
+        classes=CLASSES,
+        head=recipe.head,
+        dropout=recipe.dropout,
+        shortcut_norm=recipe.shortcut_norm,
+        generator=torch.Generator(),
+    )
+    return count_parameters(network)
+
+
+def _across_seeds(values: list[float]) -> str:
+    if not values:
+        return "not benchmarked yet"
+    spread = f" ± {stdev(values):.4f} (standard deviation)" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread} over {len(values)} seed{'s' if len(values) > 1 else ''}"
+
+
+def _documented_test(run: DocumentedRun) -> tuple[str, str]:
+    if run.test_loss is None or run.test_accuracy is None:
+        return "not documented", "not documented"
+    return f"{run.test_loss:.4f}", f"{run.test_accuracy:.4f}"
+
+
+def _recipe_line(recipe: Recipe) -> str:
+    head = f"{recipe.head} {recipe.dropout:g}" if recipe.dropout else recipe.head
+    rates = ", ".join(f"{value:g}" for value in recipe.values)
+    stop = f", {_patience(recipe)}" if recipe.early_stopping else ""
+    return f"{head}; rates {rates} from 0, {_thousands(recipe.boundaries)}{stop}"
+
+
+def _boundaries(recipe: Recipe) -> str:
+    own = tuple(scale(boundary, recipe.iterations) for boundary in recipe.boundaries)
+    reference = "" if own == recipe.boundaries else f" ({_thousands(recipe.boundaries)} of 64,000)"
+    return f"{_thousands(own)}{reference}"
+
+
+def _patience(recipe: Recipe) -> str:
+    if recipe.early_stopping is None:
+        return "none"
+    return f"patience {scale(recipe.early_stopping, recipe.iterations):,} iterations"
+
+
+def _thousands(numbers: tuple[int, ...]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers)
+
+
+def _alignment(facts: Facts) -> str:
+    return {"phase": "phase time", "iteration": "iterations"}[facts.settings.align]
+
+
+def _best_line(best: Trial | None) -> str:
+    if best is None:
+        return "no trial is complete yet"
+    error = best.attrs["standard error"]
+    return f"trial {best.number}, validation accuracy {best.value:.4f} ± {error:.4f} (standard error)"
+
+
+def _cost_row(name: str, number: int, spent: dict[str, int], meaning: str) -> tuple[str, str, str, str]:
+    return name, f"{number:,}", f"{number / spent['naive']:.0%}", meaning

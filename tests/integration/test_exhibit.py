@@ -1,0 +1,185 @@
+"""Train trials as a worker does, and see what optuna-dashboard is given of each."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import optuna_dashboard
+import pytest
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
+from sqlalchemy import update
+
+from hpo import queue
+from hpo.artifacts import Artifacts, open_artifacts
+from hpo.data import Dataset
+from hpo.storage import AttemptRow, Storage
+from hpo.study import Study, continue_or_create
+from hpo.worker import StopSignal, train_attempt
+
+from .support import SETTINGS, SPACE, claim, make_study
+
+FIXED = replace(SETTINGS, space=SPACE | {"search": {}})
+
+
+class FullStore(FileSystemArtifactStore):
+    """Be a folder on a disk that is full."""
+
+    def write(self, artifact_id: str, content_body: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return open_artifacts(str(tmp_path / "artifacts"))
+
+
+def finished_trial(made: Study) -> FrozenTrial:
+    [trial] = made.trials()
+    return trial
+
+
+def note_of(made: Study, trial: FrozenTrial) -> str:
+    study = optuna.load_study(study_name=made.name, storage=made.storage.optuna)
+    return optuna_dashboard.get_note(optuna.trial.Trial(study, trial._trial_id))
+
+
+def figures_of(made: Study, trial: FrozenTrial) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        found = get_all_artifact_meta(trial, storage=made.storage.optuna)
+    return [meta.artifact_id for meta in found]
+
+
+def files_in(artifacts: Artifacts) -> list[str]:
+    return sorted(path.name for path in Path(artifacts.url).iterdir())
+
+
+def test_a_finished_trial_has_its_figure_and_a_note_that_shows_it(
+    storage: Storage, digits: Dataset, artifacts: Artifacts
+) -> None:
+    made = make_study(storage, 1, FIXED)
+
+    assert train_attempt(made, claim(made), digits, StopSignal(), artifacts=artifacts)
+
+    trial = finished_trial(made)
+    [figure_id] = figures_of(made, trial)
+    assert files_in(artifacts) == [figure_id]
+    with artifacts.store.open_reader(figure_id) as file, Image.open(io.BytesIO(file.read())) as image:
+        assert (image.format, image.width) == ("PNG", 1050)
+    lines = note_of(made, trial).splitlines()
+    assert lines[0] == "**Complete.**"
+    assert f"![Loss and accuracy over the iterations](/artifacts/1/1/{figure_id})" in lines
+    assert "| head | dropout | dropout |" in lines
+
+
+def test_a_full_store_costs_a_trial_its_figure_and_nothing_else(
+    storage: Storage, digits: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_study(storage, 1, FIXED)
+
+    assert train_attempt(made, claim(made), digits, StopSignal(), artifacts=Artifacts("full", FullStore(str(tmp_path))))
+
+    trial = finished_trial(made)
+    assert trial.state == TrialState.COMPLETE
+    assert figures_of(made, trial) == []
+    assert "![" not in note_of(made, trial)
+    assert caplog.messages == ["trial 0 has no figure: artifacts full: [Errno 28] No space left on device"]
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_trial(
+    storage: Storage,
+    digits: Dataset,
+    artifacts: Artifacts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("hpo.figures.training_figure", fail)
+    made = make_study(storage, 1, FIXED)
+
+    assert train_attempt(made, claim(made), digits, StopSignal(), artifacts=artifacts)
+
+    assert finished_trial(made).state == TrialState.COMPLETE
+    assert files_in(artifacts) == []
+    assert caplog.messages == ["trial 0 has no figure: it could not be drawn"]
+
+
+def test_a_worker_that_was_given_up_leaves_neither_note_nor_figure(
+    storage: Storage, digits: Dataset, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_study(storage, 1, FIXED)
+    attempt = claim(made)
+    write = Artifacts.write
+
+    def lose_the_lease_while_writing(self: Artifacts, content: bytes) -> Any:
+        with storage.transaction() as session:
+            session.execute(update(AttemptRow).values(ended_s=0.0))
+        return write(self, content)
+
+    monkeypatch.setattr(Artifacts, "write", lose_the_lease_while_writing)
+
+    assert not train_attempt(made, attempt, digits, StopSignal(), artifacts=artifacts)
+
+    trial = finished_trial(made)
+    assert (trial.state, note_of(made, trial), files_in(artifacts)) == (TrialState.RUNNING, "", [])
+
+
+def test_a_trial_that_failed_has_a_note_that_says_why(
+    storage: Storage, digits: Dataset, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("hpo.worker.run_trial", fail)
+    made = make_study(storage, 1)
+
+    assert train_attempt(made, claim(made), digits, StopSignal(), artifacts=artifacts)
+
+    trial = finished_trial(made)
+    lines = note_of(made, trial).splitlines()
+    assert trial.state == TrialState.FAIL
+    assert re.fullmatch(r"\*\*Failed: MemoryError: none left \(test_exhibit.py:\d+\)\.\*\*", lines[0])
+    assert "| head | dropout | dropout |" in lines
+    assert files_in(artifacts) == []
+
+
+def test_a_trial_whose_workers_vanished_has_a_note_too(storage: Storage) -> None:
+    made = make_study(storage, 1)
+    for _ in range(queue.MAX_LAPSES + 1):
+        claim(made, lease_s=-1)
+        queue.reap(storage, made.study_id)
+
+    trial = finished_trial(made)
+    assert (trial.state, note_of(made, trial)) == (TrialState.FAIL, "**Failed: its worker vanished 4 times.**")
+
+
+def test_the_note_of_a_study_is_written_once_and_a_persons_words_stay(storage: Storage) -> None:
+    made = continue_or_create(storage, "small", SETTINGS, 1, note="ours")
+    study = optuna.load_study(study_name="small", storage=storage.optuna)
+    assert optuna_dashboard.get_note(study) == "ours"
+
+    optuna_dashboard.save_note(study, "theirs")
+    continue_or_create(storage, made.name, SETTINGS, 2, note="ours")
+
+    assert optuna_dashboard.get_note(study) == "theirs"
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_trial_that_is_handed_back_has_no_note_yet(storage: Storage, digits: Dataset, artifacts: Artifacts) -> None:
+    made = make_study(storage, 1, FIXED)
+
+    assert not train_attempt(made, claim(made), digits, StopSignal(reason="terminated"), artifacts=artifacts)
+
+    trial = finished_trial(made)
+    assert (trial.state, note_of(made, trial), files_in(artifacts)) == (TrialState.WAITING, "", [])

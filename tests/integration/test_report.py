@@ -1,0 +1,273 @@
+"""Report on studies whose trials were written without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from hpo import queue
+from hpo.errors import BadInput, StudyNotFound
+from hpo.figures import to_svg
+from hpo.queue import Outcome, Progress
+from hpo.recipe import documented_runs
+from hpo.report import charts, write_report
+from hpo.report.document import Grid, Heading, Paragraph, Plate
+from hpo.report.facts import Benchmarked, Facts, find_test_results, is_comparable, load_facts
+from hpo.report.pages import network_counts, write_blocks
+from hpo.report.tree import distinct_iterations
+from hpo.schedule import CurvePoint
+from hpo.settings import StudySettings
+from hpo.space import load_space
+from hpo.storage import Storage
+from hpo.study import Study
+
+from .support import SETTINGS, claim, make_study, suggest
+
+SMOOTH_LR = replace(
+    SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True), sampler="random"
+)
+ENDS = (32, 32, 8, 32, 32, 16, 32, 32)
+
+
+def curve(end: int, luck: float) -> list[CurvePoint]:
+    return [
+        CurvePoint(iteration=i, train_loss=2 / i, val_loss=3 / i + luck, val_accuracy=0.9 - 1 / (i + 1) - luck)
+        for i in range(1, end + 1)
+    ]
+
+
+def write_trial(made: Study, end: int, luck: float) -> None:
+    """Finish the oldest waiting trial, pruned where it does not reach its end."""
+    attempt = claim(made)
+    suggest(made, attempt)
+    points = curve(end, luck)
+    progress = Progress(iteration=end, trained_iterations=end, val_accuracy=points[-1].val_accuracy)
+    queue.record(made.storage, attempt, progress, points, {i: points[i - 1].val_accuracy for i in range(1, end + 1)})
+    attrs: dict[str, Any] = {"outcome": "complete", "validation loss": points[-1].val_loss, "standard error": 0.01}
+    if end < 32:
+        attrs = {"outcome": f"pruned at iteration {end}"}
+    outcome = Outcome(
+        state="complete" if end == 32 else "pruned",
+        value=points[-1].val_accuracy,
+        attrs=attrs | {"iterations": end},
+    )
+    queue.finish(made.storage, attempt, progress, outcome)
+
+
+def write_study(storage: Storage, ends: Sequence[int] = ENDS, settings: StudySettings = SMOOTH_LR) -> Study:
+    made = make_study(storage, len(ends), settings)
+    for number, end in enumerate(ends):
+        write_trial(made, end, luck=0.01 * (number % 5))
+    return made
+
+
+def add_benchmark(made: Study, fields: dict[str, Any]) -> None:
+    """Write the companion study of a final benchmark as it stands while the third seed is under way."""
+    companion = optuna.create_study(storage=made.storage.optuna, study_name=f"{made.name}.benchmark")
+    companion.set_user_attr(
+        "search space", {"name": "x", "runs": {"candidate": fields, "baseline": fields | {"momentum": 0.5}}}
+    )
+    for index, seed in enumerate((11, 12)):
+        for run in ("candidate", "baseline"):
+            better = 0.1 if run == "candidate" else 0.0
+            companion.add_trial(
+                optuna.trial.create_trial(
+                    params={"run": run, "seed": seed},
+                    distributions={
+                        "run": CategoricalDistribution(["candidate", "baseline"]),
+                        "seed": IntDistribution(0, 100),
+                    },
+                    value=0.5,
+                    user_attrs={"test accuracy": 0.8 + better + index / 100, "test loss": 0.5},
+                )
+            )
+    companion.enqueue_trial({"run": "candidate", "seed": 13})
+
+
+def test_the_facts_of_a_study_are_those_in_its_storage(storage: Storage) -> None:
+    made = write_study(storage)
+
+    facts = load_facts(made)
+
+    assert [(t.number, t.state, t.end, t.curve) for t in facts.trials] == [
+        (n, "complete" if end == 32 else "pruned", end, tuple(curve(end, 0.01 * (n % 5)))) for n, end in enumerate(ENDS)
+    ]
+    assert facts.best is not None and facts.best.number == 0
+    assert [(run.trial.number, run.documented and run.documented.name, run.test) for run in facts.shown] == [
+        (0, "smooth_lr", ())
+    ]
+    assert sum(facts.importances.values()) == pytest.approx(1)
+    assert facts.documented == ()
+    assert facts.status["iterations_spent"] == {"naive": 256, "requested": 216, "trained": 216}
+    assert 32 <= distinct_iterations(facts.branches) < 216
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_benchmark_beside_the_study_gives_the_test_results_of_its_recipes(storage: Storage) -> None:
+    made = write_study(storage, (32,))
+    assert find_test_results(made, made.base) == ()
+    fields = {name: value for name, value in made.base.to_dict().items() if name not in ("iterations", "seed")}
+    add_benchmark(made, fields)
+
+    found = find_test_results(made, made.base)
+
+    assert found == (Benchmarked(seed=11, loss=0.5, accuracy=0.9), Benchmarked(seed=12, loss=0.5, accuracy=0.91))
+    assert find_test_results(made, replace(made.base, head="dense", dropout=0.1)) == ()
+    cells = [tuple(row) for block in write_blocks(load_facts(made)) if isinstance(block, Grid) for row in block.rows]
+    assert ("test accuracy", "0.9050 ± 0.0071 (standard deviation) over 2 seeds") in cells
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    from hpo.storage import open_storage
+
+    storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('facts')}/hpo.db", "create")
+    found = load_facts(write_study(storage))
+    storage.close()
+    return found
+
+
+def cells_of(facts: Facts) -> list[tuple[str, ...]]:
+    return [tuple(row) for block in write_blocks(facts) if isinstance(block, Grid) for row in block.rows]
+
+
+def test_a_report_has_the_users_form_for_each_run_and_calls_nothing_comparable_that_is_not(facts: Facts) -> None:
+    cells = cells_of(facts)
+
+    for row in (
+        ("learning rate, boundaries", "10, 16, 28 (20,000, 32,000, 56,000 of 64,000)"),
+        ("learning rate, values", "0.1, 0.02, 0.005, 0.001"),
+        ("dropout rate", "0.5"),
+        ("total parameters", "271,882"),
+        ("test accuracy", "not benchmarked yet"),
+        ("documented test loss", "0.6009; not comparable: CIFAR-10 at 64,000 iterations"),
+        ("naive", "256", "100%", "every finished trial at its full budget"),
+        ("requested", "216", "84%", "what pruning and early stopping leave"),
+    ):
+        assert row in cells
+
+
+def test_a_report_on_cifar10_shows_the_documented_runs_that_it_did_not_train(facts: Facts) -> None:
+    runs = tuple(run for name, run in documented_runs().items() if name != "smooth_lr")
+    short = replace(facts, settings=replace(facts.settings, dataset="cifar10"), documented=runs)
+    full = replace(short, settings=replace(short.settings, iterations=64_000))
+
+    assert [is_comparable(found.settings) for found in (facts, short, full)] == [False, False, True]
+    blocks = write_blocks(short)
+    at = blocks.index(Heading(2, "Documented runs that this study did not train"))
+    explained, table = blocks[at + 1 :]
+    assert isinstance(explained, Paragraph) and "Not comparable: this study has another budget." in explained.text
+    assert isinstance(table, Grid)
+    assert [tuple(row) for row in table.rows][:2] == [
+        ("1. ResNet-20", "0.5765", "0.8963", "271,786", "linear; rates 0.1, 0.01, 0.001 from 0, 32,000, 48,000"),
+        (
+            "2. A dense block with dropout, and early stopping",
+            "not documented",
+            "not documented",
+            "311,978",
+            "dense 0.5; rates 0.1, 0.01, 0.001 from 0, 32,000, 48,000, patience 3,510 iterations",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("run", documented_runs().values(), ids=documented_runs())
+def test_the_parameters_are_counted_as_documented(run: Any) -> None:
+    assert network_counts(run.recipe, (32, 32, 3)) == run.params
+
+
+DRAWN = (charts.history, charts.learning_curves, charts.schedules, charts.slices, charts.importances, charts.tree)
+
+
+@pytest.mark.parametrize("draw", DRAWN, ids=lambda draw: draw.__name__)
+def test_every_figure_names_its_axes(facts: Facts, draw: Callable[[Facts], Any]) -> None:
+    element = to_svg(draw(facts))
+
+    labels = ("iteration (optimizer steps)", "trial", "validation accuracy", "importance (fractions of their sum)")
+    assert any(f">{label}</text>" in element for label in labels)
+
+
+@pytest.mark.parametrize("ends", [(32,), (32, 32), (8,), (8, 16, 4)], ids=str)
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_that_has_hardly_begun_can_be_reported_on(storage: Storage, ends: tuple[int, ...]) -> None:
+    blocks = write_blocks(load_facts(write_study(storage, ends)))
+
+    said = [block.text for block in blocks if isinstance(block, Paragraph)]
+    if ends == (8,):  # drawing takes seconds, and this is the emptiest
+        assert all(to_svg(block.figure) for block in blocks if isinstance(block, Plate))
+    if 32 in ends:
+        few = f"Importances need 4 completed trials of different accuracy; there are {len(ends)}."
+        assert few in said
+    else:
+        assert "No trial is complete yet, so nothing can be said of the parameters." in said
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_trial_that_failed_at_once_is_counted_and_nothing_else(storage: Storage) -> None:
+    made = make_study(storage, 2, SMOOTH_LR)
+    failed = Outcome(state="failed", value=None, attrs={"outcome": "failed: no", "iterations": 0})
+    queue.finish(made.storage, claim(made), Progress(iteration=0, trained_iterations=0, val_accuracy=None), failed)
+    with pytest.raises(StudyNotFound, match="study small has no finished trial yet"):
+        load_facts(made)
+    write_trial(made, 32, luck=0.0)
+
+    facts = load_facts(made)
+
+    assert [trial.number for trial in facts.trials] == [1]
+    assert ("trials", "1 complete, 1 failed") in cells_of(facts)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_is_written_over_an_earlier_one(storage: Storage, tmp_path: Path) -> None:
+    made = write_study(storage, (32,))
+    folder = tmp_path / "deep" / "report"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("of yesterday")
+
+    page, markdown = write_report(made, folder)
+
+    assert (page, markdown) == (folder / "report.html", folder / "report.md")
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert markdown.read_text().startswith("# Study small\n")
+    figures = ["history.png", "learning_curves.png", "schedules.png", "slices.png", "tree.png", "trial_0.png"]
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == sorted([f"figures/{name}" for name in figures] + ["report.html", "report.md"])
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_never_replaces_a_file_by_a_folder(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.report.write_blocks", lambda _facts: [])
+    made = write_study(storage, (32,))
+    (tmp_path / "file").write_text("mine")
+
+    with pytest.raises(
+        BadInput, match=r"--out .*file: the report cannot be written there: (File exists|Not a directory)"
+    ):
+        write_report(made, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_states_that_are_not_finished_are_left_out(storage: Storage) -> None:
+    made = write_study(storage, (32, 8))
+    queue.fill(made.storage, made.study_id, 4, first={})
+    claim(made)
+
+    facts = load_facts(made)
+
+    assert [trial.number for trial in facts.trials] == [0, 1]
+    assert {trial.state for trial in made.trials()} == {
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.RUNNING,
+        TrialState.WAITING,
+    }
+    said = [block.text for block in write_blocks(facts)[:2] if isinstance(block, Paragraph)]
+    assert said == ["The study is not finished: this report shows how it stood when it was written."]

@@ -1,0 +1,157 @@
+"""Test the notes, line by line, and that optuna-dashboard finds them."""
+
+import json
+from dataclasses import replace
+
+import optuna
+import optuna_dashboard
+import pytest
+
+from hpo.notes import NOTE_PIECE, continue_command, figure_attrs, figure_path, note_attrs, study_note, trial_note
+from hpo.recipe import Recipe, documented_runs
+from hpo.settings import StudySettings
+
+SETTINGS = StudySettings(
+    space={"name": "smooth_lr", "description": "All of it", "base": "smooth_lr", "search": {}},
+    dataset="digits",
+    split="0f0e",
+    iterations=640,
+    seed=0,
+    precision="fp32",
+    sampler="tpe",
+    pruner="median",
+    align="phase",
+)
+BASE = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=0)
+
+
+@pytest.mark.parametrize("length", [0, 1, NOTE_PIECE, NOTE_PIECE + 1, 3 * NOTE_PIECE])
+def test_optuna_dashboard_reads_the_note_of_a_study_and_of_a_trial(length):
+    study = optuna.create_study()
+    study.ask()
+    [trial] = study.trials
+    body = "".join(chr(ord("a") + index % 26) for index in range(length))
+
+    for key, value in (note_attrs(body) | note_attrs(body[::-1], trial._trial_id)).items():
+        study._storage.set_study_system_attr(study._study_id, key, value)
+
+    assert optuna_dashboard.get_note(study) == body
+    assert optuna_dashboard.get_note(optuna.trial.Trial(study, trial._trial_id)) == body[::-1]
+
+
+def test_optuna_finds_the_figure_among_the_artifacts_of_a_trial():
+    study = optuna.create_study()
+    trial = study.ask()
+
+    for key, value in figure_attrs("0a1b").items():
+        study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+    [found] = optuna.artifacts.get_all_artifact_meta(trial)
+    assert (found.artifact_id, found.filename, found.mimetype) == ("0a1b", "training and validation.png", "image/png")
+    assert json.loads(study.trials[0].system_attrs["artifacts:0a1b"])["encoding"] is None
+    assert figure_path(3, 14, "0a1b") == "/artifacts/3/14/0a1b"
+
+
+def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
+    assert study_note("mine", SETTINGS, "smooth_lr").splitlines() == [
+        "# mine",
+        "",
+        "Search space **smooth_lr** (All of it) around smooth_lr, which is trial 0.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        "| data set | digits; accuracy is that on its validation split |",
+        "| budget of a trial | 640 iterations, fp32 |",
+        "| recipes chosen by | tpe, seed 0 |",
+        "| poor trials ended by | median |",
+        "",
+        "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
+        "past the same fraction of it; a step is that point on the schedule of trial 0.",
+        "",
+        "A trial's page has its note and its curves. To continue, or to extend with more trials:",
+        "",
+        "```",
+        "hpo run --space smooth_lr --trials N --study mine --dataset digits --precision fp32",
+        "```",
+        "",
+        "From another machine that reaches the storage and the artifacts:",
+        "",
+        "```",
+        "hpo worker --study mine",
+        "```",
+    ]
+
+
+def test_the_command_that_continues_a_study_names_what_is_not_the_default():
+    other = replace(
+        SETTINGS, iterations=64, seed=7, sampler="gp", pruner="none", align="iteration", compiled=True, precision="bf16"
+    )
+
+    assert continue_command("mine", other, "my spaces/own.yaml") == (
+        "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 "
+        "--iterations 64 --sampler gp --pruner none --align iteration --seed 7 --compile"
+    )
+
+
+def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():
+    recipe = Recipe.from_dict(
+        BASE.to_dict() | {"head": "linear", "early_stopping": 7_020, "values": [0.1, 0.05, 0.01, 0.002]}
+    )
+    attrs = {"outcome": "complete", "iterations": 640, "validation loss": 0.12345, "standard error": 0.00921}
+
+    assert trial_note(recipe, BASE, attrs, "median", "/artifacts/1/2/0a").splitlines() == [
+        "**Complete.**",
+        "",
+        "Validation loss 0.1235, standard error of the accuracy 0.0092.",
+        "",
+        "![Loss and accuracy over the iterations](/artifacts/1/2/0a)",
+        "",
+        "| recipe | this trial | trial 0 |",
+        "| --- | --- | --- |",
+        "| head | **linear** | dropout |",
+        "| dropout | **0** | 0.5 |",
+        "| shortcut norm | yes | yes |",
+        "| boundaries | 20,000, 32,000, 56,000 | 20,000, 32,000, 56,000 |",
+        "| learning rates | **0.1, 0.05, 0.01, 0.002** | 0.1, 0.02, 0.005, 0.001 |",
+        "| patience of early stopping | **7,020** | none |",
+        "| batch size | 128 | 128 |",
+        "| momentum | 0.9 | 0.9 |",
+        "| weight decay | 0 | 0 |",
+        "| iterations | 640 | 640 |",
+        "| seed | 0 | 0 |",
+        "",
+        "Boundaries and patience are in reference iterations (of 64,000).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "first_line"),
+    [
+        (
+            "pruned at iteration 40",
+            "**Pruned at iteration 40.** The median pruner ended it: its best accuracy so far was under the median of "
+            "the earlier trials, compared at the same point.",
+        ),
+        (
+            "stopped early at iteration 90, weights of iteration 20",
+            "**Stopped early at iteration 90, weights of iteration 20.** The validation loss had not fallen for as "
+            "long as the recipe's patience.",
+        ),
+        (
+            "diverged: the loss was not finite at iteration 10",
+            "**Diverged: the loss was not finite at iteration 10.**",
+        ),
+        ("failed: RuntimeError: no memory (train.py:1)", "**Failed: RuntimeError: no memory (train.py:1).**"),
+    ],
+)
+def test_the_note_of_a_trial_begins_with_how_it_ended_and_why(outcome, first_line):
+    assert trial_note(BASE, BASE, {"outcome": outcome}, "median").splitlines()[0] == first_line
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband", "wilcoxon"])
+def test_every_pruner_has_a_reason(pruner):
+    assert f"The {pruner} pruner ended it: " in trial_note(BASE, BASE, {"outcome": "pruned at iteration 4"}, pruner)
+
+
+def test_a_trial_that_failed_before_it_had_a_recipe_has_a_note_all_the_same():
+    assert trial_note(None, BASE, {"outcome": "failed: no"}, "median") == "**Failed: no.**\n"
