@@ -20,9 +20,10 @@ import optuna
 import torch
 
 from hpo import queue
+from hpo.comparison import Comparison
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, LeaseLost, StorageUnavailable
-from hpo.objective import Task, run_trial
+from hpo.objective import AtEnd, Task, run_trial
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.study import Study
@@ -195,12 +196,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def work(
-    study: Study, *, device: torch.device, data_dir: Path, stop: StopSignal, checkpoints: Checkpoints | None = None
+    study: Study,
+    *,
+    device: torch.device,
+    data_dir: Path,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    at_end: AtEnd | None = None,
 ) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
 
     Args:
         checkpoints: None to train everything from scratch.
+        at_end: What is measured of each completed trial beside its value.
 
     Returns:
         How many trials this worker finished.
@@ -212,6 +220,8 @@ def work(
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
+    if isinstance(study.space, Comparison) and at_end is None:
+        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
     _prepare_torch()
     dataset = _load_checked(study, data_dir).to(device)
     worker = worker_id(device)
@@ -221,7 +231,7 @@ def work(
             queue.reap(study.storage, study.study_id)
             attempt = queue.claim(study.storage, study.study_id, worker)
             if attempt is not None:
-                finished += train_attempt(study, attempt, dataset, stop, checkpoints)
+                finished += train_attempt(study, attempt, dataset, stop, checkpoints, at_end)
             elif _is_done(study):
                 break
             else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
@@ -260,7 +270,12 @@ def _is_done(study: Study) -> bool:
 
 
 def train_attempt(
-    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, checkpoints: Checkpoints | None = None
+    study: Study,
+    attempt: Attempt,
+    dataset: Dataset,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    at_end: AtEnd | None = None,
 ) -> bool:
     """Train a claimed trial to its end, or hand it back.
 
@@ -272,7 +287,7 @@ def train_attempt(
     )
     with supervisor:
         try:
-            outcome = _run(study, supervisor, dataset, checkpoints)
+            outcome = _run(study, supervisor, dataset, checkpoints, at_end)
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return False
@@ -284,7 +299,11 @@ def train_attempt(
 
 
 def _run(
-    study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
+    study: Study,
+    supervisor: TrialSupervisor,
+    dataset: Dataset,
+    checkpoints: Checkpoints | None,
+    at_end: AtEnd | None,
 ) -> Outcome | Blocked:
     try:
         study.trials()  # Optuna's cache must know the trial before it takes parameters for it
@@ -299,6 +318,7 @@ def _run(
             align=settings.align,
             precision=settings.precision,
             compiled=settings.compiled,
+            at_end=at_end,
         )
         sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
         return run_trial(task, dataset, supervisor, sharing)
