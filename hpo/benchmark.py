@@ -92,9 +92,15 @@ class Result:
         return next((run for run in self.runs if run.name == CANDIDATE), self.baseline)
 
     @property
+    def differences(self) -> tuple[float, ...]:
+        """Give by how much the candidate's test accuracy is higher, seed by seed."""
+        pairs = zip(self.candidate.test_accuracy, self.baseline.test_accuracy, strict=True)
+        return tuple(ours - other for ours, other in pairs)
+
+    @property
     def difference(self) -> Difference:
-        """Give by how much the candidate's test accuracy is higher, paired by seed."""
-        return paired_difference(self.candidate.test_accuracy, self.baseline.test_accuracy)
+        """Give the mean of the differences, with its interval and p-value."""
+        return paired_difference(self.differences)
 
     @property
     def comparable(self) -> bool:
@@ -102,7 +108,9 @@ class Result:
         return self.dataset == DOCUMENTED_DATASET and self.iterations == REFERENCE_ITERATIONS
 
 
-def begin(search: Study, seeds: int, *, name: str | None = None, iterations: int | None = None) -> Study:
+def begin(
+    search: Study, seeds: int, data_dir: Path, *, name: str | None = None, iterations: int | None = None
+) -> Study:
     """Make or continue the companion study of a search: its best trial and its baseline on fresh seeds.
 
     Args:
@@ -111,6 +119,8 @@ def begin(search: Study, seeds: int, *, name: str | None = None, iterations: int
 
     Raises:
         BadInput: The study is not a search.
+        DataDamaged: A file of the test split is cut short or altered.
+        DataUnavailable: The test split is not there.
         StudyMismatch: The companion compares another trial, or has other settings; nothing is changed.
         StudyNotFound: No trial is complete yet.
     """
@@ -122,18 +132,24 @@ def begin(search: Study, seeds: int, *, name: str | None = None, iterations: int
     settings = _settings(search.settings, comparison, iterations or search.settings.iterations)
     companion = name or companion_name(search.name)
     _require_same_trial(search, companion, best.trial)
+    load_test_split(settings.dataset, data_dir)  # so that what is not there is missed before hours of training
     return studies.continue_or_create(search.storage, companion, settings, seeds * len(recipes))
 
 
-def begin_documented(storage: Storage, seeds: int, settings: StudySettings, name: str | None = None) -> Study:
+def begin_documented(
+    storage: Storage, seeds: int, settings: StudySettings, data_dir: Path, *, name: str | None = None
+) -> Study:
     """Make or continue the study of all documented experiments on fresh seeds.
 
     Args:
         settings: Data set, budget, precision and seed of the runs; its space is replaced.
 
     Raises:
+        DataDamaged: A file of the test split is cut short or altered.
+        DataUnavailable: The test split is not there.
         StudyMismatch: The study exists with other settings; nothing is changed.
     """
+    load_test_split(settings.dataset, data_dir)
     recipes = {run.name: run.recipe for run in documented_runs().values()}
     comparison = Comparison.of(recipes, name="documented", searched_seed=settings.seed)
     found = _settings(settings, comparison, settings.iterations)
@@ -212,7 +228,9 @@ def verdict(found: Result) -> str:
     if difference.mean is None or difference.ci95 is None or difference.p_value is None:
         return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
     low, high = difference.ci95
-    figures = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {difference.p_value:.2g}"
+    figures = (
+        f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f}, {len(found.seeds)} seeds, p = {difference.p_value:.2g})"
+    )
     if difference.p_value >= P_LIMIT:
         return f"{ours} is not shown to be better than the baseline: its test accuracy differs by {figures}."
     word = "better" if difference.mean > 0 else "worse"
@@ -229,7 +247,7 @@ def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
     if not isinstance(study.space, Comparison):
         return None
     dataset = study.settings.dataset
-    load_test_split(dataset, data_dir)  # so that what is not there is missed before hours of training
+    load_test_split(dataset, data_dir)
 
     def measure(training: Training) -> dict[str, Any]:
         found = training.evaluate(load_test_split(dataset, data_dir).to(training.device))

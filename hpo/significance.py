@@ -46,9 +46,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean=fmean(values), ci95=(float(low), float(high)))
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Compare values with those of a baseline on the same seeds."""
-    differences = [value - other for value, other in zip(values, baseline, strict=True)]
+def paired_difference(differences: Sequence[float]) -> Difference:
+    """Judge differences of two figures on the same seeds by a paired t-test."""
     found = estimate(differences)
     p_value = float(stats.ttest_1samp(differences, 0).pvalue) if _vary(differences) else None
     return Difference(mean=found.mean, ci95=found.ci95, p_value=p_value)

@@ -12,6 +12,7 @@ import typer
 
 from hpo import __version__
 from hpo.cli import catalog, results, search
+from hpo.cli.benchmark import benchmark
 from hpo.cli.output import INTERRUPTED, say
 from hpo.errors import BadInput, HpoError
 
@@ -34,6 +35,7 @@ for command in (
     search.status,
     results.best,
     results.verify,
+    benchmark,
     results.dashboard,
     results.gc,
     catalog.model,

@@ -85,7 +85,7 @@ def run(
         check_study_name(study)
     found_space = load_space(space)
     folder = data_dir or default_data_dir()
-    dataset_name, split = _choose_data(dataset.value, folder)
+    dataset_name, split = choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
     settings = StudySettings(
         space=found_space.model_dump(mode="json", exclude_none=True),
@@ -93,7 +93,7 @@ def run(
         split=split,
         iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
         seed=seed,
-        precision=_choose_precision(precision.value),
+        precision=choose_precision(precision.value),
         compiled=compiled,
         sampler=sampler.value,
         pruner=pruner.value,
@@ -105,7 +105,7 @@ def run(
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    _drive(made, workers, timeout, options, environment)
+    drive(made, workers, timeout, options, environment)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -128,6 +128,7 @@ def worker(
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
+    from hpo.benchmark import end_of_run
     from hpo.launch.local import DRIVER_ENV
     from hpo.storage import open_storage
     from hpo.trajectory import Checkpoints
@@ -140,7 +141,8 @@ def worker(
     driver = os.environ.get(DRIVER_ENV)
     stop = StopSignal(parent=int(driver) if driver else None)
     folder = data_dir or default_data_dir()
-    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop)
+    at_end = end_of_run(found, folder)
+    finished = work(found, device=pick_device(device), data_dir=folder, checkpoints=kept, stop=stop, at_end=at_end)
     say(f"finished {finished} trials of {found.name}")
     exit_if_stopped(stop)
 
@@ -166,7 +168,7 @@ def status(
         show(view.status(studies.status(found)))
 
 
-def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
+def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
     """Find the data set, and give its name and the checksum of its splits."""
     from hpo.data import choose_dataset, load_dataset
 
@@ -176,16 +178,23 @@ def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[D
     return name, load_dataset(name, folder).checksum
 
 
-def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+    """Resolve `auto` to what this machine computes natively."""
     from hpo.train import native_precision
     from hpo.worker import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted
 
 
-def _drive(
+def drive(
     study: Study, workers: int | None, timeout_s: float | None, options: list[str], environment: dict[str, str]
 ) -> None:
+    """Train a study's trials with workers on this machine until none is left, and show how it goes on.
+
+    Raises:
+        StudyFailed: A worker kept dying.
+        typer.Exit: A signal ended it.
+    """
     import torch
 
     from hpo import queue
