@@ -28,11 +28,13 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """Be the mean of paired differences, with its interval and the p-value of a paired t-test, likewise."""
+class Difference(Estimate):
+    """Be a mean of paired differences.
 
-    mean: float | None
-    ci95: Interval | None
+    Attributes:
+        p_value: Of the paired t-test, two-sided; None where the interval is.
+    """
+
     p_value: float | None
 
 
