@@ -227,14 +227,21 @@ def verdict(found: Result) -> str:
         return f"{ours} is not shown to be better than the baseline: that takes two seeds, and better five."
     if difference.mean is None or difference.ci95 is None or difference.p_value is None:
         return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
+    word = "not shown to be better" if difference.p_value >= P_LIMIT else "better" if difference.mean > 0 else "worse"
     low, high = difference.ci95
-    figures = (
-        f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f}, {len(found.seeds)} seeds, p = {difference.p_value:.2g})"
+    return (
+        f"{ours} is {word} than the baseline: its test accuracy differs by {difference.mean:+.4f} "
+        f"({low:+.4f} to {high:+.4f}, {len(found.seeds)} seeds, p = {difference.p_value:.2g})."
     )
-    if difference.p_value >= P_LIMIT:
-        return f"{ours} is not shown to be better than the baseline: its test accuracy differs by {figures}."
-    word = "better" if difference.mean > 0 else "worse"
-    return f"{ours} is {word} than the baseline: its test accuracy differs by {figures}."
+
+
+def find_sentence(search: Study, trial: int) -> str | None:
+    """Find what the benchmark of a trial says, in a sentence or two; None where there is none."""
+    found = find_result(search)
+    if found is None or found.trial != trial:
+        return None
+    mean = f"{found.candidate.accuracy.mean:.4f}, the mean accuracy of {len(found.seeds)} networks of fresh seeds"
+    return f"{mean}. {verdict(found).removesuffix('.')}"
 
 
 def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpo.model import LayerRow
     from hpo.queue import Counts, Running
     from hpo.recipe import ParameterCounts
-    from hpo.significance import Interval
+    from hpo.significance import Estimate, Interval
     from hpo.study import Best
 
 
@@ -118,6 +118,7 @@ def best(found: Best, base: Mapping[str, Any]) -> RenderableType:
 def benchmark(found: Result, verdict: str) -> RenderableType:
     """Draw `hpo benchmark`: accuracy and loss on the test split, seed by seed, and what follows from them."""
     runs = [run for run in found.runs if run in (found.candidate, found.baseline)]
+    columns: list[tuple[str, tuple[float, ...], Estimate]]
     columns = [(f"accuracy\n{run.name}", run.test_accuracy, run.accuracy) for run in runs]
     if len(runs) == 2:
         columns.append(("accuracy\ndifference", found.differences, found.difference))

@@ -250,18 +250,30 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
         BadInput: There is no such finished trial, or this machine computes otherwise than the study's.
         VerificationFailed: Curve or weights differ.
     """
-    _prepare_torch()
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
         raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
     stored = queue.load_curve(study.storage, trial._trial_id)
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
-    dataset = _load_checked(study, data_dir).to(pick_device("auto"))
+    dataset = load_as_worker(study, data_dir)
     settings = study.settings
     return compare_with_scratch(
         study.recipe_of(trial), dataset, settings.precision, stored, checkpoints, settings.compiled
     )
+
+
+def load_as_worker(study: Study, data_dir: Path) -> Dataset:
+    """Load a study's data set onto this machine's device, to compute there what its workers would.
+
+    Raises:
+        BadInput: The data set on this machine is not the study's.
+
+    Side effects:
+        Sets torch's number of threads.
+    """
+    _prepare_torch()
+    return _load_checked(study, data_dir).to(pick_device("auto"))
 
 
 def _is_done(study: Study) -> bool:
