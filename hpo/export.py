@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 
 from hpo.data import CLASSES, Dataset
-from hpo.model import ResNet20, count_parameters
+from hpo.model import count_parameters
 from hpo.schedule import CurvePoint, final_iteration
 from hpo.settings import DatasetName
 from hpo.study import Best, Study
@@ -107,21 +106,6 @@ def weights(found: Exported) -> bytes:
     }
     tensors = {name: tensor.contiguous() for name, tensor in found.training.state().weights.items()}
     return save_tensors(tensors, metadata={"hpo": json.dumps(facts)})
-
-
-def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
-    """Load a network from exported weights, ready to classify.
-
-    Returns:
-        The network, and how an image is prepared for it: Pillow's `mode` and `size` (width, height), then `mean` and
-        `std` of pixels in [0, 255], each [C, 1, 1]; and the `labels` of its outputs.
-    """
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["hpo"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    network = ResNet20(**facts.pop("network"), generator=torch.Generator())
-    network.load_state_dict(tensors)
-    return network.eval(), facts
 
 
 def recipe_yaml(found: Exported) -> str:
@@ -231,7 +215,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
-from hpo.export import load_network
+from hpo.model import load_network
 
 network, facts = load_network(Path(__file__).with_name("weights.safetensors"))
 picture = Image.open(sys.argv[1]).convert(facts["mode"]).resize(facts["size"])
