@@ -222,7 +222,8 @@ def verdict(found: Result) -> str:
     if found.candidate is found.baseline:
         return f"{ours} is the documented baseline itself: there is nothing to compare."
     if found.missing:
-        return f"{ours} is not shown to be better than the baseline: {len(found.missing)} runs ended without a figure."
+        lost = f"{len(found.missing)} of its and the baseline's runs ended without a figure"
+        return f"{ours} is not shown to be better than the baseline: {lost}."
     if len(found.seeds) < 2:
         return f"{ours} is not shown to be better than the baseline: that takes two seeds, and better five."
     if difference.mean is None or difference.ci95 is None or difference.p_value is None:

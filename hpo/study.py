@@ -132,7 +132,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
 
 
 def load(storage: Storage, name: str | None) -> Study:
-    """Load a study by name, or the only search.
+    """Load a study by name, or the only one; a search goes before the benchmarks beside it.
 
     Raises:
         StudyNotFound: There is no such study, or several and no name.
@@ -140,7 +140,7 @@ def load(storage: Storage, name: str | None) -> Study:
     with storage.translated():
         ours = {s.study_name: s for s in storage.optuna.get_all_studies() if "search space" in s.user_attrs}
     if name is None:
-        ours = {title: s for title, s in ours.items() if is_search(s.user_attrs["search space"])}
+        ours = {title: s for title, s in ours.items() if is_search(s.user_attrs["search space"])} or ours
         if len(ours) != 1:
             hint = "; name one with --study" if ours else "; `hpo run` makes one"
             raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpo.model import LayerRow
     from hpo.queue import Counts, Running
     from hpo.recipe import ParameterCounts
-    from hpo.significance import Estimate, Interval
+    from hpo.significance import Estimate
     from hpo.study import Best
 
 
@@ -106,8 +106,8 @@ def best(found: Best, base: Mapping[str, Any]) -> RenderableType:
     table.add_row("trial", str(found.trial))
     table.add_row(
         "validation accuracy",
-        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). This is optimistic, as the best of many "
-        "trials was picked for it; `hpo benchmark` measures it on new images.",
+        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
+        "`hpo benchmark` tests it on new images.",
     )
     for name, value in found.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
@@ -135,15 +135,10 @@ def benchmark(found: Result, verdict: str) -> RenderableType:
 
 def documented_runs(found: Result) -> RenderableType:
     """Draw the documented figures, and beside them what the documented recipes reach here."""
-    table = _figures("run", *_DOCUMENTED_COLUMNS)
+    documented_titles = ("documented\naccuracy", "documented\nloss")
+    table = _figures("run", *documented_titles, "accuracy here\nmean ± 95 %", "loss here\nmean ± 95 %")
     for run in found.runs:
-        ours = (
-            accuracy(run.accuracy.mean),
-            interval(run.accuracy.ci95),
-            accuracy(run.loss.mean),
-            interval(run.loss.ci95),
-        )
-        table.add_row(run.name, *map(accuracy, documented(run)), *ours)
+        table.add_row(run.name, *map(accuracy, documented(run)), mean(run.accuracy), mean(run.loss))
     return Group(*_benchmark_head(found), table, "", *_benchmark_notes(found))
 
 
@@ -152,19 +147,9 @@ def documented(run: Run) -> tuple[float | None, float | None]:
     return (run.documented.test_accuracy, run.documented.test_loss) if run.documented else (None, None)
 
 
-def interval(found: Interval | None) -> str:
-    """Write a confidence interval, or a dash."""
-    return "-" if found is None else f"[{found[0]:.4f}, {found[1]:.4f}]"
-
-
-_DOCUMENTED_COLUMNS = (
-    "documented\naccuracy",
-    "documented\nloss",
-    "accuracy\nmean",
-    "\n95 % interval",
-    "loss\nmean",
-    "\n95 % interval",
-)
+def mean(found: Estimate) -> str:
+    """Write a mean with half the width of its interval."""
+    return accuracy(found.mean) + (f" ± {(found.ci95[1] - found.ci95[0]) / 2:.4f}" if found.ci95 else "")
 
 
 def _figures(first: str, *others: str) -> Table:
