@@ -67,9 +67,10 @@ def measure_from_scratch(recipe: Recipe) -> tuple[float, float]:
     for iteration in plan.iterations:
         training.advance(iteration)
         curve.append(training.measure(plan.images))
-    restored = Training(recipe, dataset, "fp32")
-    restored.advance(final_iteration(curve, recipe))
-    found = restored.evaluate(load_test_split("digits", DATA))
+    if final_iteration(curve, recipe) != recipe.iterations:
+        training = Training(recipe, dataset, "fp32")
+        training.advance(final_iteration(curve, recipe))
+    found = training.evaluate(load_test_split("digits", DATA))
     return found.loss, found.accuracy
 
 
@@ -78,7 +79,7 @@ def test_candidate_and_baseline_are_trained_and_tested_on_the_same_fresh_seeds(
 ) -> None:
     search = search_with(storage, 0.5, 0.9, 0.7)
     assert benchmark.find_result(search) is None
-    companion = benchmark.begin(search, 2, DATA)
+    companion = benchmark.begin(search, 1, DATA)
     assert benchmark.find_result(search) is None
 
     train_all(companion, checkpoints)
@@ -88,7 +89,7 @@ def test_candidate_and_baseline_are_trained_and_tested_on_the_same_fresh_seeds(
     assert (found.study, found.trial, found.missing, found.waiting) == ("small.benchmark", 1, (), 0)
     best = study.best(search).recipe
     assert [(run.name, run.recipe) for run in found.runs] == [("candidate", best), ("baseline", search.base)]
-    assert len({*found.seeds, search.settings.seed}) == 3
+    assert len({*found.seeds, search.settings.seed}) == 2
     for run in found.runs:
         again = [measure_from_scratch(run.recipe.at(iterations=32, seed=seed)) for seed in found.seeds]
         assert list(zip(run.test_loss, run.test_accuracy, strict=True)) == again
@@ -151,7 +152,7 @@ def test_the_test_split_is_opened_once_per_run_and_never_by_a_search(
     search = make_study(storage, 2)
     train_all(search)
     assert opened == []
-    companion = benchmark.begin(search, 2, DATA)
+    companion = benchmark.begin(search, 1, DATA)
     runs = len(companion.trials())
     at_end = benchmark.end_of_run(companion, DATA)
     opened.clear()  # of the looks whether it is there
@@ -276,7 +277,7 @@ def end_all_with_figures(made: study.Study) -> None:
 def test_exported_weights_are_those_that_the_best_trial_was_measured_with(
     storage: Storage, checkpoints: Checkpoints, tmp_path: Path, kept: bool
 ) -> None:
-    search = make_study(storage, 3)
+    search = make_study(storage, 2)
     train_all(search, checkpoints)
     best, dataset = study.best(search), load_dataset("digits", DATA)
     store = checkpoints if kept else Checkpoints(storage, open_artifacts(str(tmp_path / "elsewhere")))
