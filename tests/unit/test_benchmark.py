@@ -15,8 +15,10 @@ from torchvision.datasets import CIFAR10
 
 from hpo import benchmark
 from hpo.benchmark import Result, Run, load_test_split, to_dict, verdict
+from hpo.cli.benchmark import benchmark as command
+from hpo.cli.options import DatasetChoice, PrecisionChoice
 from hpo.data import DEBIAN_FASHION_MNIST
-from hpo.errors import DataDamaged, DataUnavailable
+from hpo.errors import BadInput, DataDamaged, DataUnavailable
 from hpo.recipe import documented_runs
 
 NOWHERE = Path("/nonexistent")
@@ -200,3 +202,35 @@ def test_the_document_has_what_the_contract_names():
 )
 def test_documented_figures_are_compared_at_their_own_data_and_budget_only(dataset, iterations, comparable):
     assert result((), (), dataset=dataset, iterations=iterations).comparable == comparable
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"all_documented": True, "study": "mine"},
+            "--study mine: with --all-documented no study is benchmarked; --name names the runs' own",
+        ),
+        (
+            {"dataset": DatasetChoice.digits},
+            "--dataset digits: allowed only with --all-documented; a study's runs have the study's",
+        ),
+        (
+            {"precision": PrecisionChoice.bf16},
+            "--precision bf16: allowed only with --all-documented; a study's runs have the study's",
+        ),
+        (
+            {"name": "a/b"},
+            "study name 'a/b': allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter",
+        ),
+        ({"artifacts": "ftp://x"}, "artifacts 'ftp://x': allowed are a folder, "),
+    ],
+)
+def test_options_that_go_with_nothing_are_refused_before_anything_is_opened(options, problem):
+    with pytest.raises(BadInput) as refused:
+        command(**options, storage="no URL")
+
+    assert str(refused.value).startswith(problem)
