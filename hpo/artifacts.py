@@ -6,10 +6,11 @@ import hashlib
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
@@ -165,6 +166,43 @@ def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
     except OSError as error:
         raise BadInput(f"artifacts {url!r}: the folder cannot be made: {error.strerror}") from error
     return Artifacts(url, FileSystemArtifactStore(url))
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a path at which no new folder can be made.
+
+    Raises:
+        BadInput: Something that is not an empty folder stands there, or the folder that it is to be in does not exist.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput(f"folder {path}: there is something already; allowed is a new or an empty folder")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"folder {path}: there is no folder {path.absolute().parent} to make it in")
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files that appears whole or not at all.
+
+    Raises:
+        BadInput: Something that is not an empty folder stands there, or it cannot be written.
+    """
+    check_new_folder(path)
+    try:
+        with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as beside:
+            made = Path(beside) / "files"
+            made.mkdir()
+            for name, content in files.items():
+                _write_synced(made / name, content)
+            made.replace(path)
+    except OSError as error:
+        raise BadInput(f"folder {path}: it cannot be written: {error.strerror}") from error
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open_bucket(scheme: str, bucket: str) -> Store:

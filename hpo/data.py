@@ -15,7 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,10 @@ class Split:
         """Select some of the images, in the order of `indices` (int64 [n])."""
         return Split(images=self.images[indices], labels=self.labels[indices])
 
+    def to(self, device: torch.device) -> Split:
+        """Copy the split to a device."""
+        return Split(images=self.images.to(device), labels=self.labels.to(device))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
@@ -95,8 +99,8 @@ class Dataset:
         """Copy the whole data set to a device."""
         return replace(
             self,
-            train=Split(images=self.train.images.to(device), labels=self.train.labels.to(device)),
-            validation=Split(images=self.validation.images.to(device), labels=self.validation.labels.to(device)),
+            train=self.train.to(device),
+            validation=self.validation.to(device),
             mean=self.mean.to(device),
             std=self.std.to(device),
         )
@@ -247,23 +251,28 @@ def normalise(images: Tensor, dataset: Dataset, dtype: torch.dtype = torch.float
     return ((images.to(dtype) - dataset.mean) / dataset.std).permute(0, 3, 1, 2)
 
 
-def _load_digits(_data_dir: Path) -> Split:
+def read_digits() -> tuple[Split, Split]:
+    """Read scikit-learn's digits: those to train and validate on, and those set aside for the test."""
     bunch = load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
-    rest, _test = stratified_split(
-        Split(images=images, labels=torch.from_numpy(bunch.target.astype(np.int64))), DIGITS_TEST_SHARE
-    )
-    return rest
+    whole = Split(images=images, labels=torch.from_numpy(bunch.target.astype(np.int64)))
+    return stratified_split(whole, DIGITS_TEST_SHARE)
 
 
-def _load_cifar10(data_dir: Path) -> Split:
+def read_cifar10(data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
+    """Read files of CIFAR-10, each given by name and MD5.
+
+    Raises:
+        DataDamaged: A file is cut short or altered.
+        DataUnavailable: The data set is not there.
+    """
     from torchvision.datasets import CIFAR10  # here, as importing it takes a third of a worker's start
 
     folder = data_dir / CIFAR10.base_folder
     if not folder.is_dir():
         raise DataUnavailable(f"cifar10 is not in {data_dir}: there is no folder {folder}")
     pixels, labels = [], []
-    for name, md5 in CIFAR10.train_list:
+    for name, md5 in files:
         batch = pickle.loads(_read_checked(folder / name, "md5", md5), encoding="latin1")
         pixels.append(batch["data"])
         labels += batch["labels"]
@@ -271,13 +280,33 @@ def _load_cifar10(data_dir: Path) -> Split:
     return Split(images=torch.from_numpy(np.ascontiguousarray(images)), labels=torch.tensor(labels))
 
 
-def _load_fashion_mnist(data_dir: Path) -> Split:
+def read_fashion_mnist(data_dir: Path, files: Mapping[str, str]) -> Split:
+    """Read the two files of a split of Fashion-MNIST, images and labels, each given by name and SHA-256.
+
+    Raises:
+        DataDamaged: A file is cut short or altered.
+        DataUnavailable: The data set is not there.
+    """
     folders = (data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST)
     found = [f for f in folders if f.is_dir()]
     if not found:
         raise DataUnavailable(f"fashion_mnist is in none of {', '.join(map(str, folders))}")
-    images, labels = (_read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in FASHION_MNIST_TRAIN.items())
+    images, labels = (_read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in files.items())
     return Split(images=images[..., None], labels=labels.to(torch.int64))
+
+
+def _load_digits(_data_dir: Path) -> Split:
+    return read_digits()[0]
+
+
+def _load_cifar10(data_dir: Path) -> Split:
+    from torchvision.datasets import CIFAR10
+
+    return read_cifar10(data_dir, CIFAR10.train_list)
+
+
+def _load_fashion_mnist(data_dir: Path) -> Split:
+    return read_fashion_mnist(data_dir, FASHION_MNIST_TRAIN)
 
 
 def _read_idx(path: Path, sha256: str) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from hpo.recipe import Head, ParameterCounts
@@ -146,6 +149,21 @@ def _initialise(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(module.weight, generator=generator)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
+
+
+def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
+    """Load a network from exported weights, ready to classify.
+
+    Returns:
+        The network, and how an image is prepared for it: Pillow's `mode` and `size` (width, height), then `mean` and
+        `std` of pixels in [0, 255], each [C, 1, 1]; and the `labels` of its outputs.
+    """
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["hpo"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    network = ResNet20(**facts.pop("network"), generator=torch.Generator())
+    network.load_state_dict(tensors)
+    return network.eval(), facts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpo.data import Dataset
 from hpo.queue import FinalState, Outcome
 from hpo.recipe import Recipe
-from hpo.schedule import Align, CurvePoint, best_point, evaluation, reports, rungs, stops_early
+from hpo.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
 from hpo.settings import Precision
-from hpo.train import Measurement
+from hpo.train import Measurement, Training
 from hpo.trajectory import Blocked, Sharing, Trajectory
+
+AtEnd = Callable[[Training], dict[str, Any]]
+"""Is given a completed run with the weights that it ends with, and gives attributes for its trial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +32,7 @@ class Task:
     align: Align
     precision: Precision
     compiled: bool = False
+    at_end: AtEnd | None = None
 
 
 class Supervisor(Protocol):
@@ -96,7 +100,7 @@ def run_trial(
             return _ended("pruned", f"pruned at iteration {iteration}", curve, reported)
 
     trajectory.save()
-    return _completed(trajectory, task.recipe, curve)
+    return _completed(trajectory, task, curve)
 
 
 def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[int, float]) -> Outcome:
@@ -106,14 +110,13 @@ def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[
     return Outcome(state=state, value=value, attrs={"outcome": why, "iterations": length})
 
 
-def _completed(trajectory: Trajectory, recipe: Recipe, curve: list[CurvePoint]) -> Outcome | Blocked:
+def _completed(trajectory: Trajectory, task: Task, curve: list[CurvePoint]) -> Outcome | Blocked:
     """Describe a trial that reached its end; with early stopping its weights are those of the lowest loss."""
-    end = curve[-1].iteration
-    restored = end if recipe.early_stopping is None else best_point(curve).iteration
+    end, restored = curve[-1].iteration, final_iteration(curve, task.recipe)
     found = trajectory.evaluate_at(restored)
     if not isinstance(found, Measurement):
         return found
-    sentence = "complete" if end == recipe.iterations else f"stopped early at iteration {end}"
+    sentence = "complete" if end == task.recipe.iterations else f"stopped early at iteration {end}"
     if restored != end:
         sentence += f", weights of iteration {restored}"
     attrs: dict[str, Any] = {
@@ -122,6 +125,11 @@ def _completed(trajectory: Trajectory, recipe: Recipe, curve: list[CurvePoint]) 
         "validation loss": found.loss,
         "standard error": standard_error(found.accuracy, found.images),
     }
+    if task.at_end is not None:
+        training = trajectory.training_at(restored)
+        if not isinstance(training, Training):
+            return training
+        attrs |= task.at_end(training)
     return Outcome(state="complete", value=found.accuracy, attrs=attrs)
 
 

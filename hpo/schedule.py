@@ -189,6 +189,11 @@ def best_point(curve: Sequence[CurvePoint]) -> CurvePoint:
     return min(curve, key=lambda point: point.val_loss)
 
 
+def final_iteration(curve: Sequence[CurvePoint], recipe: Recipe) -> int:
+    """Give the iteration whose weights a run ends with: the last, or with early stopping that of the lowest loss."""
+    return curve[-1].iteration if recipe.early_stopping is None else best_point(curve).iteration
+
+
 def stops_early(curve: Sequence[CurvePoint], recipe: Recipe) -> bool:
     """Tell whether the patience of a recipe has run out at the end of a curve."""
     if recipe.early_stopping is None or not curve:

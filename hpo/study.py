@@ -16,11 +16,20 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
     WilcoxonPruner,
 )
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    PartialFixedSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import queue
+from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Attempt, Counts
 from hpo.recipe import Recipe, derive_seed
@@ -51,9 +60,10 @@ class Study:
     settings: StudySettings
 
     @property
-    def space(self) -> SearchSpace:
-        """Give the search space that the study was made with."""
-        return SearchSpace.model_validate(self.settings.space)
+    def space(self) -> SearchSpace | Comparison:
+        """Give the search space that the study was made with, or the recipes that a benchmark compares."""
+        kind = SearchSpace if is_search(self.settings.space) else Comparison
+        return kind.model_validate(self.settings.space)
 
     @property
     def base(self) -> Recipe:
@@ -69,11 +79,14 @@ class Study:
 
         Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
         """
+        sampler = make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number)
+        if isinstance(self.space, Comparison):
+            sampler = fixed_sampler(self.space.params_of(attempt.trial_number), sampler)
         with self.storage.translated():
             study = optuna.load_study(
                 study_name=self.name,
                 storage=self.storage.search,
-                sampler=make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number),
+                sampler=sampler,
                 pruner=make_pruner(self.settings.pruner, self.settings.iterations),
             )
             return optuna.Trial(study, attempt.trial_id)
@@ -151,17 +164,20 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
 
 
 def load(storage: Storage, name: str | None) -> Study:
-    """Load a study by name, or the only one.
+    """Load a study by name, or the only one; a search goes before the benchmarks beside it.
 
     Raises:
         StudyNotFound: There is no such study, or several and no name.
     """
     with storage.translated():
         ours = {s.study_name: s for s in storage.optuna.get_all_studies() if "search space" in s.user_attrs}
-    if name is None and len(ours) != 1:
-        hint = "; name one with --study" if ours else "; `hpo run` makes one"
-        raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
-    found = next(iter(ours.values())) if name is None else ours.get(name)
+    if name is None:
+        ours = {title: s for title, s in ours.items() if is_search(s.user_attrs["search space"])} or ours
+        if len(ours) != 1:
+            hint = "; name one with --study" if ours else "; `hpo run` makes one"
+            raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
+        name = next(iter(ours))
+    found = ours.get(name)
     if found is None:
         raise StudyNotFound(f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours) or ' none'}")
     return Study(
@@ -197,6 +213,11 @@ def status(study: Study) -> dict[str, Any]:
 def is_hopeless(now: Counts, before: Counts) -> bool:
     """Tell whether no trial has ever succeeded, and too many have failed since `before`."""
     return now.complete + now.pruned == 0 and now.failed - before.failed >= HOPELESS_FAILURES
+
+
+def is_search(space: dict[str, Any]) -> bool:
+    """Tell a search space from the recipes that a benchmark compares."""
+    return "runs" not in space
 
 
 def target(study: Study) -> int:
@@ -251,6 +272,13 @@ def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler
                 return GPSampler(seed=own, warn_independent_sampling=False)
             case "cmaes":
                 return CmaEsSampler(seed=own, warn_independent_sampling=False)
+
+
+def fixed_sampler(params: dict[str, Any], base: BaseSampler) -> BaseSampler:
+    """Make a sampler that gives these parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return PartialFixedSampler(params, base)
 
 
 def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePruner:

@@ -193,6 +193,14 @@ class Checkpoints:
             self.storage.patience.call(lambda: self._drop([checkpoint.artifact.artifact_id]))
         return None
 
+    def load_deepest(self, path: Sequence[Segment], at_most: int) -> State | None:
+        """Read the deepest checkpoint on a path, up to an iteration, whose file is there and whole."""
+        while (found := self.storage.patience.call(lambda: self.find(path, at_most))) is not None:
+            state = self.load(found)
+            if state is not None:
+                return state
+        return None
+
     def save(self, attempt: Attempt, path: Sequence[Segment], state: State, curve: Sequence[CurvePoint]) -> None:
         """Store a state.
 
@@ -394,10 +402,15 @@ class Trajectory:
             point = next(point for point in self.curve if point.iteration == iteration)
             images = len(self._dataset.validation)
             return Measurement(loss=point.val_loss, accuracy=point.val_accuracy, images=images)
+        training = self.training_at(iteration)
+        return training.evaluate(self._dataset.validation) if isinstance(training, Training) else training
+
+    def training_at(self, iteration: int) -> Training | Blocked:
+        """Give the training in its state at an iteration that was passed."""
         if not self._go_to(iteration):
             return "stopped"
         assert self._training is not None
-        return self._training.evaluate(self._dataset.validation)
+        return self._training
 
     def save(self) -> None:
         """Store the present state, unless it is in the store or was never made here."""
@@ -491,13 +504,21 @@ class Trajectory:
             return self._kept
         if self._sharing is None:
             return None
-        checkpoints = self._sharing.checkpoints
-        patience = checkpoints.storage.patience
-        while (found := patience.call(lambda: checkpoints.find(self._path, iteration))) is not None:
-            state = checkpoints.load(found)
-            if state is not None:
-                return state
-        return None
+        return self._sharing.checkpoints.load_deepest(self._path, iteration)
+
+
+def training_at(
+    recipe: Recipe, iteration: int, dataset: Dataset, precision: Precision, checkpoints: Checkpoints, compiled: bool
+) -> Training:
+    """Bring a training to an iteration, from the deepest checkpoint that can be read, or else from scratch."""
+    plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
+    training = Training(recipe, dataset, precision, compiled)
+    state = checkpoints.load_deepest(path, iteration)
+    if state is not None:
+        training.restore(state)
+    training.advance(iteration)
+    return training
 
 
 def compare_with_scratch(

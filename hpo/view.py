@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from hpo.benchmark import Result, Run
     from hpo.model import LayerRow
     from hpo.queue import Counts, Running
     from hpo.recipe import ParameterCounts
+    from hpo.significance import Estimate
     from hpo.study import Best
 
 
@@ -104,13 +106,80 @@ def best(found: Best, base: Mapping[str, Any]) -> RenderableType:
     table.add_row("trial", str(found.trial))
     table.add_row(
         "validation accuracy",
-        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). It was picked for being high: expect less "
-        "on new images.",
+        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
+        "`hpo benchmark` tests it on new images.",
     )
     for name, value in found.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
         table.add_row(name, f"{value}{changed}")
     return table
+
+
+def benchmark(found: Result, verdict: str) -> RenderableType:
+    """Draw `hpo benchmark`: accuracy and loss on the test split, seed by seed, and what follows from them."""
+    runs = [run for run in found.runs if run in (found.candidate, found.baseline)]
+    columns: list[tuple[str, tuple[float, ...], Estimate]]
+    columns = [(f"accuracy\n{run.name}", run.test_accuracy, run.accuracy) for run in runs]
+    if len(runs) == 2:
+        columns.append(("accuracy\ndifference", found.differences, found.difference))
+    columns += [(f"loss\n{run.name}", run.test_loss, run.loss) for run in runs]
+    table = _figures("seed", *(title for title, _, _ in columns))
+    for seed, *row in zip(found.seeds, *(values for _, values, _ in columns), strict=True):
+        table.add_row(str(seed), *map(accuracy, row))
+    table.add_row("mean", *(accuracy(summary.mean) for *_, summary in columns), style="bold")
+    for title, end in (("95 % interval from", 0), ("to", 1)):
+        table.add_row(title, *(accuracy(summary.ci95 and summary.ci95[end]) for *_, summary in columns))
+    table.add_row("documented", *_documented_cells(runs))
+    return Group(*_benchmark_head(found), table, "", *_benchmark_notes(found), Text(verdict, style="bold"))
+
+
+def documented_runs(found: Result) -> RenderableType:
+    """Draw the documented figures, and beside them what the documented recipes reach here."""
+    documented_titles = ("documented\naccuracy", "documented\nloss")
+    table = _figures("run", *documented_titles, "accuracy here\nmean ± 95 %", "loss here\nmean ± 95 %")
+    for run in found.runs:
+        table.add_row(run.name, *map(accuracy, documented(run)), mean(run.accuracy), mean(run.loss))
+    return Group(*_benchmark_head(found), table, "", *_benchmark_notes(found))
+
+
+def documented(run: Run) -> tuple[float | None, float | None]:
+    """Give the documented test accuracy and loss of a run's recipe, as far as there are any."""
+    return (run.documented.test_accuracy, run.documented.test_loss) if run.documented else (None, None)
+
+
+def mean(found: Estimate) -> str:
+    """Write a mean with half the width of its interval."""
+    return accuracy(found.mean) + (f" ± {(found.ci95[1] - found.ci95[0]) / 2:.4f}" if found.ci95 else "")
+
+
+def _figures(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(first)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _documented_cells(runs: Sequence[Run]) -> list[str]:
+    accuracies, losses = zip(*map(documented, runs), strict=True)
+    between = [""] if len(runs) == 2 else []
+    return [*map(accuracy, accuracies), *between, *map(accuracy, losses)]
+
+
+def _benchmark_head(found: Result) -> tuple[str, str]:
+    return (
+        f"{found.study}: test split of {found.dataset}, {found.iterations:,} iterations, {len(found.seeds)} seeds",
+        "",
+    )
+
+
+def _benchmark_notes(found: Result) -> list[str]:
+    notes = [f"without a figure: {line}" for line in found.missing]
+    if found.waiting:
+        notes.append(f"{found.waiting} runs are still to be trained; the same command continues.")
+    if not found.comparable and any(run.documented for run in found.runs):
+        notes.append("The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.")
+    return notes
 
 
 def layers(rows: Sequence[LayerRow], counts: ParameterCounts) -> RenderableType:

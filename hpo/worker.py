@@ -22,10 +22,11 @@ import torch
 
 from hpo import queue
 from hpo.artifacts import Artifacts
+from hpo.comparison import Comparison
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.exhibit import exhibit, withdraw
-from hpo.objective import Task, run_trial
+from hpo.objective import AtEnd, Task, run_trial
 from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.space import Param
@@ -234,6 +235,23 @@ class TrialSupervisor:
             self._changed.notify_all()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equipment:
+    """Be what a worker has beside its study and data.
+
+    Attributes:
+        checkpoints: None to train everything from scratch.
+        artifacts: Where the figures of finished trials go; None for none.
+        at_end: What is measured of each completed trial beside its value.
+        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+    """
+
+    checkpoints: Checkpoints | None = None
+    artifacts: Artifacts | None = None
+    at_end: AtEnd | None = None
+    lease_s: float = queue.LEASE_S
+
+
 def worker_id(device: torch.device) -> WorkerId:
     """Name this process."""
     return WorkerId(name=worker_name(os.getpid()), host=socket.gethostname(), device=str(device))
@@ -272,6 +290,7 @@ def work(
     checkpoints: Checkpoints | None = None,
     lease_s: float = queue.LEASE_S,
     artifacts: Artifacts | None = None,
+    at_end: AtEnd | None = None,
 ) -> int:
     """Train trials of a study until none is waiting or running, or `stop` says so.
 
@@ -279,6 +298,7 @@ def work(
         checkpoints: None to train everything from scratch.
         lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
         artifacts: Where the figures of finished trials go; None for none.
+        at_end: What is measured of each completed trial beside its value.
 
     Returns:
         How many trials this worker finished.
@@ -292,11 +312,14 @@ def work(
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
+    if isinstance(study.space, Comparison) and at_end is None:
+        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
     _prepare_torch()
     dataset = _load_checked(study, data_dir).to(device)
     with stop.installed():
         try:
-            return _work(study, dataset, stop, checkpoints, worker_id(device), lease_s, artifacts)
+            equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
+            return _work(study, dataset, stop, worker_id(device), equipment)
         except StorageUnavailable as error:
             if not stop:
                 raise
@@ -304,22 +327,14 @@ def work(
             return 0
 
 
-def _work(
-    study: Study,
-    dataset: Dataset,
-    stop: StopSignal,
-    checkpoints: Checkpoints | None,
-    worker: WorkerId,
-    lease_s: float,
-    artifacts: Artifacts | None,
-) -> int:
+def _work(study: Study, dataset: Dataset, stop: StopSignal, worker: WorkerId, equipment: Equipment) -> int:
     before = queue.count(study.storage, study.study_id)
     finished = 0
     while not stop:
         queue.reap(study.storage, study.study_id)
-        attempt = queue.claim(study.storage, study.study_id, worker, lease_s)
+        attempt = queue.claim(study.storage, study.study_id, worker, equipment.lease_s)
         if attempt is not None:
-            ended = train_attempt(study, attempt, dataset, stop, checkpoints, lease_s, artifacts)
+            ended = train_attempt(study, attempt, dataset, stop, equipment)
             finished += ended is not None
             if ended == "failed":
                 _require_hope(study, before, torch.device(worker.device))
@@ -363,18 +378,30 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
         BadInput: There is no such finished trial, or this machine computes otherwise than the study's.
         VerificationFailed: Curve or weights differ.
     """
-    _prepare_torch()
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
         raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
     stored = queue.load_curve(study.storage, trial._trial_id)
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
-    dataset = _load_checked(study, data_dir).to(pick_device("auto"))
+    dataset = load_as_worker(study, data_dir)
     settings = study.settings
     return compare_with_scratch(
         study.recipe_of(trial), dataset, settings.precision, stored, checkpoints, settings.compiled
     )
+
+
+def load_as_worker(study: Study, data_dir: Path) -> Dataset:
+    """Load a study's data set onto this machine's device, to compute there what its workers would.
+
+    Raises:
+        BadInput: The data set on this machine is not the study's.
+
+    Side effects:
+        Sets torch's number of threads.
+    """
+    _prepare_torch()
+    return _load_checked(study, data_dir).to(pick_device("auto"))
 
 
 def _is_done(study: Study) -> bool:
@@ -383,30 +410,25 @@ def _is_done(study: Study) -> bool:
 
 
 def train_attempt(
-    study: Study,
-    attempt: Attempt,
-    dataset: Dataset,
-    stop: StopSignal,
-    checkpoints: Checkpoints | None = None,
-    lease_s: float = queue.LEASE_S,
-    artifacts: Artifacts | None = None,
+    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, equipment: Equipment
 ) -> FinalState | None:
     """Train a claimed trial to its end, or hand it back.
 
     Returns:
         How the trial ended here, or None where it did not.
     """
-    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=lease_s)
+    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=equipment.lease_s)
+    checkpoints = equipment.checkpoints
     with supervisor:
         try:
-            outcome = _run(study, supervisor, dataset, checkpoints)
+            outcome = _run(study, supervisor, dataset, equipment)
             supervisor.require_open()
             if checkpoints is not None:
                 checkpoints.index()
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return None
-            supervisor.finish(outcome, artifacts)
+            supervisor.finish(outcome, equipment.artifacts)
         except LeaseLost as error:
             log.warning("%s", error)
             return None
@@ -417,9 +439,7 @@ def train_attempt(
     return outcome.state
 
 
-def _run(
-    study: Study, supervisor: TrialSupervisor, dataset: Dataset, checkpoints: Checkpoints | None
-) -> Outcome | Blocked:
+def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment: Equipment) -> Outcome | Blocked:
     try:
         params = supervisor.sample()
         settings = study.settings
@@ -430,7 +450,9 @@ def _run(
             align=settings.align,
             precision=settings.precision,
             compiled=settings.compiled,
+            at_end=equipment.at_end,
         )
+        checkpoints = equipment.checkpoints
         sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
         return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):

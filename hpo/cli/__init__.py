@@ -13,6 +13,7 @@ import typer
 
 from hpo import __version__
 from hpo.cli import catalog, results, search
+from hpo.cli.benchmark import benchmark
 from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
 from hpo.settings import mask_passwords
@@ -38,6 +39,7 @@ for command in (
     search.status,
     results.best,
     results.verify,
+    benchmark,
     results.report,
     results.dashboard,
     results.gc,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,20 @@ from hpo.cli.options import ArtifactsOption, BudgetOption, DataOption, JsonOptio
 from hpo.cli.output import print_json, say, show
 from hpo.settings import DEFAULT_ARTIFACTS, DEFAULT_CHECKPOINT_GB, DEFAULT_STORAGE, GIGABYTE, default_data_dir
 
+if TYPE_CHECKING:
+    from hpo.study import Best, Study
 
-def best(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = False) -> None:
+
+def best(
+    study: StudyOption = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write weights, recipe, metrics and a model card to a new folder.")
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
+    data_dir: DataOption = None,
+    json_output: JsonOption = False,
+) -> None:
     """Show the best completed trial: its validation accuracy, recipe and curve."""
     from dataclasses import asdict
 
@@ -21,12 +33,28 @@ def best(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE, js
     from hpo import view
     from hpo.storage import open_storage
 
-    found_study = studies.load(open_storage(storage, "read"), study)
+    found_study = studies.load(open_storage(storage, "read" if export is None else "write"), study)
     found = studies.best(found_study)
+    if export is not None:
+        _export(found_study, found, export, artifacts, data_dir or default_data_dir())
     if json_output:
         print_json(asdict(found) | {"recipe": found.recipe.to_dict()})
     else:
         show(view.best(found, found_study.base.to_dict()))
+
+
+def _export(study: Study, found: Best, path: Path, artifacts: str, data_dir: Path) -> None:
+    from hpo import benchmark, export
+    from hpo.artifacts import check_new_folder, open_artifacts, write_folder
+    from hpo.trajectory import Checkpoints
+    from hpo.worker import load_as_worker
+
+    check_new_folder(path)
+    dataset = load_as_worker(study, data_dir)
+    kept = Checkpoints(study.storage, open_artifacts(artifacts))
+    test = benchmark.find_sentence(study, found.trial)
+    write_folder(path, export.files(export.load(study, found, dataset, kept, test)))
+    say(f"wrote trial {found.trial} to {path}")
 
 
 def verify(

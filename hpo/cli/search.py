@@ -101,7 +101,7 @@ def run(
         check_study_name(study)
     found_space = load_space(space)
     folder = data_dir or default_data_dir()
-    dataset_name, split = _choose_data(dataset.value, folder)
+    dataset_name, split = choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
     settings = StudySettings(
         space=found_space.model_dump(mode="json", exclude_none=True),
@@ -109,7 +109,7 @@ def run(
         split=split,
         iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
         seed=seed,
-        precision=_choose_precision(precision.value),
+        precision=choose_precision(precision.value),
         compiled=compiled,
         sampler=sampler.value,
         pruner=pruner.value,
@@ -124,7 +124,7 @@ def run(
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
     with _dashboard(storage, artifacts) if dashboard else nullcontext():
-        _drive(made, workers, timeout, options, environment, stop)
+        drive(made, workers, timeout, options, environment, stop)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -149,6 +149,7 @@ def worker(
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
+    from hpo.benchmark import end_of_run
     from hpo.launch.local import DRIVER_ENV
     from hpo.patience import Patience
     from hpo.storage import open_storage
@@ -171,6 +172,7 @@ def worker(
         stop=stop,
         lease_s=lease,
         artifacts=store,
+        at_end=end_of_run(found, folder),
     )
     say(f"finished {finished} trials of {found.name}")
     exit_if_stopped(stop)
@@ -204,7 +206,7 @@ def _driver(given: str) -> int | None:
     return int(given) if given else None
 
 
-def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
+def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
     """Find the data set, and give its name and the checksum of its splits."""
     from hpo.data import choose_dataset, load_dataset
 
@@ -214,7 +216,8 @@ def _choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[D
     return name, load_dataset(name, folder).checksum
 
 
-def _choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
+    """Resolve `auto` to what this machine computes natively."""
     from hpo.train import native_precision
     from hpo.worker import pick_device
 
@@ -233,7 +236,7 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
         yield
 
 
-def _drive(
+def drive(
     study: Study,
     workers: int | None,
     timeout_s: float | None,
@@ -241,6 +244,12 @@ def _drive(
     environment: dict[str, str],
     stop: StopSignal,
 ) -> None:
+    """Train a study's trials with workers on this machine until none is left, and show how it goes on.
+
+    Raises:
+        StudyFailed: A worker kept dying.
+        typer.Exit: A signal ended it.
+    """
     import torch
 
     from hpo import queue

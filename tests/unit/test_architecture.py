@@ -17,6 +17,7 @@ PACKAGE = Path(hpo.__file__).parent
 ORDER = (
     "__main__",
     "cli",
+    "cli.benchmark",
     "cli.search",
     "cli.results",
     "cli.catalog",
@@ -33,6 +34,8 @@ ORDER = (
     "report.tree",
     "report.document",
     "benchmark",
+    "export",
+    "significance",
     "launch.ray",
     "launch.local",
     "launch",
@@ -45,6 +48,7 @@ ORDER = (
     "model",
     "data",
     "space",
+    "comparison",
     "migrations",
     "queue",
     "storage",
@@ -156,6 +160,52 @@ def test_the_help_loads_nothing_heavy_either():
     code, loaded = done.stderr.splitlines()
     assert code == "0"
     assert [name for name in json.loads(loaded) if name in HEAVY] == []
+
+
+# What leads to test images, and who may name it. The digits come in one piece, which `data` has to cut.
+TEST_SPLITS = {
+    "test_list": {"benchmark"},
+    "FASHION_MNIST_TEST": {"benchmark"},
+    "load_test_split": {"benchmark"},
+    "read_digits": {"benchmark", "data"},
+    "load_digits": {"data"},
+    "DIGITS_TEST_SHARE": {"data"},
+}
+
+
+def names_in(tree):
+    """List every name that a tree defines, imports, uses or looks up by text."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.alias(name=name):
+                yield name
+            case ast.Attribute(attr=name) | ast.Constant(value=str(name)):
+                yield name
+
+
+def test_only_the_benchmark_can_read_a_test_split():
+    found = {name: set() for name in TEST_SPLITS}
+    for path in FILES:
+        for name in found.keys() & set(names_in(ast.parse(path.read_text()))):
+            found[name].add(name_of(path))
+
+    assert found == TEST_SPLITS
+
+
+def test_the_search_takes_the_part_of_the_digits_that_is_not_for_the_test():
+    tree = ast.parse((PACKAGE / "data.py").read_text())
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "read_digits"]
+    first = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and ast.unparse(node) == "read_digits()[0]"
+    ]
+
+    assert (len(used), len(first)) == (1, 1)
+
+
+def test_only_the_command_line_and_the_report_know_the_benchmark():
+    knowing = {name_of(path) for path in FILES if "benchmark" in imports_of(runtime_tree(path))}
+
+    assert {name for name in knowing if name.split(".")[0] not in ("cli", "report", "benchmark")} == set()
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if name_of(p) not in ("benchmark",)], ids=name_of)

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from hpo.artifacts import Artifact, open_artifacts, write_whole
+from hpo.artifacts import Artifact, open_artifacts, write_folder, write_whole
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 
@@ -91,3 +91,41 @@ def test_a_store_that_is_only_looked_at_is_not_made(tmp_path):
     with pytest.raises(ArtifactMissing, match="there is no file 0a"):
         artifacts.read(Artifact(artifact_id="0a", size_bytes=1, sha256=""))
     assert list(tmp_path.iterdir()) == []
+
+
+FILES = {"a.txt": b"some", "b.bin": b"bytes"}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_folder_is_written_whole_and_leaves_nothing_beside_it(tmp_path, there):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    write_folder(folder, FILES)
+    assert contents(folder) == FILES
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_cannot_be_written_to_its_end_does_not_appear(tmp_path):
+    with pytest.raises(BadInput, match=r"out: it cannot be written: "):
+        write_folder(tmp_path / "out", FILES | {"no/such": b""})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_bytes(b"mine")
+    with pytest.raises(BadInput, match=r"out: there is something already; allowed is a new or an empty folder$"):
+        write_folder(tmp_path / "out", FILES)
+    with pytest.raises(BadInput, match=r"mine: there is something already; allowed is a new or an empty folder$"):
+        write_folder(tmp_path / "out" / "mine", FILES)
+    assert contents(tmp_path / "out") == {"mine": b"mine"}
+
+
+def test_a_folder_in_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=f"^folder {tmp_path}/no/out: there is no folder {tmp_path}/no to make it in$"):
+        write_folder(tmp_path / "no" / "out", FILES)

@@ -48,9 +48,10 @@ class Recorder:
         return self.iteration == self.prune_at
 
 
-def run(recipe, dataset, base=BASE, align="phase", **orders):
+def run(recipe, dataset, base=BASE, align="phase", at_end=None, **orders):
     recorder = Recorder(**orders)
-    return run_trial(Task(recipe=recipe, base=base, align=align, precision="fp32"), dataset, recorder), recorder
+    task = Task(recipe=recipe, base=base, align=align, precision="fp32", at_end=at_end)
+    return run_trial(task, dataset, recorder), recorder
 
 
 def train(recipe, dataset, until):
@@ -154,6 +155,29 @@ def test_early_stopping_that_never_strikes_still_takes_the_best_weights(few_digi
     assert best < 32, "this recipe was chosen to be best before its end"
     training, _ = train(recipe, few_digits, best)
     assert outcome == outcome_of(f"complete, weights of iteration {best}", 32, training.evaluate(few_digits.validation))
+
+
+@pytest.mark.parametrize("early_stopping", [None, 63_000])
+def test_what_is_measured_at_the_end_is_measured_on_the_final_weights_and_kept_with_the_trial(
+    few_digits, early_stopping
+):
+    recipe = replace(BASE, values=(0.05, 0.5, 0.5), early_stopping=early_stopping)
+    plain, recorder = run(recipe, few_digits)
+    final = 32 if early_stopping is None else best_point(recorder.curve).iteration
+    training, _ = train(recipe, few_digits, final)
+
+    outcome, _ = run(recipe, few_digits, at_end=lambda ended: {"found": ended.evaluate(few_digits.train)})
+
+    assert outcome == replace(plain, attrs=plain.attrs | {"found": training.evaluate(few_digits.train)})
+
+
+def test_nothing_is_measured_at_the_end_of_a_trial_that_was_pruned_or_diverged(few_digits):
+    def fail(_training):
+        raise AssertionError
+
+    assert run(BASE, few_digits, at_end=fail, prune_at=6)[0].state == "pruned"
+    assert run(replace(BASE, values=(1e30, 1e30, 1e30)), few_digits, at_end=fail)[0].state == "pruned"
+    assert run(BASE, few_digits, at_end=fail, stop_at=7)[0] == "stopped"
 
 
 @pytest.mark.parametrize(("values", "finite"), [((1e4, 1e4, 1e4), 0), ((1e30, 1e30, 1e30), 0), ((0.1, 1e30, 0.1), 8)])

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo import queue
+from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Outcome, Progress, WorkerId
 from hpo.recipe import documented_runs
@@ -211,6 +212,19 @@ def test_one_of_several_studies_has_to_be_named(storage):
 
     assert str(refused.value) == f"storage {storage.url} holds 2 studies: one, other; name one with --study"
     assert load(storage, "other") == other
+
+
+def test_a_benchmark_does_not_make_its_search_need_a_name(storage):
+    comparison = Comparison.of({"baseline": SPACE.base_recipe}, name="mine", searched_seed=7)
+    described = replace(SETTINGS, space=comparison.model_dump(mode="json"), pruner="none")
+    benchmark = continue_or_create(storage, "mine.benchmark", described, 2)
+    assert load(storage, None) == benchmark
+
+    search = continue_or_create(storage, "mine", SETTINGS, 1)
+
+    assert load(storage, None) == search
+    assert load(storage, "mine.benchmark") == benchmark
+    assert (search.space, benchmark.space) == (SPACE, comparison)
 
 
 def test_a_storage_without_a_study_says_how_to_make_one(storage):

@@ -1,6 +1,7 @@
 """Test what a terminal is shown, line by line."""
 
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hpo import view
+from hpo.benchmark import Result, Run
 from hpo.model import LayerRow
 from hpo.queue import Counts, Running
 from hpo.recipe import ParameterCounts, documented_runs
@@ -157,8 +159,8 @@ def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
 
     assert lines_of(view.best(found, base.to_dict()), width=140) == [
         "trial                11",
-        "validation accuracy  0.9877 ± 0.0092 (standard error). It was picked for being high: expect less on new "
-        "images.",
+        "validation accuracy  0.9877 ± 0.0092 (standard error). It is optimistic, as the best of many: "
+        "`hpo benchmark` tests it on new images.",
         "head                 linear   (base recipe: dropout)",
         "dropout              0.0   (base recipe: 0.5)",
         "shortcut_norm        True",
@@ -170,6 +172,88 @@ def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
         "weight_decay         0.0",
         "iterations           640",
         "seed                 7",
+    ]
+
+
+def run_of(name, accuracies, losses, recipe=None, documented=None):
+    recipe = recipe or documented_runs()["baseline"].recipe
+    return Run(name=name, recipe=recipe, documented=documented, test_accuracy=accuracies, test_loss=losses)
+
+
+BENCHMARK = Result(
+    study="s.benchmark",
+    dataset="fashion_mnist",
+    iterations=1_280,
+    trial=7,
+    seeds=(11, 1_471_062_688),
+    runs=(
+        run_of("candidate", (0.92, 0.94), (0.31, 0.32)),
+        run_of("baseline", (0.90, 0.91), (0.41, 0.42), documented=documented_runs()["baseline"]),
+    ),
+    missing=("baseline on seed 5: diverged",),
+    waiting=2,
+)
+
+
+def test_a_benchmark_shows_every_seed_the_means_and_the_verdict():
+    assert lines_of(view.benchmark(BENCHMARK, "So it is.")) == [
+        "s.benchmark: test split of fashion_mnist, 1,280 iterations, 2 seeds",
+        "",
+        "                     accuracy  accuracy    accuracy       loss      loss",
+        "seed                candidate  baseline  difference  candidate  baseline",
+        "11                     0.9200    0.9000      0.0200     0.3100    0.4100",
+        "1471062688             0.9400    0.9100      0.0300     0.3200    0.4200",
+        "mean                   0.9300    0.9050      0.0250     0.3150    0.4150",
+        "95 % interval from     0.8029    0.8415     -0.0385     0.2515    0.3515",
+        "to                     1.0571    0.9685      0.0885     0.3785    0.4785",
+        "documented                  -    0.8963                      -    0.5765",
+        "",
+        "without a figure: baseline on seed 5: diverged",
+        "2 runs are still to be trained; the same command continues.",
+        "The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.",
+        "So it is.",
+    ]
+
+
+def test_the_benchmark_of_a_baseline_that_is_the_best_shows_it_once():
+    alone = replace(BENCHMARK, seeds=(11,), runs=(run_of("baseline", (0.9,), (0.4,)),), missing=(), waiting=0)
+
+    assert lines_of(view.benchmark(alone, "So it is."))[2:] == [
+        "                    accuracy      loss",
+        "seed                baseline  baseline",
+        "11                    0.9000    0.4000",
+        "mean                  0.9000    0.4000",
+        "95 % interval from         -         -",
+        "to                         -         -",
+        "documented                 -         -",
+        "",
+        "So it is.",
+    ]
+
+
+def test_documented_runs_stand_beside_what_they_reach_here():
+    runs = documented_runs()
+    found = replace(
+        BENCHMARK,
+        dataset="cifar10",
+        iterations=64_000,
+        trial=None,
+        runs=(
+            run_of("baseline", (0.90, 0.91), (0.41, 0.42), documented=runs["baseline"]),
+            run_of("dense_early_stopping", (0.80, 0.82), (0.6, 0.7), documented=runs["dense_early_stopping"]),
+        ),
+        missing=(),
+        waiting=0,
+    )
+
+    assert lines_of(view.documented_runs(found), width=80) == [
+        "s.benchmark: test split of cifar10, 64,000 iterations, 2 seeds",
+        "",
+        "                      documented  documented    accuracy here        loss here",
+        "run                     accuracy        loss      mean ± 95 %      mean ± 95 %",
+        "baseline                  0.8963      0.5765  0.9050 ± 0.0635  0.4150 ± 0.0635",
+        "dense_early_stopping           -           -  0.8100 ± 0.1271  0.6500 ± 0.6353",
+        "",
     ]
 
 

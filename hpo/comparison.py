@@ -1,0 +1,82 @@
+"""Hold recipes that are trained again, side by side, on fresh seeds: what a benchmark has in place of a space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
+from typing import Any, Self
+
+from optuna import Trial
+from pydantic import BaseModel, ConfigDict
+
+from hpo.recipe import Recipe, derive_seed
+
+BASELINE = "baseline"
+CANDIDATE = "candidate"
+SEEDS = 2**31
+"""Seeds are drawn below this, as Optuna stores parameters in doubles."""
+
+
+class Comparison(BaseModel):
+    """Hold the recipes of a benchmark by name; its trials train every recipe on one seed, then all on the next.
+
+    Attributes:
+        runs: Fields of the recipes, without budget and seed; `baseline` is one of them.
+        trial: Number of the search's trial that is the candidate, or None.
+        searched_seed: The search's own seed: it determines the fresh ones and is never among them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str = ""
+    runs: dict[str, dict[str, Any]]
+    trial: int | None = None
+    searched_seed: int
+
+    @classmethod
+    def of(cls, recipes: Mapping[str, Recipe], *, name: str, searched_seed: int, trial: int | None = None) -> Self:
+        """Compare recipes, whatever their budget and seed were."""
+        runs = {run: _without_budget(recipe) for run, recipe in recipes.items()}
+        return cls(name=name, runs=runs, trial=trial, searched_seed=searched_seed)
+
+    @property
+    def base_recipe(self) -> Recipe:
+        """Give the recipe of the baseline, at the reference budget."""
+        return Recipe.from_dict(self.runs[BASELINE])
+
+    def seed(self, index: int) -> int:
+        """Give one of the fresh seeds."""
+        return next(islice(_fresh_seeds(self.searched_seed), index, None))
+
+    def params_of(self, trial_number: int) -> dict[str, str | int]:
+        """Say which recipe a trial trains, and on which seed."""
+        index, run = divmod(trial_number, len(self.runs))
+        return {"run": list(self.runs)[run], "seed": self.seed(index)}
+
+    def base_params(self) -> dict[str, str | int]:
+        """Give the parameters of the first trial."""
+        return self.params_of(0)
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Give a trial the parameters of its number as its own, so that they are stored and shown with it."""
+        run = trial.suggest_categorical("run", list(self.runs))
+        return {"run": run, "seed": trial.suggest_int("seed", 0, SEEDS - 1)}
+
+    def recipe(self, params: Mapping[str, Any], *, iterations: int, seed: int) -> Recipe:
+        """Give the recipe that a trial's parameters name, for a budget; the study's seed is not used."""
+        del seed
+        return Recipe.from_dict(self.runs[params["run"]] | {"iterations": iterations, "seed": params["seed"]})
+
+
+def _fresh_seeds(searched_seed: int) -> Iterator[int]:
+    seen = {searched_seed}
+    for index in count():
+        seed = derive_seed("benchmark", searched_seed, index) % SEEDS
+        if seed not in seen:
+            seen.add(seed)
+            yield seed
+
+
+def _without_budget(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in recipe.to_dict().items() if name not in ("iterations", "seed")}
