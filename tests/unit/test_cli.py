@@ -190,7 +190,7 @@ def command_lines(draw):
 def test_any_arguments_and_environment_are_refused_in_one_line_or_do_what_they_say(drawn):
     line, environment = drawn
     listening = patch("hpo.dashboard.create_server", side_effect=OSError(98, "Address already in use"))
-    with empty_folder() as folder, patch.object(search, "_drive"), listening:
+    with empty_folder() as folder, patch.object(search, "drive"), listening:
         before = content(folder)
         check(hpo(*line, **environment), before, content(folder))
 
