@@ -66,6 +66,7 @@ def run(
     ),
     precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
     compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the kernels.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
@@ -105,7 +106,10 @@ def run(
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    _drive(made, workers, timeout, options, environment)
+    if submit:
+        say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
+    else:
+        _drive(made, workers, timeout, options, environment)
     found = studies.status(made)
     if json_output:
         print_json(found)
