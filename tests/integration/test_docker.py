@@ -131,6 +131,18 @@ def test_the_password_reaches_the_environment_alone(container: Container, tmp_pa
     assert shown.endswith("hpo worker --study two words ")
 
 
+def test_hpo_logs_in_with_the_password_of_the_file(postgresql: PostgreSQL, container: Container) -> None:
+    url = postgresql.make_database()
+    open_storage(url, "create").close()
+    secret = container.folder / "secret"
+    secret.write_text(f"{PASSWORD}\n")
+    container.install("hpo", f'exec {PROGRAMS / "hpo"} "$@"')
+    settings = {"HPO_STORAGE": url.replace(f":{PASSWORD}@", "@"), "HPO_PASSWORD_FILE": str(secret)}
+    with container.start("status", **settings) as process:
+        said = process.communicate(timeout=60)[0]
+    assert (process.returncode, said.endswith(" holds 0 studies; `hpo run` makes one\n")) == (2, True)
+
+
 def test_a_signal_reaches_hpo_itself(container: Container) -> None:
     container.install("hpo", 'trap "echo got it; exit 143" TERM; echo ready; while :; do sleep 0.05; done')
     with container.start("worker") as process:
