@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format constraints clean system
+.PHONY: help demo test check format constraints clean system docker-check
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,12 @@ format: $(INSTALLED)  ## Bring the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docker-check: $(INSTALLED)  ## Check docker/, build the image and run hpo in it (root, Debian, 25 GB; VARIANT=cuda or cpu)
+	@[ -x /usr/bin/buildah ] && [ -x /usr/sbin/debootstrap ] \
+	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends buildah debootstrap; }
+	$(BIN)/python -m pytest tests/integration/test_docker.py
+	PYTHON=$(BIN)/python docker/check-image
+
 constraints: $(INSTALLED)  ## Write down the versions that are installed
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
@@ -45,4 +51,4 @@ system:  ## Install the Debian packages that tests use: a browser, and Fashion-M
 	fi
 
 clean:  ## Remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build

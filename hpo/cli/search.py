@@ -73,6 +73,7 @@ def run(
     ),
     precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
     compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the kernels.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
@@ -123,8 +124,11 @@ def run(
     options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
     options += [] if reuse else ["--no-reuse"]
     environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
-    with _dashboard(storage, artifacts) if dashboard else nullcontext():
-        drive(made, workers, timeout, options, environment, stop)
+    if submit:
+        say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
+    else:
+        with _dashboard(storage, artifacts) if dashboard else nullcontext():
+            drive(made, workers, timeout, options, environment, stop)
     found = studies.status(made)
     if json_output:
         print_json(found)

@@ -110,6 +110,15 @@ def test_a_worker_joins_from_another_process(shell: Shell) -> None:
     assert sum(shell.hpo("status", "--json").json["trials"].values()) == 4
 
 
+def test_a_submitted_study_waits_for_a_worker(shell: Shell) -> None:
+    submitted = shell.hpo("run", *SMALL, "--trials", "1", "--submit", "--json")
+    waiting = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
+    assert (submitted.code, submitted.json["trials"]) == (0, waiting)
+    assert submitted.err == f"study {STUDY}: its trials wait for `hpo worker --study {STUDY}`, on any machine\n"
+    assert shell.hpo("worker").code == 0
+    assert shell.hpo("status", "--json").json["trials"] == waiting | {"complete": 1, "waiting": 0}
+
+
 BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
 
 
