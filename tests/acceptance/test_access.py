@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Error, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect
 
 from conftest import PASSWORD, PostgreSQL, free_port
 from hpo.storage import Storage
@@ -18,7 +18,7 @@ from integration.support import dump
 
 from .conftest import SMALL
 from .support import PROGRAMS, Shell
-from .test_dashboard import CHROMIUM, STUDY, wait_until
+from .test_dashboard import STUDY, wait_until
 
 LOGIN = "Basic " + base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
 WRONG = "Basic " + base64.b64encode(b"ada:battery-staple").decode()
@@ -108,19 +108,15 @@ def test_a_web_site_that_points_its_name_to_this_machine_reads_nothing(finished:
         process.terminate()
 
 
-def test_a_browser_shows_the_study_after_the_login_and_nothing_before(open_port: int) -> None:
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser {CHROMIUM}: apt-get install chromium")
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=options)
-        stranger = chromium.new_context().new_page()
-        with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
-            stranger.goto(f"http://127.0.0.1:{open_port}/dashboard")
-        ada = chromium.new_context(http_credentials={"username": "ada", "password": PASSWORD}).new_page()
-        ada.goto(f"http://127.0.0.1:{open_port}/dashboard")
-        expect(ada.get_by_text(STUDY).first).to_be_visible(timeout=60_000)
-        chromium.close()
+def test_a_browser_shows_the_study_after_the_login_and_nothing_before(
+    open_port: int, browser: Callable[..., Page]
+) -> None:
+    address = f"http://127.0.0.1:{open_port}/dashboard"
+    with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+        browser().goto(address)
+    ada = browser(http_credentials={"username": "ada", "password": PASSWORD})
+    ada.goto(address)
+    expect(ada.get_by_text(STUDY).first).to_be_visible(timeout=60_000)
 
 
 @pytest.mark.parametrize(
