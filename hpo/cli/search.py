@@ -300,9 +300,9 @@ def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
     steps = {
-        f"hpo benchmark --study {study.name}": "test the best recipe and the baseline on images that no search has seen",
-        f"hpo report --study {study.name} --out report": "what was found, with figures, as one page",
-        "hpo dashboard": "all trials in a browser",
+        f"hpo benchmark --study {study.name}": "tests the best recipe and the baseline on images that no search saw",
+        f"hpo report --study {study.name} --out report": "writes what was found, with figures, as one page",
+        "hpo dashboard": "shows all trials in a browser",
         "the same command with a larger --trials": "goes on searching",
     }
     width = max(map(len, steps))
