@@ -215,7 +215,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release wants 0001; {NEWER}"
+            f"storage {shown_url}: its tables are of revision 9999, this release wants 0002; {NEWER}"
         )
 
     assert dump(storage) == before
