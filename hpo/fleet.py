@@ -28,6 +28,7 @@ from hpo.worker import (
     on_duty,
     prepare_torch,
     require_hope,
+    require_measure,
     require_split,
     train_attempt,
     worker_id,
@@ -144,6 +145,7 @@ class Fleet:
         try:
             study = studies.load(self.storage.without_memory(), standing.name)
             at_end = self.at_end_of(study)
+            require_measure(study, at_end)
             served = Served(
                 study=study,
                 dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),

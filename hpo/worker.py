@@ -365,8 +365,7 @@ def work(
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
-    if isinstance(study.space, Comparison) and at_end is None:
-        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
+    require_measure(study, at_end)
     prepare_torch()
     dataset = require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir).to(device)
     equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
@@ -374,6 +373,16 @@ def work(
     with on_duty(stop, presence):
         return _work(study, dataset, stop, presence, equipment)
     return 0
+
+
+def require_measure(study: Study, at_end: AtEnd | None) -> None:
+    """Refuse a benchmark where nothing measures its runs on the test split.
+
+    Raises:
+        BadInput: It is one.
+    """
+    if isinstance(study.space, Comparison) and at_end is None:
+        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
 
 
 @contextmanager
