@@ -49,6 +49,7 @@ class LiveWorker:
 
     Attributes:
         study: That it trains for or has joined; None for one that serves all and has nothing to do.
+        state: How that study stands: running, paused or stopping.
         heartbeat_age_s: Seconds since the last sign of life, by the database's clock.
     """
 
@@ -56,6 +57,7 @@ class LiveWorker:
     host: str
     device: str
     study: str | None
+    state: str | None
     trial: int | None
     iteration: int | None
     heartbeat_age_s: float
@@ -207,6 +209,7 @@ def list_workers(storage: Storage) -> list[LiveWorker]:
             WorkerRow.host,
             WorkerRow.device,
             StudyModel.study_name.label("study"),
+            StudyRow.state,
             TrialModel.number.label("trial"),
             AttemptRow.iteration,
             (now_s() - WorkerRow.seen_s).label("row_age_s"),
@@ -216,6 +219,7 @@ def list_workers(storage: Storage) -> list[LiveWorker]:
         .outerjoin(AttemptRow, and_(*_trained_by_row()))
         .outerjoin(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
         .outerjoin(StudyModel, StudyModel.study_id == joined)
+        .outerjoin(StudyRow, StudyRow.study_id == joined)
         .order_by(WorkerRow.name)
     )
     with storage.transaction() as session:
@@ -234,6 +238,7 @@ def live_workers(rows: Iterable[dict[str, Any]]) -> list[LiveWorker]:
         row_age_s, attempt_age_s, lease_s = (row.pop(name) for name in ("row_age_s", "attempt_age_s", "lease_s"))
         age_s = min(age for age in (row_age_s, attempt_age_s) if age is not None)
         if age_s <= lease_s:
+            row["state"] = "stopping" if row["state"] in ("stopped", "finishing") else row["state"]
             found.append(LiveWorker(heartbeat_age_s=max(0.0, age_s), **row))
     return found
 

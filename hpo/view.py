@@ -95,7 +95,8 @@ def workers(found: Sequence[LiveWorker]) -> RenderableType:
     for row in found:
         at = ("-", "-") if row.trial is None else (str(row.trial), str(row.iteration))
         age = f"{row.heartbeat_age_s:.0f} s ago"
-        table.add_row(row.worker, row.host, row.device, row.study or "-", *at, age)
+        study = "-" if row.study is None else row.study + ("" if row.state == "running" else f" ({row.state})")
+        table.add_row(row.worker, row.host, row.device, study, *at, age)
     return table
 
 

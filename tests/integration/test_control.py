@@ -168,8 +168,8 @@ def test_workers_are_listed_while_they_wait_and_while_they_train(storage: Storag
     control.show_life(storage, idle, None, LEASE_S)
     busy, waiting = list_workers(storage)
 
-    assert (busy.worker, busy.host, busy.device, busy.study, busy.trial, busy.iteration) == (
-        *("host:1", "host", "cpu", "small"),
+    assert (busy.worker, busy.host, busy.device, busy.study, busy.state, busy.trial, busy.iteration) == (
+        *("host:1", "host", "cpu", "small", "running"),
         *(0, 16),
     )
     assert (waiting.worker, waiting.device, waiting.study, waiting.trial, waiting.iteration) == (

@@ -31,8 +31,9 @@ def test_what_a_state_is_called_and_whether_workers_end(state, counts, word, ove
     assert (shown_state(state, counts), is_over(state, counts)) == (word, over)
 
 
-IDLE = {"worker": "a:1", "host": "a", "device": "cpu", "study": None, "trial": None, "iteration": None}
-BUSY = {"worker": "b:2", "host": "b", "device": "cpu", "study": "mine", "trial": 4, "iteration": 120}
+HOST = {"worker": "a:1", "host": "a", "device": "cpu"}
+IDLE = HOST | {"study": None, "state": None, "trial": None, "iteration": None}
+BUSY = HOST | {"study": "mine", "state": "paused", "trial": 4, "iteration": 120}
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,9 @@ BUSY = {"worker": "b:2", "host": "b", "device": "cpu", "study": "mine", "trial":
 def test_a_worker_lives_for_its_lease_after_its_last_sign_of_life(known, row_age_s, attempt_age_s, age_s):
     row = {**known, "row_age_s": row_age_s, "attempt_age_s": attempt_age_s, "lease_s": 60.0}
     assert live_workers([row]) == ([] if age_s is None else [LiveWorker(heartbeat_age_s=age_s, **known)])
+
+
+@pytest.mark.parametrize("state", ["stopped", "finishing"])
+def test_a_study_that_a_worker_is_still_on_is_not_called_stopped(state):
+    row = BUSY | {"state": state, "row_age_s": 1.0, "attempt_age_s": None, "lease_s": 60.0}
+    assert live_workers([row]) == [LiveWorker(**BUSY | {"state": "stopping"}, heartbeat_age_s=1.0)]

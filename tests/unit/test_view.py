@@ -108,14 +108,23 @@ def test_a_study_that_does_not_run_says_so_first():
 
 def test_workers_are_listed_with_what_they_train():
     busy = LiveWorker(
-        worker="a:1", host="a", device="cuda:0", study="mine", trial=7, iteration=120, heartbeat_age_s=3.4
+        worker="a:1",
+        host="a",
+        device="cuda:0",
+        study="mine",
+        state="running",
+        trial=7,
+        iteration=120,
+        heartbeat_age_s=3.4,
     )
     idle = replace(busy, worker="b:22", host="b", device="cpu", study=None, trial=None, iteration=None)
 
-    assert lines_of(view.workers([busy, idle])) == [
-        "worker  host  device  study  trial  iteration  last heartbeat",
-        "a:1     a     cuda:0  mine       7        120         3 s ago",
-        "b:22    b     cpu     -          -          -         3 s ago",
+    paused = replace(idle, worker="c:3", study="mine", state="paused")
+    assert lines_of(view.workers([busy, idle, paused])) == [
+        "worker  host  device  study          trial  iteration  last heartbeat",
+        "a:1     a     cuda:0  mine               7        120         3 s ago",
+        "b:22    b     cpu     -                  -          -         3 s ago",
+        "c:3     b     cpu     mine (paused)      -          -         3 s ago",
     ]
 
 
