@@ -367,7 +367,7 @@ def work(
     """
     require_measure(study, at_end)
     prepare_torch()
-    dataset = require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir).to(device)
+    dataset = _load_checked(study, data_dir).to(device)
     equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
     presence = Presence(storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s)
     with on_duty(stop, presence):
@@ -487,8 +487,7 @@ def load_as_worker(study: Study, data_dir: Path) -> Dataset:
         Sets torch's number of threads.
     """
     prepare_torch()
-    dataset = load_dataset(study.settings.dataset, data_dir)
-    return require_split(study, dataset, data_dir).to(pick_device("auto"))
+    return _load_checked(study, data_dir).to(pick_device("auto"))
 
 
 def train_attempt(
@@ -557,6 +556,10 @@ def prepare_torch() -> None:
     torch.set_num_threads(CPU_THREADS)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def _load_checked(study: Study, data_dir: Path) -> Dataset:
+    return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
 
 
 def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:
