@@ -107,7 +107,7 @@ def pruners() -> dict[str, MakePruner]:
         "median, 10 startup trials": lambda _, rung: MedianPruner(n_startup_trials=10, n_warmup_steps=2 * rung),
         "median, half as warm-up": lambda budget, _: MedianPruner(n_startup_trials=5, n_warmup_steps=budget // 2),
         "best quarter": lambda _, rung: PercentilePruner(25, n_startup_trials=5, n_warmup_steps=2 * rung),
-        "asha, factor 3": lambda _, rung: SuccessiveHalvingPruner(min_resource=2 * rung, reduction_factor=3),
+        "asha, factor 2": lambda _, rung: SuccessiveHalvingPruner(min_resource=2 * rung, reduction_factor=2),
     }
 
 

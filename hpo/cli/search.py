@@ -355,9 +355,15 @@ def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
     show(view.best(load_best(study), study.base.to_dict()))
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
-    print(f"  hpo best --study {study.name} --json     the curve of the best trial")
-    print("  hpo dashboard                            all trials in a browser")
-    print("  the same command with a larger --trials  goes on searching")
+    steps = {
+        f"hpo benchmark --study {study.name}": "tests the best recipe and the baseline on images that no search saw",
+        f"hpo report --study {study.name} --out report": "writes what was found, with figures, as one page",
+        "hpo dashboard": "shows all trials in a browser",
+        "the same command with a larger --trials": "goes on searching",
+    }
+    width = max(map(len, steps))
+    for command, purpose in steps.items():
+        print(f"  {command:{width}}  {purpose}")
 
 
 def _notice_digits(why: str) -> None:

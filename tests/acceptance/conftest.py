@@ -12,6 +12,19 @@ from .support import Shell
 
 CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32")
+RECIPE = {
+    "head": "dropout",
+    "dropout": 0.5,
+    "shortcut_norm": True,
+    "boundaries": [20000, 32000, 56000],
+    "values": [0.1, 0.02, 0.005, 0.001],
+    "early_stopping": None,
+    "batch_size": 128,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "iterations": 32,
+    "seed": 0,
+}
 
 
 @pytest.fixture

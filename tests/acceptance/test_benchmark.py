@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .conftest import SMALL
+from .conftest import RECIPE, SMALL
 from .support import Shell
 
 
@@ -25,15 +25,18 @@ def searched(finished: Shell, tmp_path_factory: pytest.TempPathFactory) -> Shell
 
 
 def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract_names(searched: Shell) -> None:
+    best = searched.hpo("best", "--json").json
+    # Which trial wins differs between processors; where it is the documented recipe, there is one run, and no rival.
+    waiting, verdict = (1, "is the documented baseline itself") if best["recipe"] == RECIPE else (2, "takes two seeds")
     begun = searched.hpo("benchmark", "--seeds", "1", "--timeout", "1", "--json")
-    assert (begun.code, begun.json["waiting"]) == (0, 2), begun.err
+    assert (begun.code, begun.json["waiting"]) == (0, waiting), begun.err
 
     done = searched.hpo("benchmark", "--seeds", "1")
 
     assert done.code == 0, done.err
     assert "not comparable" in done.out
-    assert "is not shown to be better than the baseline: that takes two seeds" in " ".join(done.out.split())
-    found, best = searched.hpo("benchmark", "--seeds", "1", "--json").json, searched.hpo("best", "--json").json
+    assert verdict in " ".join(done.out.split())
+    found = searched.hpo("benchmark", "--seeds", "1", "--json").json
     assert found["candidate"]["recipe"] == best["recipe"]
     for run in ("candidate", "baseline"):
         assert found[run].keys() >= {"recipe", "test_accuracy", "test_loss", "mean", "ci95"}

@@ -14,23 +14,10 @@ import yaml
 
 from conftest import PASSWORD, free_port
 
-from .conftest import SMALL
+from .conftest import RECIPE, SMALL
 from .support import PROGRAMS, Shell
 
 STUDY = "smooth_lr-digits"
-RECIPE = {
-    "head": "dropout",
-    "dropout": 0.5,
-    "shortcut_norm": True,
-    "boundaries": [20000, 32000, 56000],
-    "values": [0.1, 0.02, 0.005, 0.001],
-    "early_stopping": None,
-    "batch_size": 128,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "iterations": 32,
-    "seed": 0,
-}
 
 
 def test_status_says_what_the_contract_names(finished: Shell) -> None:
@@ -73,7 +60,8 @@ def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: S
     again = finished.hpo("run", *SMALL, "--trials", "6")
     assert again.code == 0
     assert f"(trial {before['best']['trial']})" in again.out
-    assert "hpo best --study smooth_lr-digits" in again.out
+    for command in ("benchmark --study smooth_lr-digits", "report --study smooth_lr-digits --out report", "dashboard"):
+        assert f"  hpo {command}  " in again.out
     assert finished.hpo("status", "--json").json == before, "a finished study is left as it is"
     for command in ("status", "best"):
         assert str(before["best"]["trial"]) in finished.hpo(command).out

@@ -138,7 +138,7 @@ def test_a_person_finds_study_history_and_trials_in_a_browser(
         save_picture(page, "trial")
         page.goto(f"{page.url.partition('/trials')[0]}/note")
         expect(page.get_by_text("hpo run --space smooth_lr --trials N --study smooth_lr-digits")).to_be_visible()
-        expect(page.get_by_role("cell", name="32 iterations, fp32")).to_be_visible()
+        expect(page.get_by_role("cell", name=re.compile("32 iterations, (fp32|bf16)"))).to_be_visible()
     page.close()
 
 

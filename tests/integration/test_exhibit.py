@@ -163,7 +163,10 @@ def test_a_trial_whose_workers_vanished_has_a_note_too(storage: Storage) -> None
         queue.reap(storage, made.study_id)
 
     trial = finished_trial(made)
-    assert (trial.state, note_of(made, trial)) == (TrialState.FAIL, "**Failed: its worker vanished 4 times.**")
+    assert (trial.state, note_of(made, trial)) == (
+        TrialState.FAIL,
+        "**Failed: its worker vanished 4 times without getting past iteration 0.**",
+    )
 
 
 def test_the_note_of_a_study_is_written_once_and_a_persons_words_stay(storage: Storage) -> None:
