@@ -95,14 +95,19 @@ class Artifacts:
         except ArtifactMissing:
             return None
 
-    def remove(self, artifact_id: str) -> None:
+    def remove(self, artifact_id: str) -> bool:
         """Delete a file, if it is there.
+
+        Returns:
+            Whether it may have been there: a bucket does not say.
 
         Raises:
             ArtifactsUnavailable: The store cannot be reached.
         """
         with suppress(ArtifactMissing), self._translated(artifact_id):
             self.store.remove(artifact_id)
+            return True
+        return False
 
     @contextmanager
     def _translated(self, artifact_id: str) -> Iterator[None]:

@@ -269,7 +269,7 @@ def read_cifar10(data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
     from torchvision.datasets import CIFAR10  # here, as importing it takes a third of a worker's start
 
     folder = data_dir / CIFAR10.base_folder
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise DataUnavailable(f"cifar10 is not in {data_dir}: there is no folder {folder}")
     pixels, labels = [], []
     for name, md5 in files:
@@ -288,11 +288,19 @@ def read_fashion_mnist(data_dir: Path, files: Mapping[str, str]) -> Split:
         DataUnavailable: The data set is not there.
     """
     folders = (data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST)
-    found = [f for f in folders if f.is_dir()]
+    found = [f for f in folders if _is_folder(f)]
     if not found:
         raise DataUnavailable(f"fashion_mnist is in none of {', '.join(map(str, folders))}")
     images, labels = (_read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in files.items())
     return Split(images=images[..., None], labels=labels.to(torch.int64))
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether there is a folder that this process may look into."""
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long, or a folder above lets nobody in: it is not there for us
+        return False
 
 
 def _load_digits(_data_dir: Path) -> Split:

@@ -9,6 +9,7 @@ HpoError                    exit code 1
 ├── DataUnavailable         a data set that is neither here nor to be fetched
 ├── StorageUnavailable      exit code 3: the database did not answer
 ├── StudyFailed             every trial of the study fails
+├── StillRunning            a study that did not stop in time
 ├── DeviceLost              a device that computes nothing any more
 └── LeaseLost               the trial was given to another worker
 """
@@ -54,6 +55,10 @@ class StorageUnavailable(HpoError):
 
 class StudyFailed(HpoError):
     """Say that a study was stopped because all of its trials fail."""
+
+
+class StillRunning(HpoError):
+    """Name who still trains for a study that was stopped."""
 
 
 class DeviceLost(HpoError):

@@ -27,6 +27,7 @@ class Progress:
         self._finished_before: int | None = None
         self._last_line = 0.0
         self._last_finished = -1
+        self._last_state = "running"
 
     def __enter__(self) -> Self:
         if self._live:
@@ -37,8 +38,12 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, counts: Counts) -> None:
-        """Show the present counts, the best trial, and on a terminal what each worker does."""
+    def update(self, counts: Counts, state: str) -> None:
+        """Show the present counts, the best trial, and on a terminal what each worker does.
+
+        Args:
+            state: How the study stands, in a word.
+        """
         if self._finished_before is None:
             self._finished_before = counts.finished
         now = time.monotonic()
@@ -46,13 +51,14 @@ class Progress:
             now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
         )
         due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
+        due |= state not in (self._last_state, "done")
         if not self._live and not due and counts.finished != counts.total:
             return
         best = queue.find_best(self._study.storage, self._study.study_id)
         if self._live:
             running = queue.list_running(self._study.storage, self._study.study_id)
             budget = self._study.settings.iterations
-            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left))
+            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left, state))
         else:
-            self._console.print(view.progress_line(counts, counts.total, best, left), soft_wrap=True)
-            self._last_line, self._last_finished = now, counts.finished
+            self._console.print(view.progress_line(counts, counts.total, best, left, state), soft_wrap=True)
+            self._last_line, self._last_finished, self._last_state = now, counts.finished, state

@@ -23,8 +23,8 @@ from hpo.notes import note_attrs
 from hpo.patience import patient
 from hpo.schedule import CurvePoint
 from hpo.search import Draft
-from hpo.settings import DEFAULT_LEASE_S
-from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, now_s, upsert
+from hpo.settings import DEFAULT_LEASE_S, StudyState
+from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow, now_s, upsert
 
 LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
@@ -182,11 +182,13 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
         _forget(session, ids, (AttemptRow, CurveRow))
         if present == 0 and rows:
             session.add(_system_attr(ids[0], "fixed_params", dict(first)))
+        made = {"study_id": study_id, "state": "running", "changed_s": now_s()}
+        upsert(session, StudyRow, [made], ("study_id",), update=present == 0)  # the same holds for ids of studies
 
 
 @patient
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
-    """Give the oldest waiting trial to one worker.
+    """Give the oldest waiting trial of a study that is neither paused nor stopped to one worker.
 
     Atomic across processes: of several callers, exactly one gets a given trial.
 
@@ -194,15 +196,18 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
 
     Returns:
-        The attempt, or None when nothing is waiting.
+        The attempt, or None when nothing is waiting, or nothing is to be given out.
 
     Raises:
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
+        state, blocked = _lock_state(session, study_id)
+        if state != "running":
+            return None
         found = session.execute(
             select(Trials.trial_id, Trials.number)
-            .where(*_claimable(session, study_id))
+            .where(*_claimable(study_id, blocked))
             .order_by(Trials.number)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -231,15 +236,18 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
 
 
 @patient
-def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> None:
+def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> StudyState:
     """Extend the lease of an attempt, and note its progress.
+
+    Returns:
+        The state of the study, which says whether the trial is to go on.
 
     Raises:
         LeaseLost: The attempt has ended.
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, lease_s)
+        return _hold(session, attempt, progress, lease_s)
 
 
 @patient
@@ -272,16 +280,20 @@ def record(
     points: Sequence[CurvePoint],
     values: Mapping[int, float],
     lease_s: float = LEASE_S,
-) -> None:
+) -> StudyState:
     """Write curve points, and values for Optuna by step, for the trial of an attempt.
+
+    Returns:
+        The state of the study, which says whether the trial is to go on.
 
     Raises:
         LeaseLost: The attempt has ended; nothing is written.
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress, lease_s)
+        state = _hold(session, attempt, progress, lease_s)
         _write_points(session, attempt, points, values)
+    return state
 
 
 @patient
@@ -313,10 +325,13 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
 
 
 @patient
-def reap(storage: Storage, study_id: int) -> list[int]:
+def reap(storage: Storage, study_id: int | None) -> list[int]:
     """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
 
     Any live process may do this at any time.
+
+    Args:
+        study_id: None for all studies.
 
     Returns:
         The numbers of the trials concerned.
@@ -325,7 +340,8 @@ def reap(storage: Storage, study_id: int) -> list[int]:
         lapsed = session.execute(
             select(AttemptRow.attempt_id, AttemptRow.trial_id, Trials.number)
             .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
+            .where(*([] if study_id is None else [Trials.study_id == study_id]))
+            .where(AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
             .with_for_update(of=AttemptRow, skip_locked=True)
         ).all()
         if lapsed:
@@ -422,14 +438,35 @@ def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
         ]
 
 
-def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
+def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
+    """Read a study's state, which then stays until the transaction ends, and count the trials that wait for another's.
+
+    Whoever changes the state waits for the claims that are under way, and those that come later see the change.
+    """
+    number_blocked = select(func.count()).select_from(Trials).where(*_waiting(study_id), _blocked()).scalar_subquery()
+    query = select(StudyRow.state, number_blocked).where(StudyRow.study_id == study_id)
+    row = session.execute(query.with_for_update(read=True, of=StudyRow)).first()
+    return ("running", 0) if row is None else (row[0], row[1])  # Optuna's dashboard renames a study by copying it
+
+
+def _claimable(study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
     """List the conditions on a trial that may be given out now.
 
     One that waits for another's segment is passed over while that is being trained. When several wait, no new trial is
     begun: its parameters would be sampled without what those will teach.
     """
+    begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)] if number_blocked >= MAX_PARKED else []
+    return [*_waiting(study_id), *begun, ~_blocked()]
+
+
+def _waiting(study_id: int) -> list[ColumnElement[bool]]:
+    return [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
+
+
+def _blocked() -> ColumnElement[bool]:
+    """Tell whether a trial waits for a segment that a live worker trains now."""
     holder = aliased(AttemptRow)
-    blocked = exists().where(
+    return exists().where(
         ParkedRow.trial_id == Trials.trial_id,
         SegmentRow.segment == ParkedRow.segment,
         holder.attempt_id == SegmentRow.attempt_id,
@@ -437,11 +474,6 @@ def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
         holder.lease_until_s >= now_s(),
         holder.iteration < ParkedRow.end,
     )
-    waiting: list[ColumnElement[bool]] = [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
-    number_blocked = session.scalar(select(func.count()).select_from(Trials).where(*waiting, blocked)) or 0
-    if number_blocked >= MAX_PARKED:
-        waiting.append(exists().where(AttemptRow.trial_id == Trials.trial_id))
-    return [*waiting, ~blocked]
 
 
 def _lock_study(session: Session, study_id: int) -> None:
@@ -473,18 +505,27 @@ def _count(session: Session, study_id: int) -> Counts:
     )
 
 
-def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> None:
-    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`."""
+def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
+    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`.
+
+    Returns:
+        The state of its study, read on the way.
+    """
     lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
-    changed = session.execute(
+    study = select(Trials.study_id).where(Trials.trial_id == attempt.trial_id).scalar_subquery()
+    state = select(StudyRow.state).where(StudyRow.study_id == study).scalar_subquery()
+    held = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
         # Where another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(Trials.trial_id == attempt.trial_id))
         .values(**asdict(progress), **lease)
-    )
-    if _rows(changed) != 1:
+        .returning(state)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if held is None:
         raise LeaseLost(_ended_message(attempt))
+    return held[0] or "running"
 
 
 def _ended_message(attempt: Attempt) -> str:

@@ -15,6 +15,8 @@ DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
 PrunerName = Literal["asha", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "bf16"]
+StudyState = Literal["running", "paused", "finishing", "stopped"]
+"""What runs in a paused or finishing study comes to its end; in one that is stopped it is handed back."""
 
 GIGABYTE = 10**9
 DEFAULT_STORAGE = "sqlite:///hpo.db"

@@ -6,13 +6,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb.models import StudyModel, TrialModel
 from sqlalchemy import (
     Connection,
     Double,
@@ -39,6 +39,7 @@ from hpo.errors import BadInput, StorageUnavailable
 from hpo.patience import Patience, connector, first_line, patient
 from hpo.schema import create_tables, optuna_mismatch, require_revision, require_tables, upgrade_tables
 from hpo.search import SearchStorage
+from hpo.settings import StudyState
 
 SQLITE_BUSY_S = 60.0
 CREATE_TRIES = 10
@@ -129,6 +130,41 @@ class ParkedRow(Base):
     end: Mapped[int]
 
 
+class StudyRow(Base):
+    """Say whether a study's trials are given out, and since when.
+
+    Attributes:
+        changed_s: When somebody made, paused, resumed or stopped the study, in seconds by the database's clock.
+    """
+
+    __tablename__ = "hpo_studies"
+
+    study_id: Mapped[int] = mapped_column(
+        ForeignKey(StudyModel.__table__.c.study_id, ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    state: Mapped[StudyState] = mapped_column(String(16))
+    changed_s: Mapped[float] = mapped_column(Double)
+
+
+class WorkerRow(Base):
+    """Be a sign of life of a worker between trials; while it trains, its attempt's lease is one.
+
+    Attributes:
+        study_id: Of the study that it serves; None where it serves all.
+        lease_s: How long after a sign of life the worker counts as alive.
+        seen_s: When this was written; whatever it trains now was claimed later.
+    """
+
+    __tablename__ = "hpo_workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    device: Mapped[str]
+    study_id: Mapped[int | None]
+    lease_s: Mapped[float] = mapped_column(Double)
+    seen_s: Mapped[float] = mapped_column(Double)
+
+
 class now_s(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
     """Give the database's clock in seconds since the epoch."""
 
@@ -179,6 +215,11 @@ class Storage:
             yield
         except (DBAPIError, StorageInternalError, PoolTimeout) as error:
             raise _unavailable(self.url, error) from error
+
+    def without_memory(self) -> Storage:
+        """Give the same database, with nothing remembered: SQLite gives the ids of deleted studies and trials again."""
+        backend = self.search._backend
+        return replace(self, optuna=get_storage(backend), search=SearchStorage(backend, self.patience))
 
     def close(self) -> None:
         """Close all connections."""

@@ -28,7 +28,7 @@ from optuna.samplers import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import queue
+from hpo import control, queue
 from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Attempt, Counts
@@ -136,7 +136,7 @@ class Best:
 
 
 def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int, note: str = "") -> Study:
-    """Make a study of `total` trials, or continue one, and fill its queue.
+    """Make a study of `total` trials, or continue one, and fill its queue; one that was stopped goes on.
 
     Args:
         note: Shown by optuna-dashboard beside the study, in Markdown.
@@ -158,6 +158,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
         queue.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
     queue.fill(storage, study_id, total, first=study.space.base_params())
+    control.reopen(storage, study_id)
     with storage.translated():
         storage.optuna.set_study_user_attr(study_id, TARGET, queue.count(storage, study_id).total)
     return study
@@ -192,7 +193,7 @@ def status(study: Study) -> dict[str, Any]:
     """Say how a study stands, in the form of `hpo status --json`."""
     trials = study.trials()
     finished = [trial for trial in trials if trial.state.is_finished()]
-    counts = asdict(queue.count(study.storage, study.study_id))
+    counts = queue.count(study.storage, study.study_id)
     best = find_best_trial(trials)
     return {
         "study": study.name,
@@ -200,7 +201,8 @@ def status(study: Study) -> dict[str, Any]:
         "dataset": study.settings.dataset,
         "iterations": study.settings.iterations,
         "target": target(study),
-        "trials": counts,
+        "state": control.shown_state(control.find_state(study.storage, study.study_id), counts),
+        "trials": asdict(counts),
         "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
         "iterations_spent": {
             "naive": len(finished) * study.settings.iterations,

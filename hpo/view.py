@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hpo.benchmark import Result, Run
+    from hpo.control import LiveWorker, Stopped
     from hpo.model import LayerRow
     from hpo.queue import Counts, Running
     from hpo.recipe import ParameterCounts
@@ -58,10 +59,11 @@ def progress(
     running: Sequence[Running],
     budget: int,
     left_s: float | None,
+    state: str = "running",
 ) -> RenderableType:
     """Draw the live view of a study: what is finished, the best so far, and what each worker does."""
     headline = Text(f"{name}  ", style="bold")
-    headline.append(counts_line(counts, target), style="default")
+    headline.append(_state_prefix(state) + counts_line(counts, target), style="default")
     summary = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("worker", "device", "trial", "iteration", "accuracy"):
@@ -72,10 +74,42 @@ def progress(
     return Group(headline, f"{summary}, time left {duration(left_s)}", table)
 
 
-def progress_line(counts: Counts, target: int, best: tuple[int, float] | None, left_s: float | None) -> str:
+def progress_line(
+    counts: Counts, target: int, best: tuple[int, float] | None, left_s: float | None, state: str = "running"
+) -> str:
     """Write the same in one line, for a log."""
     found = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
-    return f"{counts_line(counts, target)}; {found}; time left {duration(left_s)}"
+    return f"{_state_prefix(state)}{counts_line(counts, target)}; {found}; time left {duration(left_s)}"
+
+
+def _state_prefix(state: str) -> str:
+    """Write how a study stands where that is not what one expects of it."""
+    return "" if state in ("running", "done") else f"{state}: "
+
+
+def workers(found: Sequence[LiveWorker]) -> RenderableType:
+    """Draw `hpo workers`."""
+    table = _table("worker", "host", "device", "study")
+    for title in ("trial", "iteration", "last heartbeat"):
+        table.add_column(title, justify="right")
+    for row in found:
+        at = ("-", "-") if row.trial is None else (str(row.trial), str(row.iteration))
+        age = f"{row.heartbeat_age_s:.0f} s ago"
+        study = "-" if row.study is None else row.study + ("" if row.state == "running" else f" ({row.state})")
+        table.add_row(row.worker, row.host, row.device, study, *at, age)
+    return table
+
+
+def stopped(name: str, found: Stopped) -> str:
+    """Say what `hpo stop` did."""
+    trials = f"{found.handed_back} running trials were handed back, {found.finished} came to their ends"
+    counts = found.counts
+    if not counts.waiting:
+        return f"study {name} has no trial left: {trials}, {counts.finished} are finished"
+    return (
+        f"study {name} is stopped: {trials}; {counts.finished} are finished and {counts.waiting} wait. "
+        f"`hpo resume --study {name}`, or the command that began it, continues"
+    )
 
 
 def status(found: Mapping[str, Any]) -> RenderableType:
@@ -87,6 +121,7 @@ def status(found: Mapping[str, Any]) -> RenderableType:
     table = _pairs()
     table.add_row("study", found["study"])
     table.add_row("space", f"{found['space']} on {found['dataset']}, {found['iterations']} iterations a trial")
+    table.add_row("state", found["state"])
     table.add_row("trials", f"{finished} of {found['target']} finished: {states}")
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
     table.add_row("iterations", spent_line(found["iterations_spent"]))
@@ -200,11 +235,16 @@ def layers(rows: Sequence[LayerRow], counts: ParameterCounts) -> RenderableType:
 
 def spaces(entries: Sequence[tuple[str, str, int, str]]) -> RenderableType:
     """Draw the list of shipped spaces: name, base recipe, number of searched parameters, description."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("name", "base recipe", "parameters", "description"):
-        table.add_column(title)
+    table = _table("name", "base recipe", "parameters", "description")
     for name, base_name, parameters, description in entries:
         table.add_row(name, base_name, str(parameters), description)
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in titles:
+        table.add_column(title)
     return table
 
 

@@ -20,7 +20,7 @@ from typing import Literal, Self
 import optuna
 import torch
 
-from hpo import queue
+from hpo import control, queue
 from hpo.artifacts import Artifacts
 from hpo.comparison import Comparison
 from hpo.data import Dataset, load_dataset
@@ -30,11 +30,14 @@ from hpo.objective import AtEnd, Task, run_trial
 from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.space import Param
+from hpo.storage import Storage
 from hpo.study import Study, is_hopeless
 from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 BEATS_PER_LEASE = 6
+LONGEST_BEAT_S = 10.0  # with every beat a worker learns whether its study was stopped
 IDLE_POLL_S = 0.5
+QUIET_POLL_S = 2.0  # while nothing can be had soon
 WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
 LAST_CALL_S = 3.5
 LOOK_S = 0.1
@@ -42,7 +45,7 @@ CPU_THREADS = 1  # two processes of one thread train nearly twice the images of 
 
 log = logging.getLogger(__name__)
 
-Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out"]
+Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out", "stopped"]
 EXIT_CODES: dict[Reason, int] = {"interrupted": 130, "terminated": 143, "orphaned": 143}
 
 
@@ -92,6 +95,12 @@ class StopSignal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than until the process is asked to stop."""
+        until_s = time.monotonic() + seconds
+        while not self and (left_s := until_s - time.monotonic()) > 0:
+            threading.Event().wait(min(LOOK_S, left_s))
+
     def _end_at_last(self, left: threading.Event) -> None:
         while not left.wait(LOOK_S):
             # A handler must not touch what another thread may have locked, so the signal is looked for here.
@@ -105,7 +114,8 @@ class TrialSupervisor:
     """Keep a trial's lease alive beside its training, and write what is measured.
 
     Use as a context manager: until it is left, a thread renews the lease and writes, so that training goes on while the
-    database does not answer. What ends the attempt before its trial has ended is kept in `failure`.
+    database does not answer. What ends the attempt before its trial has ended is kept in `failure`; `recalled` says
+    whether the study was stopped.
     """
 
     study: Study
@@ -113,6 +123,7 @@ class TrialSupervisor:
     stop: StopSignal
     lease_s: float = queue.LEASE_S
     failure: Exception | None = field(default=None, init=False)
+    recalled: bool = field(default=False, init=False)
     progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
     write_every_s: float = WRITE_EVERY_S
     _trial: optuna.Trial | None = field(default=None, init=False)
@@ -136,8 +147,8 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def stopped(self) -> bool:
-        """Tell whether the worker is to stop, or the attempt has ended."""
-        return self.failure is not None or bool(self.stop)
+        """Tell whether the worker or the study is to stop, or the attempt has ended."""
+        return self.recalled or self.failure is not None or bool(self.stop)
 
     def advanced(self, iteration: int, steps: int) -> None:
         """Take note of optimizer steps."""
@@ -217,7 +228,7 @@ class TrialSupervisor:
     def _wait_for_beat(self) -> bool:
         """Wait until it is time to write, and tell whether there is still something to write for."""
         with self._changed:
-            self._changed.wait_for(lambda: self._done or self._wanted, self.lease_s / BEATS_PER_LEASE)
+            self._changed.wait_for(lambda: self._done or self._wanted, beat_s(self.lease_s))
             return not self._done
 
     def _write(self) -> None:
@@ -225,10 +236,11 @@ class TrialSupervisor:
             points, values, progress = tuple(self._points), dict(self._values), self.progress
             self._wanted = False
         if points:
-            queue.record(self.study.storage, self.attempt, progress, points, values, self.lease_s)
+            state = queue.record(self.study.storage, self.attempt, progress, points, values, self.lease_s)
         else:
-            queue.renew(self.study.storage, self.attempt, progress, self.lease_s)
+            state = queue.renew(self.study.storage, self.attempt, progress, self.lease_s)
         with self._changed:
+            self.recalled = state == "stopped"
             del self._points[: len(points)]
             self._values = {step: value for step, value in self._values.items() if step not in values}
             self._written_s = time.monotonic()
@@ -250,6 +262,45 @@ class Equipment:
     artifacts: Artifacts | None = None
     at_end: AtEnd | None = None
     lease_s: float = queue.LEASE_S
+
+
+@dataclass
+class Presence:
+    """Keep a worker on the list of those that live, from when the context is entered until it is left.
+
+    Attributes:
+        study_id: Of the study that it serves; None where it serves all.
+    """
+
+    storage: Storage
+    worker: WorkerId
+    study_id: int | None
+    lease_s: float
+    _due_s: float = field(default=-math.inf, init=False)
+
+    def __enter__(self) -> Self:
+        control.forget_the_dead(self.storage)
+        self.show()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        try:
+            self.storage.patience.once(lambda: control.leave(self.storage, self.worker))
+        except StorageUnavailable as error:
+            log.info("%s; this worker is listed until its lease is over", error)
+
+    def show(self) -> None:
+        """Give a sign of life where one is due; while a trial is trained, its lease is one."""
+        if time.monotonic() >= self._due_s:
+            control.show_life(self.storage, self.worker, self.study_id, self.lease_s)
+            self._due_s = time.monotonic() + beat_s(self.lease_s)
+
+
+def beat_s(lease_s: float) -> float:
+    """Give the seconds between two signs of life."""
+    return min(lease_s / BEATS_PER_LEASE, LONGEST_BEAT_S)
 
 
 def worker_id(device: torch.device) -> WorkerId:
@@ -292,7 +343,9 @@ def work(
     artifacts: Artifacts | None = None,
     at_end: AtEnd | None = None,
 ) -> int:
-    """Train trials of a study until none is waiting or running, or `stop` says so.
+    """Train trials of a study until none is waiting or running, somebody stops the study, or `stop` says so.
+
+    While the study is paused, the worker waits.
 
     Args:
         checkpoints: None to train everything from scratch.
@@ -312,41 +365,74 @@ def work(
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
+    require_measure(study, at_end)
+    prepare_torch()
+    dataset = _load_checked(study, data_dir).to(device)
+    equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
+    presence = Presence(storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s)
+    with on_duty(stop, presence):
+        return _work(study, dataset, stop, presence, equipment)
+    return 0
+
+
+def require_measure(study: Study, at_end: AtEnd | None) -> None:
+    """Refuse a benchmark where nothing measures its runs on the test split.
+
+    Raises:
+        BadInput: It is one.
+    """
     if isinstance(study.space, Comparison) and at_end is None:
         raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
-    _prepare_torch()
-    dataset = _load_checked(study, data_dir).to(device)
+
+
+@contextmanager
+def on_duty(stop: StopSignal, presence: Presence) -> Iterator[None]:
+    """Be a worker that is listed and catches signals.
+
+    Raises:
+        StorageUnavailable: The database did not answer for too long. After a signal it is left at that, with a warning.
+
+    Side effects:
+        Catches SIGTERM and SIGINT.
+    """
     with stop.installed():
         try:
-            equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
-            return _work(study, dataset, stop, worker_id(device), equipment)
+            with presence:
+                yield
         except StorageUnavailable as error:
             if not stop:
                 raise
             log.warning("%s; a trial that could not be handed back is given out again when its lease is over", error)
-            return 0
 
 
-def _work(study: Study, dataset: Dataset, stop: StopSignal, worker: WorkerId, equipment: Equipment) -> int:
+def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, equipment: Equipment) -> int:
     before = queue.count(study.storage, study.study_id)
     finished = 0
     while not stop:
+        presence.show()
         queue.reap(study.storage, study.study_id)
-        attempt = queue.claim(study.storage, study.study_id, worker, equipment.lease_s)
+        attempt = queue.claim(study.storage, study.study_id, presence.worker, equipment.lease_s)
         if attempt is not None:
             ended = train_attempt(study, attempt, dataset, stop, equipment)
             finished += ended is not None
             if ended == "failed":
-                _require_hope(study, before, torch.device(worker.device))
-        elif _is_done(study):
+                require_hope(study, before, torch.device(presence.worker.device))
+            continue
+        state = control.find_state(study.storage, study.study_id)
+        if control.is_over(state, queue.count(study.storage, study.study_id)):
             break
-        else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-            threading.Event().wait(IDLE_POLL_S)
+        # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
+        stop.wait(QUIET_POLL_S if state == "paused" else IDLE_POLL_S)
     return finished
 
 
-def _require_hope(study: Study, before: Counts, device: torch.device) -> None:
-    """Go on after a trial has failed, unless the next ones would fail as well."""
+def require_hope(study: Study, before: Counts, device: torch.device) -> None:
+    """Go on after a trial has failed, unless the next ones would fail as well.
+
+    Raises:
+        StudyFailed: They would.
+        DeviceLost: The device computes nothing any more.
+    """
     require_device(device)
     now = queue.count(study.storage, study.study_id)
     if is_hopeless(now, before):
@@ -400,13 +486,8 @@ def load_as_worker(study: Study, data_dir: Path) -> Dataset:
     Side effects:
         Sets torch's number of threads.
     """
-    _prepare_torch()
+    prepare_torch()
     return _load_checked(study, data_dir).to(pick_device("auto"))
-
-
-def _is_done(study: Study) -> bool:
-    counts = queue.count(study.storage, study.study_id)
-    return counts.waiting + counts.running == 0
 
 
 def train_attempt(
@@ -466,15 +547,27 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment:
         )
 
 
-def _prepare_torch() -> None:
-    """Let a recipe give the same bits every time, in every process."""
+def prepare_torch() -> None:
+    """Let a recipe give the same bits every time, in every process.
+
+    Side effects:
+        Sets torch's number of threads.
+    """
     torch.set_num_threads(CPU_THREADS)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
 
 def _load_checked(study: Study, data_dir: Path) -> Dataset:
-    dataset = load_dataset(study.settings.dataset, data_dir)
+    return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
+
+
+def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:
+    """Give a data set back that is the study's.
+
+    Raises:
+        BadInput: It is split otherwise.
+    """
     if dataset.checksum != study.settings.split:
         raise BadInput(
             f"data set {dataset.name} in {data_dir}: its splits have checksum {dataset.checksum[:12]}, "

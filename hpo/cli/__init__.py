@@ -12,7 +12,7 @@ from typing import Annotated, Never
 import typer
 
 from hpo import __version__
-from hpo.cli import catalog, results, search
+from hpo.cli import catalog, fleet, results, search
 from hpo.cli.benchmark import benchmark
 from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
@@ -37,6 +37,11 @@ for command in (
     search.run,
     search.worker,
     search.status,
+    fleet.workers,
+    fleet.pause,
+    fleet.resume,
+    fleet.stop,
+    fleet.delete,
     results.best,
     results.verify,
     benchmark,

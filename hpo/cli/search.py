@@ -48,8 +48,13 @@ from hpo.settings import (
 )
 
 if TYPE_CHECKING:
+    from torch import device
+
+    from hpo.progress import Progress
+    from hpo.queue import Counts
+    from hpo.storage import Storage
     from hpo.study import Study
-    from hpo.worker import StopSignal
+    from hpo.worker import Equipment, StopSignal
 
 
 def run(
@@ -141,6 +146,9 @@ def run(
 
 def worker(
     study: StudyOption = None,
+    forever: Annotated[
+        bool, typer.Option("--forever", help="Serve all studies in turn, or STUDY, and those made later; never end.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
@@ -151,35 +159,71 @@ def worker(
     data_dir: DataOption = None,
 ) -> None:
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
-    from hpo import study as studies
     from hpo.artifacts import open_artifacts
-    from hpo.benchmark import end_of_run
     from hpo.launch.local import DRIVER_ENV
     from hpo.patience import Patience
     from hpo.storage import open_storage
     from hpo.trajectory import Checkpoints
-    from hpo.worker import StopSignal, pick_device, work
+    from hpo.worker import Equipment, StopSignal, pick_device
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    if study is not None:
+        check_study_name(study)
     stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
     patience = Patience(storage_timeout, gives_up=stop.__bool__)
-    database = patience.call(lambda: open_storage(storage, patience=patience))
-    found = studies.load(database, study)
+    # With --forever the first study may be made later, and with it the tables.
+    access: Literal["create", "write"] = "create" if forever else "write"
+    database = patience.call(lambda: open_storage(storage, access, patience))
+    place = pick_device(device)
     store = open_artifacts(artifacts)
     kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
-    folder = data_dir or default_data_dir()
+    equipment = Equipment(checkpoints=kept, artifacts=store, lease_s=lease)
+    serve = _serve_forever if forever else _serve_one
+    serve(database, study, place, data_dir or default_data_dir(), equipment, stop)
+    exit_if_stopped(stop)
+
+
+def _serve_one(
+    storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
+) -> None:
+    from hpo import control
+    from hpo import study as studies
+    from hpo.benchmark import end_of_run
+    from hpo.worker import work
+
+    found = studies.load(storage, name)
     finished = work(
         found,
-        device=pick_device(device),
-        data_dir=folder,
-        checkpoints=kept,
+        device=device,
+        data_dir=data_dir,
+        checkpoints=equipment.checkpoints,
         stop=stop,
-        lease_s=lease,
-        artifacts=store,
-        at_end=end_of_run(found, folder),
+        lease_s=equipment.lease_s,
+        artifacts=equipment.artifacts,
+        at_end=end_of_run(found, data_dir),
     )
     say(f"finished {finished} trials of {found.name}")
-    exit_if_stopped(stop)
+    if not stop and control.find_state(storage, found.study_id) in ("stopped", "finishing"):
+        say(f"study {found.name} was stopped; `hpo resume --study {found.name}` lets it go on")
+
+
+def _serve_forever(
+    storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
+) -> None:
+    from hpo.benchmark import end_of_run
+    from hpo.fleet import Fleet
+
+    say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until a signal ends it")
+    fleet = Fleet(
+        storage=storage,
+        device=device,
+        data_dir=data_dir,
+        equipment=equipment,
+        at_end_of=lambda study: end_of_run(study, data_dir),
+        only=name,
+    )
+    finished = fleet.serve(stop)
+    say(f"finished {finished} trials")
 
 
 def status(
@@ -269,20 +313,32 @@ def drive(
     say(f"study {study.name}: {len(devices)} workers ({', '.join(devices)}), their log is {log_path}")
     stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with stop.installed(), Progress(study) as shown:
-        launcher.run(stop, shown.update)
+        launcher.run(stop, lambda counts: _look(study, counts, shown, stop))
     if stop.reason == "timed out":
         say(f"stopped after {timeout_s:g} s; the same command continues")
+    if stop.reason == "stopped":
+        say(f"study {study.name} was stopped; `hpo resume --study {study.name}`, or the same command, continues")
     exit_if_stopped(stop)
 
 
+def _look(study: Study, counts: Counts, shown: Progress, stop: StopSignal) -> None:
+    """Show how a study stands, and let its driver end when somebody has stopped it."""
+    from hpo import control
+
+    state = control.find_state(study.storage, study.study_id)
+    shown.update(counts, control.shown_state(state, counts))
+    if control.is_over(state, counts) and counts.waiting + counts.running:
+        stop.reason = stop.reason or "stopped"
+
+
 def _watch(study: Study) -> None:
-    from hpo import queue
+    from hpo import control, queue
     from hpo.progress import Progress
 
     with Progress(study) as shown:
         while True:
             counts = queue.count(study.storage, study.study_id)
-            shown.update(counts)
+            shown.update(counts, control.shown_state(control.find_state(study.storage, study.study_id), counts))
             if counts.waiting + counts.running == 0:
                 return
             time.sleep(1.0)

@@ -66,6 +66,7 @@ class LocalWorkers:
         before = queue.count(self.study.storage, self.study.study_id)
         with self._started():
             while not stop:
+                left = all(worker.process.poll() == 0 for worker in self._workers)
                 queue.reap(self.study.storage, self.study.study_id)
                 counts = queue.count(self.study.storage, self.study.study_id)
                 on_poll(counts)
@@ -73,6 +74,8 @@ class LocalWorkers:
                     return
                 if is_hopeless(counts, before):
                     raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.log_path}")
+                if left and not stop:  # the study was stopped and resumed between two looks
+                    self._workers = [LocalWorker(device, self._spawn(device)) for device in self.devices]
                 self._restart_dead()
                 time.sleep(POLL_S)
 

@@ -36,12 +36,13 @@ class Shell:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "XDG_"))}
         return ours | {"HPO_DATA": str(self.folder / "data"), "COLUMNS": "200"}
 
-    def run(self, *arguments: str | Path, **settings: str) -> Result:
+    def run(self, *arguments: str | Path, typed: str = "", **settings: str) -> Result:
         program, *rest = arguments
         done = subprocess.run(
             [PROGRAMS / str(program), *map(str, rest)],
             cwd=self.folder,
             env=self.environment | settings,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
@@ -49,5 +50,5 @@ class Shell:
         )
         return Result(code=done.returncode, out=done.stdout, err=done.stderr)
 
-    def hpo(self, *arguments: str | Path, **settings: str) -> Result:
-        return self.run("hpo", *arguments, **settings)
+    def hpo(self, *arguments: str | Path, typed: str = "", **settings: str) -> Result:
+        return self.run("hpo", *arguments, typed=typed, **settings)

@@ -23,7 +23,14 @@ STUDY = "smooth_lr-digits"
 def test_status_says_what_the_contract_names(finished: Shell) -> None:
     found = finished.hpo("status", "--json").json
     best, trials, spent = found.pop("best"), found.pop("trials"), found.pop("iterations_spent")
-    assert found == {"study": STUDY, "space": "smooth_lr", "dataset": "digits", "iterations": 32, "target": 6}
+    assert found == {
+        "study": STUDY,
+        "space": "smooth_lr",
+        "dataset": "digits",
+        "iterations": 32,
+        "target": 6,
+        "state": "done",
+    }
     assert list(trials) == ["complete", "pruned", "failed", "running", "waiting"]
     assert (trials["complete"] + trials["pruned"], trials["failed"], trials["running"], trials["waiting"]) == (
         6,
@@ -155,7 +162,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert {path.name for path in shell.folder.iterdir()} == {"bad.yaml"}
 
 
-@pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "report", "gc", "dashboard"])
+@pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "report", "gc", "dashboard", "workers"])
 def test_commands_that_read_make_no_database(shell: Shell, command: str) -> None:
     refused = shell.hpo(command)
     assert (refused.code, refused.out) == (2, "")

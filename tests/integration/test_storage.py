@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import alembic.command
 import optuna
 import pytest
 from optuna.storages import RDBStorage
@@ -215,7 +216,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release wants 0001; {NEWER}"
+            f"storage {shown_url}: its tables are of revision 9999, this release wants 0002; {NEWER}"
         )
 
     assert dump(storage) == before
@@ -250,7 +251,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
 
     assert upgrade_storage(storage_url) == [
         "Optuna's tables are of revision v3.2.0.a, and were of v3.0.0.d",
-        "the tables of hpo are of revision 0001",
+        "the tables of hpo are of revision 0002",
     ]
     assert dump(opened(storage_url)) == before | {"alembic_version": [("v3.2.0.a",)]}
     assert queue.count(opened(storage_url, "read"), made.study_id) == queue.Counts(waiting=1)
@@ -270,19 +271,49 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 0001, this release wants 0002; {UPGRADE}"
+            f"storage {shown_url}: its tables are of revision 0002, this release wants 0003; {UPGRADE}"
         )
     assert dump(storage) == before
 
     wanted = [
         "Optuna's tables are of revision v3.2.0.a",
-        "the tables of hpo are of revision 0002, and were of 0001",
+        "the tables of hpo are of revision 0003, and were of 0002",
     ]
     assert upgrade_storage(storage_url) == wanted
-    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [("0002",)], "hpo_notes": []}
-    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0002"], (
+    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [("0003",)], "hpo_notes": []}
+    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0003"], (
         "nothing is left to do"
     )
+
+
+def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    made = make_study(storage, 2)
+    assert queue.claim(storage, made.study_id, queue.WorkerId(name="w", host="h", device="cpu")) is not None
+    optuna.create_study(study_name="theirs", storage=storage.optuna)
+    now = dump(storage)
+    _downgrade(storage, "0001")
+    old = dump(storage)
+    assert old == {name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers")} | {
+        VERSION_TABLE: [("0001",)]
+    }
+    with pytest.raises(BadInput, match=f"revision 0001, this release wants 0002; {UPGRADE}"):
+        open_storage(storage_url)
+
+    assert upgrade_storage(storage_url)[1] == "the tables of hpo are of revision 0002, and were of 0001"
+
+    after = dump(opened(storage_url))
+    [(study_id, state, changed_s)] = after["hpo_studies"]
+    assert (study_id, state) == (made.study_id, "running")
+    assert abs(changed_s - time.time()) < 60
+    assert after == now | {"hpo_studies": after["hpo_studies"]}
+
+
+def _downgrade(storage: Storage, revision: str) -> None:
+    config = schema._config()
+    with storage.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, revision)
 
 
 def test_tables_of_a_newer_release_are_not_upgraded(storage_url: str, shown_url: str, opened: Open) -> None:
@@ -328,9 +359,9 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be a release of hpo that has one table more."""
     folder = tmp_path / "migrations"
     shutil.copytree(OUR_MIGRATIONS, folder)
-    (folder / "versions" / "0002_notes.py").write_text(
+    (folder / "versions" / "0003_notes.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
         "def upgrade():\n    op.create_table('hpo_notes', sa.Column('note_id', sa.Integer, primary_key=True))\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", folder)

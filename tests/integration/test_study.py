@@ -155,6 +155,7 @@ def test_status_and_best_say_what_the_trials_hold(storage: Storage) -> None:
         "dataset": "digits",
         "iterations": 32,
         "target": 3,
+        "state": "done",
         "trials": {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0},
         "best": {"trial": best.trial, "value": best.value, "recipe": best.recipe.to_dict()},
         "iterations_spent": {

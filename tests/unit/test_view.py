@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hpo import view
 from hpo.benchmark import Result, Run
+from hpo.control import LiveWorker, Stopped
 from hpo.model import LayerRow
 from hpo.queue import Counts, Running
 from hpo.recipe import ParameterCounts, documented_runs
@@ -98,6 +99,53 @@ def test_the_live_view_of_a_study_that_just_began_claims_nothing():
     ]
 
 
+def test_a_study_that_does_not_run_says_so_first():
+    shown = lines_of(view.progress("mine", COUNTS, 20, None, [], 640, None, "paused"))
+    assert shown[0] == "mine  paused: 7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting"
+    line = view.progress_line(COUNTS, 20, None, None, "stopping")
+    assert line.startswith("stopping: 7 / 20 finished, ")
+
+
+def test_workers_are_listed_with_what_they_train():
+    busy = LiveWorker(
+        worker="a:1",
+        host="a",
+        device="cuda:0",
+        study="mine",
+        state="running",
+        trial=7,
+        iteration=120,
+        heartbeat_age_s=3.4,
+    )
+    idle = replace(busy, worker="b:22", host="b", device="cpu", study=None, trial=None, iteration=None)
+
+    paused = replace(idle, worker="c:3", study="mine", state="paused")
+    assert lines_of(view.workers([busy, idle, paused])) == [
+        "worker  host  device  study          trial  iteration  last heartbeat",
+        "a:1     a     cuda:0  mine               7        120         3 s ago",
+        "b:22    b     cpu     -                  -          -         3 s ago",
+        "c:3     b     cpu     mine (paused)      -          -         3 s ago",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (
+            COUNTS,
+            "study mine is stopped: 2 running trials were handed back, 1 came to their ends; 7 are finished and 11 "
+            "wait. `hpo resume --study mine`, or the command that began it, continues",
+        ),
+        (
+            Counts(complete=20),
+            "study mine has no trial left: 2 running trials were handed back, 1 came to their ends, 20 are finished",
+        ),
+    ],
+)
+def test_what_stopping_did_is_said_in_a_line(counts, line):
+    assert view.stopped("mine", Stopped(handed_back=2, finished=1, counts=counts)) == line
+
+
 def test_the_line_for_a_log_says_the_same():
     assert view.progress_line(COUNTS, 20, (3, 0.91234), 9.0) == (
         "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best 0.9123 (trial 3); time left 9 s"
@@ -127,16 +175,18 @@ STATUS = {
     "dataset": "digits",
     "iterations": 640,
     "target": 50,
+    "state": "done",
     "trials": {"complete": 18, "pruned": 32, "failed": 0, "running": 0, "waiting": 0},
     "best": {"trial": 11, "value": 0.98765, "recipe": {}},
     "iterations_spent": {"naive": 32_000, "requested": 12_480, "trained": 4_800},
 }
 
 
-def test_the_status_of_a_study_is_a_table_of_five_rows():
+def test_the_status_of_a_study_is_a_table_of_six_rows():
     assert lines_of(view.status(STATUS)) == [
         "study       smooth_lr-digits",
         "space       smooth_lr on digits, 640 iterations a trial",
+        "state       done",
         "trials      50 of 50 finished: 18 complete, 32 pruned, 0 failed, 0 running, 0 waiting",
         "best        0.9877 (trial 11)",
         "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
@@ -144,7 +194,7 @@ def test_the_status_of_a_study_is_a_table_of_five_rows():
 
 
 def test_a_status_without_a_best_trial_says_so():
-    assert lines_of(view.status(STATUS | {"best": None}))[3] == "best        none yet"
+    assert lines_of(view.status(STATUS | {"best": None}))[4] == "best        none yet"
 
 
 def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():

@@ -1,0 +1,287 @@
+"""Pause, resume and stop studies, and keep the list of live workers, each as one short transaction.
+
+A study's state is read within every claim, and on the way by every heartbeat. A worker has a row that it writes between
+trials; while it trains, the lease of its attempt is its sign of life, so that nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.storages._rdb.models import StudyModel, TrialModel
+from optuna.trial import TrialState
+from sqlalchemy import ColumnElement, Integer, and_, cast, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from hpo import queue
+from hpo.errors import StillRunning, StudyNotFound
+from hpo.patience import patient
+from hpo.queue import Counts, WorkerId
+from hpo.settings import StudyState
+from hpo.storage import AttemptRow, Storage, StudyRow, WorkerRow, now_s, upsert
+
+STOP_POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Say what a study has to give out.
+
+    Attributes:
+        changed_s: When its state was last set, by the database's clock. With the id it tells a study from a later one
+            of the same id.
+    """
+
+    study_id: int
+    name: str
+    state: StudyState
+    changed_s: float
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveWorker:
+    """Be one line of `hpo workers`.
+
+    Attributes:
+        study: That it trains for or has joined; None for one that serves all and has nothing to do.
+        state: How that study stands: running, paused or stopping.
+        heartbeat_age_s: Seconds since the last sign of life, by the database's clock.
+    """
+
+    worker: str
+    host: str
+    device: str
+    study: str | None
+    state: str | None
+    trial: int | None
+    iteration: int | None
+    heartbeat_age_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """Say what became of the trials that ran when a study was stopped."""
+
+    handed_back: int
+    finished: int
+    counts: Counts
+
+
+def shown_state(state: StudyState, counts: Counts) -> str:
+    """Say in one word how a study stands: done, running, paused, stopping or stopped."""
+    if counts.waiting + counts.running == 0:
+        return "done"
+    if state in ("stopped", "finishing"):
+        return "stopping" if counts.running else "stopped"
+    return state
+
+
+def is_over(state: StudyState, counts: Counts) -> bool:
+    """Tell whether the study's driver and workers are to end: at once, or when what runs has come to its end."""
+    return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.running)
+
+
+@patient
+def find_state(storage: Storage, study_id: int) -> StudyState:
+    """Find a study's state."""
+    with storage.transaction() as session:
+        return _state(session, study_id)
+
+
+@patient
+def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
+    """Set a study's state; no claim that began under the other one is still under way when this returns.
+
+    Returns:
+        The state before.
+
+    Raises:
+        StudyNotFound: The study was deleted.
+    """
+    with storage.transaction() as session:
+        before = _state(session, study_id, lock=True)
+        if session.get(StudyModel, study_id) is None:
+            raise StudyNotFound(f"the study with id {study_id} was deleted")
+        row = {"study_id": study_id, "state": state, "changed_s": now_s()}
+        upsert(session, StudyRow, [row], ("study_id",))
+    return before
+
+
+@patient
+def reopen(storage: Storage, study_id: int) -> None:
+    """Let a stopped study go on; one that is paused stays so."""
+    with storage.transaction() as session:
+        stopped = (StudyRow.study_id == study_id, StudyRow.state.in_(("stopped", "finishing")))
+        session.execute(update(StudyRow).where(*stopped).values(state="running", changed_s=now_s()))
+
+
+def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s: float | None) -> Stopped:
+    """Stop a study, and wait until nothing runs and its workers have ended.
+
+    Args:
+        finish: Let running trials come to their ends; else they are handed back with a checkpoint.
+        timeout_s: How long to wait; None for as long as it takes.
+
+    Raises:
+        StillRunning: They did not end in time, or somebody resumed the study meanwhile.
+    """
+    before = {row.trial_number for row in queue.list_running(storage, study_id)}
+    set_state(storage, study_id, "finishing" if finish else "stopped")
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while left := list_workers_on(storage, study_id):
+        if find_state(storage, study_id) not in ("stopped", "finishing"):
+            raise StillRunning(f"study {name} was resumed before its last trial had ended")
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            raise StillRunning(f"study {name} is stopped, but after {timeout_s:g} s not yet left by {', '.join(left)}")
+        time.sleep(STOP_POLL_S)
+        queue.reap(storage, study_id)
+    finished = _count_finished(storage, study_id, before)
+    return Stopped(handed_back=len(before) - finished, finished=finished, counts=queue.count(storage, study_id))
+
+
+@patient
+def list_standings(storage: Storage, name: str | None = None) -> list[Standing]:
+    """List all studies of ours, or the one of a name, the oldest first."""
+    pending = and_(
+        TrialModel.study_id == StudyRow.study_id, TrialModel.state.in_((TrialState.RUNNING, TrialState.WAITING))
+    )
+    running, waiting = (
+        func.coalesce(func.sum(cast(TrialModel.state == state, Integer)), 0)
+        for state in (TrialState.RUNNING, TrialState.WAITING)
+    )
+    columns = (StudyRow.study_id, StudyModel.study_name, StudyRow.state, StudyRow.changed_s)
+    query = (
+        select(*columns, running, waiting)
+        .join(StudyModel, StudyModel.study_id == StudyRow.study_id)
+        .outerjoin(TrialModel, pending)
+        .where(*([] if name is None else [StudyModel.study_name == name]))
+        .group_by(*columns)
+        .order_by(StudyRow.study_id)
+    )
+    with storage.transaction() as session:
+        fields = ("study_id", "name", "state", "changed_s", "running", "waiting")
+        return [Standing(**dict(zip(fields, row, strict=True))) for row in session.execute(query)]
+
+
+@patient
+def show_life(storage: Storage, worker: WorkerId, study_id: int | None, lease_s: float) -> None:
+    """Write a worker's sign of life; to be called between its trials.
+
+    Args:
+        study_id: Of the study that it serves; None where it serves all.
+    """
+    row = {"name": worker.name, "host": worker.host, "device": worker.device}
+    row_now: dict[str, Any] = {**row, "study_id": study_id, "lease_s": lease_s, "seen_s": now_s()}
+    with storage.transaction() as session:
+        upsert(session, WorkerRow, [row_now], ("name",))
+
+
+@patient
+def forget_the_dead(storage: Storage) -> None:
+    """Delete the rows of workers that have given no sign of life for longer than their lease."""
+    with storage.transaction() as session:
+        trains = exists().where(*_trained_by_row())
+        session.execute(delete(WorkerRow).where(WorkerRow.seen_s + WorkerRow.lease_s < now_s(), ~trains))
+
+
+def leave(storage: Storage, worker: WorkerId) -> None:
+    """Take a worker that ends from the list.
+
+    Raises:
+        StorageUnavailable: The database did not answer; the row goes when its lease is over.
+    """
+    with storage.transaction() as session:
+        session.execute(delete(WorkerRow).where(WorkerRow.name == worker.name))
+
+
+@patient
+def list_workers(storage: Storage) -> list[LiveWorker]:
+    """List the live workers of all studies, by name."""
+    joined = func.coalesce(TrialModel.study_id, WorkerRow.study_id)
+    query = (
+        select(
+            WorkerRow.name.label("worker"),
+            WorkerRow.host,
+            WorkerRow.device,
+            StudyModel.study_name.label("study"),
+            StudyRow.state,
+            TrialModel.number.label("trial"),
+            AttemptRow.iteration,
+            (now_s() - WorkerRow.seen_s).label("row_age_s"),
+            (now_s() - AttemptRow.lease_until_s + WorkerRow.lease_s).label("attempt_age_s"),
+            WorkerRow.lease_s,
+        )
+        .outerjoin(AttemptRow, and_(*_trained_by_row()))
+        .outerjoin(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+        .outerjoin(StudyModel, StudyModel.study_id == joined)
+        .outerjoin(StudyRow, StudyRow.study_id == joined)
+        .order_by(WorkerRow.name)
+    )
+    with storage.transaction() as session:
+        return live_workers([dict(row) for row in session.execute(query).mappings()])
+
+
+def live_workers(rows: Iterable[dict[str, Any]]) -> list[LiveWorker]:
+    """Choose the workers whose last sign of life is younger than their lease.
+
+    Args:
+        rows: The fields of `LiveWorker`, with the ages of the worker's row and of its attempt's lease instead, and the
+            length of the lease.
+    """
+    found = []
+    for row in rows:
+        row_age_s, attempt_age_s, lease_s = (row.pop(name) for name in ("row_age_s", "attempt_age_s", "lease_s"))
+        age_s = min(age for age in (row_age_s, attempt_age_s) if age is not None)
+        if age_s <= lease_s:
+            row["state"] = "stopping" if row["state"] in ("stopped", "finishing") else row["state"]
+            found.append(LiveWorker(heartbeat_age_s=max(0.0, age_s), **row))
+    return found
+
+
+@patient
+def list_workers_on(storage: Storage, study_id: int) -> list[str]:
+    """List the names of the workers that train for a study, or have joined it and wait."""
+    with storage.transaction() as session:
+        return workers_on(session, study_id)
+
+
+def workers_on(session: Session, study_id: int) -> list[str]:
+    """List the names of the workers that train for a study, or have joined it and wait, within a transaction.
+
+    An attempt that is open counts whatever its lease says: until somebody reaps it, its worker may come back.
+    """
+    training = (
+        select(AttemptRow.worker)
+        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+        .where(TrialModel.study_id == study_id, AttemptRow.ended_s.is_(None))
+    )
+    alive = or_(WorkerRow.seen_s + WorkerRow.lease_s >= now_s(), exists().where(*_trained_by_row()))
+    joined = select(WorkerRow.name).where(WorkerRow.study_id == study_id, alive)
+    return sorted({*session.scalars(training), *session.scalars(joined)})
+
+
+def _trained_by_row() -> list[ColumnElement[bool]]:
+    """List the conditions on an attempt to be what a worker's row trains now.
+
+    In a container that is started again names come back, so an attempt of an earlier worker of the name may be open.
+    """
+    mine = (AttemptRow.worker == WorkerRow.name, AttemptRow.claimed_s >= WorkerRow.seen_s)
+    return [*mine, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s >= now_s()]
+
+
+def _state(session: Session, study_id: int, *, lock: bool = False) -> StudyState:
+    query = select(StudyRow.state).where(StudyRow.study_id == study_id)
+    return session.scalar(query.with_for_update() if lock else query) or "running"
+
+
+@patient
+def _count_finished(storage: Storage, study_id: int, numbers: Iterable[int]) -> int:
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    query = select(func.count()).where(TrialModel.study_id == study_id, TrialModel.state.in_(ended))
+    with storage.transaction() as session:
+        return int(session.scalar(query.where(TrialModel.number.in_(tuple(numbers)))) or 0)

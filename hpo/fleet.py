@@ -1,0 +1,184 @@
+"""Serve every study of a storage with one worker: those that are there, and those that are made later."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from hpo import control, queue
+from hpo import study as studies
+from hpo.control import Standing
+from hpo.data import Dataset, load_dataset
+from hpo.errors import HpoError, StorageUnavailable, StudyFailed
+from hpo.objective import AtEnd
+from hpo.queue import Counts
+from hpo.settings import DatasetName
+from hpo.storage import Storage
+from hpo.study import Study
+from hpo.worker import (
+    IDLE_POLL_S,
+    QUIET_POLL_S,
+    Equipment,
+    Presence,
+    StopSignal,
+    on_duty,
+    prepare_torch,
+    require_hope,
+    require_measure,
+    require_split,
+    train_attempt,
+    worker_id,
+)
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, float]
+"""Name a study as it was when its state was last set: whatever a worker holds against it is forgotten with a resume."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """Be a study that this worker can serve, with what that takes.
+
+    Attributes:
+        before: Its trials when this worker first looked.
+    """
+
+    study: Study
+    dataset: Dataset
+    equipment: Equipment
+    before: Counts
+
+
+def key_of(standing: Standing) -> Key:
+    """Name a study for as long as nobody sets its state or deletes it."""
+    return standing.study_id, standing.changed_s
+
+
+def turn_order(standings: Iterable[Standing], refused: Container[Key], last_turns: Mapping[Key, int]) -> list[Standing]:
+    """Put the studies that have a trial to give out in the order in which a worker is to ask them.
+
+    First comes the study with the fewest running trials; of equals, the one that this worker has not served for
+    longest; of those, the oldest. So studies share the workers evenly, and a single worker takes them in turn.
+
+    Args:
+        refused: Studies that this worker cannot serve.
+        last_turns: When this worker last served a study, counted in its trials.
+    """
+    open_ones = [s for s in standings if s.state == "running" and s.waiting and key_of(s) not in refused]
+    return sorted(open_ones, key=lambda s: (s.running, last_turns.get(key_of(s), 0), s.study_id))
+
+
+@dataclass
+class Fleet:
+    """Serve the studies of a storage in turn.
+
+    Attributes:
+        equipment: The same for all studies, but for `at_end`.
+        at_end_of: Gives what is measured of a study's completed trials beside their values.
+        only: Name of the one study that is served; None for all.
+    """
+
+    storage: Storage
+    device: torch.device
+    data_dir: Path
+    equipment: Equipment
+    at_end_of: Callable[[Study], AtEnd | None]
+    only: str | None = None
+    _served: dict[Key, Served] = field(default_factory=dict, init=False)
+    _refused: set[Key] = field(default_factory=set, init=False)
+    _last_turns: dict[Key, int] = field(default_factory=dict, init=False)
+    _datasets: dict[DatasetName, Dataset] = field(default_factory=dict, init=False)
+
+    def serve(self, stop: StopSignal) -> int:
+        """Train trials until `stop` says so.
+
+        Returns:
+            How many trials this worker finished.
+
+        Raises:
+            StorageUnavailable: The database did not answer for longer than the storage's patience.
+            DeviceLost: The device computes nothing any more.
+
+        Side effects:
+            Sets torch's number of threads, and catches SIGTERM and SIGINT.
+        """
+        prepare_torch()
+        worker, lease_s = worker_id(self.device), self.equipment.lease_s
+        presence = Presence(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
+        finished = 0
+        with on_duty(stop, presence):
+            while not stop:
+                presence.show()
+                queue.reap(self.storage, None)
+                standings = control.list_standings(self.storage, self.only)
+                self._forget_all_but({key_of(standing) for standing in standings})
+                order = turn_order(standings, self._refused, self._last_turns)
+                ended = self._serve_first(order, presence, stop)
+                finished += ended == "finished"
+                if ended == "nothing":
+                    stop.wait(IDLE_POLL_S if order else QUIET_POLL_S)
+        return finished
+
+    def _serve_first(self, order: Iterable[Standing], presence: Presence, stop: StopSignal) -> str:
+        """Train one trial of the first study that gives one out; say whether it was finished, left, or nothing."""
+        for standing in order:
+            served = self._served.get(key_of(standing)) or self._prepare(standing)
+            if served is None:
+                continue
+            attempt = queue.claim(self.storage, standing.study_id, presence.worker, presence.lease_s)
+            if attempt is None:
+                continue
+            self._last_turns[key_of(standing)] = 1 + max(self._last_turns.values(), default=0)
+            ended = train_attempt(served.study, attempt, served.dataset, stop, served.equipment)
+            if ended == "failed":
+                self._give_up_if_hopeless(standing, served)
+            return "left" if ended is None else "finished"
+        return "nothing"
+
+    def _prepare(self, standing: Standing) -> Served | None:
+        """Load what a study takes; where this machine does not have it, say so once and pass the study over."""
+        try:
+            study = studies.load(self.storage.without_memory(), standing.name)
+            at_end = self.at_end_of(study)
+            require_measure(study, at_end)
+            served = Served(
+                study=study,
+                dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),
+                equipment=replace(self.equipment, at_end=at_end),
+                before=queue.count(self.storage, study.study_id),
+            )
+        except StorageUnavailable:
+            raise
+        except (HpoError, ValueError) as error:  # ValueError: settings that only another release understands
+            self._refuse(standing, f"cannot be served here: {error}")
+            return None
+        log.info("study %s is served", standing.name)
+        self._served[key_of(standing)] = served
+        return served
+
+    def _dataset(self, name: DatasetName) -> Dataset:
+        if name not in self._datasets:
+            self._datasets[name] = load_dataset(name, self.data_dir).to(self.device)
+        return self._datasets[name]
+
+    def _give_up_if_hopeless(self, standing: Standing, served: Served) -> None:
+        try:
+            require_hope(served.study, served.before, self.device)
+        except StudyFailed as error:
+            self._refuse(standing, f"is given up: {error}")
+
+    def _refuse(self, standing: Standing, why: str) -> None:
+        log.warning(
+            "study %s %s; `hpo resume --study %s` makes this worker try it again", standing.name, why, standing.name
+        )
+        self._refused.add(key_of(standing))
+
+    def _forget_all_but(self, present: set[Key]) -> None:
+        self._served = {key: served for key, served in self._served.items() if key in present}
+        self._last_turns = {key: turn for key, turn in self._last_turns.items() if key in present}
+        self._refused &= present

@@ -1,0 +1,136 @@
+"""Delete a study with its trials and their figures, and nothing that another study may use."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.storages._rdb import models
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.orm import Session
+
+from hpo.artifacts import Artifacts
+from hpo.control import workers_on
+from hpo.errors import ArtifactsUnavailable, BadInput
+from hpo.patience import patient
+from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow
+
+ARTIFACT_PREFIX = "artifacts:"
+"""Begins the attributes in which Optuna notes the files of a trial or a study."""
+
+log = logging.getLogger(__name__)
+
+_OF_TRIALS: tuple[Any, ...] = (
+    CurveRow,
+    ParkedRow,
+    AttemptRow,
+    models.TrialParamModel,
+    models.TrialValueModel,
+    models.TrialIntermediateValueModel,
+    models.TrialUserAttributeModel,
+    models.TrialSystemAttributeModel,
+    models.TrialHeartbeatModel,
+)
+_OF_STUDIES: tuple[Any, ...] = (
+    StudyRow,
+    models.TrialModel,
+    models.StudyDirectionModel,
+    models.StudyUserAttributeModel,
+    models.StudySystemAttributeModel,
+    models.StudyModel,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removed:
+    """Say what was deleted.
+
+    Attributes:
+        files: Figures, and what people have uploaded to trials.
+        missing_files: Those that the artifact store did not hold, or did not give up.
+    """
+
+    trials: int
+    files: int
+    missing_files: int
+
+
+def require_unused(storage: Storage, study_id: int, name: str) -> None:
+    """Refuse a study that workers are on.
+
+    Raises:
+        BadInput: Naming them.
+    """
+    with storage.transaction() as session:
+        _require_unused(session, study_id, name)
+
+
+def delete_study(storage: Storage, study_id: int, name: str, artifacts: Artifacts) -> Removed:
+    """Delete a study, its trials, what we keep of them, and their files; checkpoints stay, as they belong to no study.
+
+    The files go last: one that is left over takes some space, and one that is missing would be looked for.
+
+    Raises:
+        BadInput: Workers are on it; nothing is deleted.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    trials, artifact_ids = _delete_rows(storage, study_id, name)
+    files = _delete_files(artifacts, artifact_ids)
+    return Removed(trials=trials, files=files, missing_files=len(artifact_ids) - files)
+
+
+@patient
+def _delete_rows(storage: Storage, study_id: int, name: str) -> tuple[int, list[str]]:
+    with storage.transaction() as session:
+        # Claims hold this lock, so none comes between the look at the workers and the end.
+        session.execute(select(StudyRow.state).where(StudyRow.study_id == study_id).with_for_update())
+        _require_unused(session, study_id, name)
+        trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study_id)
+        number = session.scalar(select(func.count()).select_from(trials.subquery())) or 0
+        artifact_ids = _list_files(session, study_id, trials)
+        attempts = select(AttemptRow.attempt_id).where(AttemptRow.trial_id.in_(trials))
+        session.execute(_delete(SegmentRow).where(SegmentRow.attempt_id.in_(attempts)))
+        for table in _OF_TRIALS:
+            session.execute(_delete(table).where(table.trial_id.in_(trials)))
+        for table in _OF_STUDIES:
+            session.execute(_delete(table).where(table.study_id == study_id))
+    return number, artifact_ids
+
+
+def _delete(table: Any) -> Any:
+    return delete(table).execution_options(synchronize_session=False)
+
+
+def _require_unused(session: Session, study_id: int, name: str) -> None:
+    if found := workers_on(session, study_id):
+        raise BadInput(f"study {name}: workers are on it: {', '.join(found)}; `hpo stop --study {name}` ends them")
+
+
+def _list_files(session: Session, study_id: int, trials: Select[Any]) -> list[str]:
+    of_trials, of_studies = models.TrialSystemAttributeModel, models.StudySystemAttributeModel
+    keys = (
+        select(of_trials.value_json).where(of_trials.trial_id.in_(trials), of_trials.key.startswith(ARTIFACT_PREFIX)),
+        select(of_studies.value_json).where(
+            of_studies.study_id == study_id, of_studies.key.startswith(ARTIFACT_PREFIX)
+        ),
+    )
+    return [_artifact_id(value) for query in keys for value in session.scalars(query)]
+
+
+def _artifact_id(value_json: str) -> str:
+    about = json.loads(value_json)  # Optuna puts JSON into its JSON
+    return str((json.loads(about) if isinstance(about, str) else about)["artifact_id"])
+
+
+def _delete_files(artifacts: Artifacts, artifact_ids: Iterable[str]) -> int:
+    """Delete files, and count those that were there."""
+    deleted = 0
+    for artifact_id in artifact_ids:
+        try:
+            deleted += artifacts.remove(artifact_id)
+        except ArtifactsUnavailable as error:
+            log.warning("%s; file %s is left over", error, artifact_id)
+    return deleted

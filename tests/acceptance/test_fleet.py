@@ -1,0 +1,95 @@
+"""Pause, resume, stop and delete finished and waiting studies with the installed program."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import SMALL
+from .support import Shell
+
+STUDY = "smooth_lr-digits"
+
+
+@pytest.fixture
+def copied(finished: Shell, tmp_path: Path) -> Shell:
+    """Give a finished study that may be spoilt."""
+    return Shell(Path(shutil.copytree(finished.folder, tmp_path / "copy")))
+
+
+def files_of(shell: Shell) -> dict[str, int]:
+    """Count the stored files by what they are: figures are PNG, checkpoints safetensors."""
+    heads = [path.read_bytes()[:8] for path in (shell.folder / "hpo-artifacts").iterdir()]
+    figures = sum(head.startswith(b"\x89PNG") for head in heads)
+    return {"figures": figures, "others": len(heads) - figures}
+
+
+def test_a_study_is_deleted_when_its_name_is_typed_and_checkpoints_stay(copied: Shell) -> None:
+    before = files_of(copied)
+    assert before["figures"] == 6
+    assert before["others"] > 0
+    for typed in ("", "smooth_lr\n"):
+        refused = copied.hpo("delete", "--study", STUDY, typed=typed)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err == (
+            f"study {STUDY} has 6 trials, 6 of them finished; deleting cannot be undone\n"
+            f"type its name to delete it: error: typed {typed.strip()!r}: only {STUDY!r}, or --yes, deletes the study; "
+            "nothing was deleted\n"
+        )
+    assert files_of(copied) == before
+    assert copied.hpo("status", "--json").json["trials"]["waiting"] == 0
+
+    done = copied.hpo("delete", "--study", STUDY, typed=f"{STUDY}\n")
+
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [
+        f"deleted study {STUDY}: 6 trials with their curves and notes, 6 files",
+        "kept: all checkpoints, which other studies may start from; `hpo gc` bounds what they take",
+    ]
+    assert files_of(copied) == before | {"figures": 0}
+    gone = copied.hpo("status")
+    assert (gone.code, gone.err) == (2, "error: storage sqlite:///hpo.db holds 0 studies; `hpo run` makes one\n")
+
+
+def test_a_waiting_study_is_paused_stopped_resumed_and_deleted_without_asking(shell: Shell) -> None:
+    assert shell.hpo("run", *SMALL, "--trials", "2", "--submit").code == 0
+    assert shell.hpo("pause").out == (
+        f"study {STUDY} is paused: 0 running trials go on to their ends, 2 wait. "
+        f"`hpo resume --study {STUDY}` lets it go on\n"
+    )
+    assert shell.hpo("status", "--json").json["state"] == "paused"
+    assert shell.hpo("stop").out == (
+        f"study {STUDY} is stopped: 0 running trials were handed back, 0 came to their ends; 0 are finished and 2 "
+        f"wait. `hpo resume --study {STUDY}`, or the command that began it, continues\n"
+    )
+    assert shell.hpo("worker").err.endswith(f"study {STUDY} was stopped; `hpo resume --study {STUDY}` lets it go on\n")
+    assert shell.hpo("resume").out == f"study {STUDY} was stopped and goes on: 0 trials run, 2 wait for workers\n"
+    done = shell.hpo("delete", "--study", STUDY, "--yes")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete"])
+def test_a_study_that_is_not_there_is_named(finished: Shell, command: str) -> None:
+    refused = finished.hpo(command, "--study", "nope")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"error: storage sqlite:///hpo.db holds no study 'nope' of hpo; it holds: {STUDY}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["delete"], "Missing option '--study'"),
+        (["stop", "--timeout", "0"], "Invalid value for '--timeout'"),
+        (["worker", "--forever", "--study", "../x"], "study name '../x': allowed are 1 to 100 letters"),
+        (["worker", "--forever", "--device", "gpu"], "device 'gpu': allowed are auto, cpu, cuda and cuda:N"),
+        (["worker", "--forever", "--storage", "nonsense"], "storage: not a database URL"),
+        (["workers", "--storage", "sqlite:///none.db"], "there is no database none.db"),
+    ],
+)
+def test_bad_input_gets_one_line(finished: Shell, arguments: list[str], message: str) -> None:
+    refused = finished.hpo(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert message in refused.err
+    assert refused.err.count("\n") == 1

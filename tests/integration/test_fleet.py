@@ -1,0 +1,357 @@
+"""Start real workers and drivers, and pause, resume, stop and delete their studies with the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from optuna.trial import TrialState
+from sqlalchemy import select
+
+from hpo import benchmark, control, queue, removal, study
+from hpo.artifacts import open_artifacts
+from hpo.benchmark import end_of_run
+from hpo.errors import HpoError
+from hpo.fleet import Fleet
+from hpo.launch.local import LocalWorkers
+from hpo.queue import Counts
+from hpo.storage import AttemptRow, Storage
+from hpo.train import Training
+from hpo.trajectory import Checkpoints
+from hpo.worker import Equipment, StopSignal
+from integration.conftest import Start
+from integration.support import SETTINGS, SPACE, claim, complete, dump, make_study, suggest, wait_until
+from integration.test_faults import require_undisturbed
+
+Open = Callable[..., Storage]
+
+START_S = 180.0  # to import torch on a busy machine
+FINISH_S = 180.0
+END_S = 5.0
+NOTICED_S = 60.0  # a heartbeat is due within ten
+CPU = torch.device("cpu")
+
+
+def said(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a command, and give what it printed."""
+    out, err = process.communicate(timeout=START_S)
+    assert process.returncode == code, (out, err)
+    assert "Traceback" not in err
+    return out + err
+
+
+def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
+    def trains() -> bool:
+        running = queue.list_running(made.storage, made.study_id)
+        return len(running) == workers and all(row.iteration for row in running)
+
+    wait_until(trains, START_S, f"{workers} workers that train")
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exactly_its_trials(
+    storage: Storage, start: Start
+) -> None:
+    made = make_study(storage, 8, replace(SETTINGS, iterations=256, pruner="none"))
+    paused = "study small is paused: 0 running trials go on to their ends, 8 wait. "
+    assert said(start("pause")).startswith(paused)
+    workers = [start("worker"), start("worker")]
+    wait_until(lambda: len(control.list_workers(storage)) == 2, START_S, "two workers")
+    listed = json.loads(said(start("workers", "--json")))
+    assert [(row["study"], row["trial"], row["iteration"], row["device"]) for row in listed] == [
+        ("small", None, None, "cpu")
+    ] * 2
+    assert all(0 <= row["heartbeat_age_s"] < 60 for row in listed)
+    assert queue.count(storage, made.study_id) == Counts(waiting=8)
+
+    assert said(start("resume")) == "study small was paused and goes on: 0 trials run, 8 wait for workers\n"
+    wait_until_it_trains(made, workers=2)
+    control.set_state(storage, made.study_id, "paused")
+    begun = {trial.number for trial in made.trials() if trial.state != TrialState.WAITING}
+    wait_until(lambda: not queue.count(storage, made.study_id).running, FINISH_S, "trials that came to their ends")
+    assert re.search(r"^state +paused +$", said(start("status")), re.MULTILINE)
+    assert {trial.number for trial in made.trials() if trial.state == TrialState.COMPLETE} == begun
+    assert queue.count(storage, made.study_id).waiting == 8 - len(begun) > 0
+    assert [worker.poll() for worker in workers] == [None, None]
+
+    control.set_state(storage, made.study_id, "running")
+    assert all(said(worker) for worker in workers)
+    assert queue.count(storage, made.study_id) == Counts(complete=8)
+    assert said(start("workers")) == "no worker is alive\n"
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_continues(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
+    command = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "400"]
+    command += ["--trials", "3", "--workers", "2", "--pruner", "none", "--precision", "fp32"]
+    said(start(*command, "--submit"))
+    made = study.load(opened(storage_url), "small")
+    control.set_state(made.storage, made.study_id, "paused")
+    driver = start(*command)
+    wait_until(lambda: len(control.list_workers(made.storage)) == 2, START_S, "two workers that wait")
+    assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
+
+    control.set_state(made.storage, made.study_id, "running")
+    wait_until_it_trains(made, workers=2)
+    params = [(trial.number, trial.params) for trial in made.trials() if trial.params]
+    done = control.stop(made.storage, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
+    output = said(driver).splitlines()
+
+    assert done.handed_back >= 1
+    assert (done.counts.running, done.counts.complete + done.counts.waiting) == (0, 3)
+    assert [line for line in output if line.startswith("paused: 0 / 3 finished")] != []
+    assert "study small was stopped; `hpo resume --study small`, or the same command, continues" in output
+    assert len(params) >= 2
+    assert [pair for pair in params if pair not in [(t.number, t.params) for t in made.trials()]] == []
+    assert _outcomes(made) <= {"complete", "stopped", "parked"}, "no retry is spent"
+    assert dump(made.storage)["hpo_workers"] == []
+
+    assert "3 / 3 finished" in said(start(*command))
+    assert queue.count(made.storage, made.study_id) == Counts(complete=3)
+    trained = study.status(made)["iterations_spent"]["trained"]
+    assert trained <= 3 * 400, "what was trained before the stop is not trained again"
+    require_undisturbed(made, tmp_path)
+
+
+def _outcomes(made: study.Study) -> set[Any]:
+    with made.storage.transaction() as session:
+        return set(session.scalars(select(AttemptRow.outcome)))
+
+
+ENDED = "finished {} trials of small\nstudy small was stopped; `hpo resume --study small` lets it go on\n"
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_stopping_hands_back_what_a_worker_trains_and_ends_it(storage: Storage, start: Start) -> None:
+    made = make_study(storage, 2, replace(SETTINGS, iterations=6400))
+    worker = start("worker")
+    wait_until_it_trains(made)
+    params = made.trials()[0].params
+
+    output = said(start("stop"))
+
+    became = "1 running trials were handed back, 0 came to their ends; 0 are finished and 2 wait. "
+    assert f"study small is stopped: {became}" in output
+    assert "study small: waiting for " in output
+    assert said(worker).endswith(ENDED.format(0))
+    assert _outcomes(made) == {"stopped"}
+    assert (made.trials()[0].state, made.trials()[0].params) == (TrialState.WAITING, params)
+    assert said(start("worker")).endswith(ENDED.format(0))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_stopping_may_let_a_trial_come_to_its_end(storage: Storage, start: Start) -> None:
+    made = make_study(storage, 2, replace(SETTINGS, iterations=400))
+    worker = start("worker")
+    wait_until_it_trains(made)
+
+    done = control.stop(storage, made.study_id, "small", finish=True, timeout_s=FINISH_S)
+
+    assert done == control.Stopped(handed_back=0, finished=1, counts=Counts(complete=1, waiting=1))
+    assert said(worker).endswith(ENDED.format(1))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_workers_that_ended_with_a_stop_which_their_driver_missed_are_started_again(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_study(storage, 1)
+    started = []
+
+    def spawn(_self: LocalWorkers, device: str) -> subprocess.Popen[bytes]:
+        started.append(device)
+        if len(started) == 2:
+            complete(made, claim(made), 0.5)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(LocalWorkers, "_spawn", spawn)
+    launcher = LocalWorkers(study=made, devices=["cpu"], options=[], environment={}, log_path=tmp_path / "log")
+    launcher.run(StopSignal(), lambda _counts: None)
+    assert started == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_signal(
+    storage: Storage, start: Start
+) -> None:
+    first = study.continue_or_create(storage, "first", SETTINGS, 3)
+    second = study.continue_or_create(storage, "second", replace(SETTINGS, seed=1), 3)
+    worker = start("worker", "--forever")
+    for made in (first, second):
+        wait_until(lambda made=made: queue.count(storage, made.study_id).finished == 3, FINISH_S, made.name)
+    assert _served(storage) == ["first", "second"] * 3
+
+    third = study.continue_or_create(storage, "third", replace(SETTINGS, iterations=6400, seed=2), 1)
+    wait_until_it_trains(third)
+    [listed] = control.list_workers(storage)
+    assert (listed.study, listed.trial) == ("third", 0)
+    assert (listed.iteration or 0) > 0
+    output = drain(worker)
+    assert output[-2:] == ["finished 6 trials", "terminated; the same command continues"]
+    assert queue.count(storage, third.study_id) == Counts(waiting=1)
+    assert control.list_workers(storage) == []
+
+
+def drain(worker: subprocess.Popen[str]) -> list[str]:
+    """Send SIGTERM, and give the lines that a worker printed."""
+    asked_s = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    output = said(worker, 143)
+    assert time.monotonic() - asked_s < END_S
+    return output.splitlines()
+
+
+@pytest.mark.parametrize("options", [(), ("--study", "later")])
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_worker_waits_for_the_first_study_and_drains_while_it_waits(
+    storage_url: str, opened: Open, start: Start, options: tuple[str, ...]
+) -> None:
+    worker = start("worker", "--forever", *options)
+    database = storage_url.removeprefix("sqlite:///")
+    wait_until(lambda: Path(database).exists() and _workers_of(storage_url, opened), START_S, "a worker that waits")
+    [listed] = _workers_of(storage_url, opened)
+    assert (listed.study, listed.trial) == (None, None)
+    if options:
+        other = study.continue_or_create(opened(storage_url), "other", SETTINGS, 1)
+        later = study.continue_or_create(opened(storage_url), "later", SETTINGS, 1)
+        wait_until(lambda: queue.count(later.storage, later.study_id).finished == 1, FINISH_S, "the later study")
+        assert queue.count(other.storage, other.study_id) == Counts(waiting=1)
+    assert drain(worker)[-2:] == [f"finished {len(options) // 2} trials", "terminated; the same command continues"]
+    assert _workers_of(storage_url, opened) == []
+
+
+def _workers_of(url: str, opened: Open) -> list[control.LiveWorker]:
+    try:
+        return control.list_workers(opened(url, "read"))
+    except HpoError:  # its tables are not made yet
+        return []
+
+
+def _served(storage: Storage) -> list[str]:
+    """List the studies of all attempts, in their order."""
+    names = {standing.study_id: standing.name for standing in control.list_standings(storage)}
+    owners = {row[0]: names[row[2]] for row in dump(storage)["trials"]}
+    return [owners[row[1]] for row in sorted(dump(storage)["hpo_attempts"])]
+
+
+def serve_until(storage: Storage, folder: Path, holds: Callable[[], Any]) -> None:
+    """Be a worker for all studies in this process, until something holds."""
+    stop = StopSignal()
+
+    def watch() -> None:
+        try:
+            wait_until(holds, FINISH_S, "what the worker is to do")
+        finally:
+            stop.reason = "timed out"
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    artifacts = open_artifacts(str(folder / "artifacts"))
+    equipment = Equipment(checkpoints=Checkpoints(storage, artifacts), artifacts=artifacts)
+    at_end_of = partial(end_of_run, data_dir=folder)
+    Fleet(storage=storage, device=CPU, data_dir=folder, equipment=equipment, at_end_of=at_end_of).serve(stop)
+    watcher.join()
+    assert holds()
+
+
+def count(made: study.Study) -> Counts:
+    return queue.count(made.storage, made.study_id)
+
+
+def test_what_a_machine_cannot_serve_is_passed_over_with_one_warning(
+    storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = partial(study.continue_or_create, storage, total=2)
+    missing = make("missing", replace(SETTINGS, dataset="cifar10"))
+    foreign = make("foreign", replace(SETTINGS, split="0" * 64))
+    served = make("served", SETTINGS)
+
+    serve_until(storage, tmp_path, lambda: count(served).finished == 2)
+
+    assert (count(missing), count(foreign)) == (Counts(waiting=2), Counts(waiting=2))
+    remedy = "makes this worker try it again"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"study missing cannot be served here: cifar10 is not in {tmp_path}: there is no folder "
+        f"{tmp_path}/cifar-10-batches-py; `hpo resume --study missing` {remedy}",
+        f"study foreign cannot be served here: data set digits in {tmp_path}: its splits have checksum 0f0e738ae99d, "
+        f"the study was made with 000000000000; `hpo resume --study foreign` {remedy}",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_in_which_everything_fails_is_given_up_until_it_is_resumed(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = study.continue_or_create(storage, "broken", replace(SETTINGS, seed=1), 7)
+    whole = study.continue_or_create(storage, "whole", SETTINGS, 6)
+    advance = Training.advance
+
+    def fail(self: Training, *arguments: Any) -> int:
+        if self.recipe.seed == 1:
+            raise MemoryError("none is left")
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(Training, "advance", fail)
+
+    def mend_when_given_up() -> bool:
+        if count(broken).failed == 5 and count(whole).finished == 6 and "is given up" in caplog.text:
+            monkeypatch.setattr(Training, "advance", advance)
+            control.set_state(storage, broken.study_id, "running")  # as `hpo resume` does
+        return not count(broken).waiting + count(broken).running
+
+    serve_until(storage, tmp_path, mend_when_given_up)
+
+    counts = count(broken)
+    assert (counts.failed, counts.complete + counts.pruned, counts.total) == (5, 2, 7)
+    assert caplog.text.count("study broken is given up: the first 5 trials of study broken failed") == 1
+
+
+def test_a_benchmark_is_served_with_its_measurements_on_the_test_split(storage: Storage, tmp_path: Path) -> None:
+    search = make_study(storage, 1)
+    attempt = claim(search)
+    suggest(search, attempt)
+    complete(search, attempt, 0.5)
+    companion = benchmark.begin(search, 2, tmp_path)
+
+    serve_until(storage, tmp_path, lambda: count(companion).finished == 2)
+
+    found = benchmark.result(companion)
+    assert (len(found.seeds), found.missing, found.waiting) == (2, (), 0)
+
+
+def test_a_stopped_study_is_handed_back_and_one_made_in_the_place_of_a_deleted_one_is_served_as_new(
+    storage_url: str, storage: Storage, opened: Open, tmp_path: Path
+) -> None:
+    made = make_study(storage, 1, replace(SETTINGS, iterations=6400, seed=3))
+    theirs, made_again = opened(storage_url), []
+
+    def replace_it() -> bool:
+        wait_until_it_trains(made)
+        done = control.stop(theirs, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
+        assert done == control.Stopped(handed_back=1, finished=0, counts=Counts(waiting=1))
+        removal.delete_study(theirs, made.study_id, "small", open_artifacts(str(tmp_path / "artifacts")))
+        made_again.append(make_study(opened(storage_url), 2))
+        wait_until(lambda: count(made_again[0]).finished == 2, FINISH_S, "the new study")
+        return True
+
+    serve_until(storage, tmp_path, lambda: bool(made_again) or replace_it())
+
+    [again] = made_again
+    if storage_url.startswith("sqlite"):
+        assert again.study_id == made.study_id, "the worker had to tell them apart"
+    assert {trial.user_attrs["iterations"] for trial in again.trials()} == {32}
