@@ -341,8 +341,12 @@ def _work(study: Study, dataset: Dataset, stop: StopSignal, worker: WorkerId, eq
         elif _is_done(study):
             break
         else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-            threading.Event().wait(IDLE_POLL_S)
+            _idle()
     return finished
+
+
+def _idle() -> None:
+    threading.Event().wait(IDLE_POLL_S)
 
 
 def _require_hope(study: Study, before: Counts, device: torch.device) -> None:
