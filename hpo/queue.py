@@ -16,7 +16,7 @@ from typing import Any, Literal
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.notes import note_attrs
@@ -30,8 +30,10 @@ LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
-MAX_PARKED = 2
-"""How many trials may wait for segments that others train before no new trial is begun."""
+MIN_PARKED = 2
+RUNNING_PER_PARKED = 2
+"""For so many running trials one may wait for a segment that others train, and `MIN_PARKED` in any case, before no new
+trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -428,20 +430,37 @@ def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
     One that waits for another's segment is passed over while that is being trained. When several wait, no new trial is
     begun: its parameters would be sampled without what those will teach.
     """
-    holder = aliased(AttemptRow)
-    blocked = exists().where(
-        ParkedRow.trial_id == Trials.trial_id,
-        SegmentRow.segment == ParkedRow.segment,
-        holder.attempt_id == SegmentRow.attempt_id,
-        holder.ended_s.is_(None),
-        holder.lease_until_s >= now_s(),
-        holder.iteration < ParkedRow.end,
-    )
     waiting: list[ColumnElement[bool]] = [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
-    number_blocked = session.scalar(select(func.count()).select_from(Trials).where(*waiting, blocked)) or 0
-    if number_blocked >= MAX_PARKED:
+    blocked = _list_blocked(session, study_id)
+    if len(blocked) >= MIN_PARKED and len(blocked) >= _count_live(session, study_id) // RUNNING_PER_PARKED:
         waiting.append(exists().where(AttemptRow.trial_id == Trials.trial_id))
-    return [*waiting, ~blocked]
+    return [*waiting, Trials.trial_id.not_in(blocked)]
+
+
+def _list_blocked(session: Session, study_id: int) -> Sequence[int]:
+    """List the waiting trials whose next segment a live worker is training.
+
+    They are looked for from the few rows that say so: a study may have thousands of waiting trials.
+    """
+    found = session.scalars(
+        select(ParkedRow.trial_id)
+        .join(Trials, Trials.trial_id == ParkedRow.trial_id)
+        .join(SegmentRow, SegmentRow.segment == ParkedRow.segment)
+        .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
+        .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
+        .where(*_live(), AttemptRow.iteration < ParkedRow.end)
+    )
+    return found.all()
+
+
+def _count_live(session: Session, study_id: int) -> int:
+    live = select(func.count()).select_from(AttemptRow).join(Trials, Trials.trial_id == AttemptRow.trial_id)
+    return session.scalar(live.where(Trials.study_id == study_id, *_live())) or 0
+
+
+def _live() -> tuple[ColumnElement[bool], ...]:
+    """List the conditions on an attempt that holds its trial."""
+    return AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s >= now_s()
 
 
 def _lock_study(session: Session, study_id: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import signal
 import socket
 import threading
@@ -35,6 +36,8 @@ from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 BEATS_PER_LEASE = 6
 IDLE_POLL_S = 0.5
+LONGEST_IDLE_POLL_S = 10.0
+IDLE_SHARE = 0.25
 WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
 LAST_CALL_S = 3.5
 LOOK_S = 0.1
@@ -330,10 +333,12 @@ def work(
 def _work(study: Study, dataset: Dataset, stop: StopSignal, worker: WorkerId, equipment: Equipment) -> int:
     before = queue.count(study.storage, study.study_id)
     finished = 0
+    idle_since_s: float | None = None
     while not stop:
         queue.reap(study.storage, study.study_id)
         attempt = queue.claim(study.storage, study.study_id, worker, equipment.lease_s)
         if attempt is not None:
+            idle_since_s = None
             ended = train_attempt(study, attempt, dataset, stop, equipment)
             finished += ended is not None
             if ended == "failed":
@@ -341,12 +346,24 @@ def _work(study: Study, dataset: Dataset, stop: StopSignal, worker: WorkerId, eq
         elif _is_done(study):
             break
         else:  # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-            _idle()
+            idle_since_s = idle_since_s or time.monotonic()
+            _idle(idle_poll_s(time.monotonic() - idle_since_s) * random.uniform(0.5, 1.0), stop)
     return finished
 
 
-def _idle() -> None:
-    threading.Event().wait(IDLE_POLL_S)
+def idle_poll_s(idle_s: float) -> float:
+    """Say how long a worker that has been idle for so long waits at most before it asks again.
+
+    Of hundreds of workers most may be idle for a while, and a question costs the database as much as a claim. So the
+    longer it has waited, the longer a worker waits; it is idle for a quarter longer than it would have to be at most.
+    """
+    return min(LONGEST_IDLE_POLL_S, max(IDLE_POLL_S, IDLE_SHARE * idle_s))
+
+
+def _idle(seconds: float, stop: StopSignal) -> None:
+    until_s = time.monotonic() + seconds
+    while not stop and (left_s := until_s - time.monotonic()) > 0:
+        threading.Event().wait(min(IDLE_POLL_S, left_s))
 
 
 def _require_hope(study: Study, before: Counts, device: torch.device) -> None:
