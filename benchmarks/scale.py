@@ -60,9 +60,10 @@ from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.data import Dataset, Split
 from hpo.figures import LIGHT, drawing, to_png
+from hpo.patience import Patience
 from hpo.recipe import REFERENCE_ITERATIONS, Recipe
 from hpo.schedule import CurvePoint, distinct_iterations, learning_rate_runs
-from hpo.settings import GIGABYTE, StudySettings
+from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
 from hpo.space import load_space
 from hpo.storage import AttemptRow, Storage, open_storage
 from hpo.train import Measurement, Precision, State
@@ -136,6 +137,7 @@ class Window:
     server_cpu_s: float
     workers_cpu_s: float
     transactions: int
+    sessions: int
     connections: int
     waits: Counter[str]
     queries: list[tuple[str, int, float]]
@@ -262,7 +264,7 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
     study = studies.continue_or_create(storage, plan.name, SETTINGS, plan.trials)
     storage.close()
     with tempfile.TemporaryDirectory() as folder:
-        fleet = start_fleet(plan.workers, plan.url, partial(work, plan, stub_dataset(), folder))
+        fleet = start_fleet(plan.workers, plan.url, partial(work, plan, stub_dataset(), folder), open_patiently)
         started_s = time.monotonic()
         time.sleep(plan.warm_up_s)
         window = watch(plan, fleet, server)
@@ -274,25 +276,33 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
     return found | {"seconds": time.monotonic() - started_s}
 
 
+def open_patiently(url: str) -> Storage:
+    """Open a database as `hpo worker` does: where many come at once, some are told to come again."""
+    patience = Patience(DEFAULT_STORAGE_TIMEOUT_S)
+    return patience.call(lambda: open_storage(url, patience=patience))
+
+
 def watch(plan: Plan, fleet: Fleet, server: int | None) -> Window:
     """Take down what server and workers do until the window is over."""
     waits: Counter[str] = Counter()
     connections = 0
     with psycopg.connect(plan.url, autocommit=True) as connection:
         connection.execute("SELECT pg_stat_statements_reset()")
-        start_s, transactions = time.monotonic(), count_transactions(connection)
+        start_s, (transactions, sessions) = time.monotonic(), count_so_far(connection)
         server_before, workers_before = server_cpu_s(server), processes_cpu_s(fleet.pids)
         while time.monotonic() < start_s + plan.window_s:
             time.sleep(1.0)
             seen = look(connection)
             waits += seen
             connections = max(connections, seen.total())
+        now = count_so_far(connection)
         return Window(
             start_s=start_s,
             end_s=time.monotonic(),
             server_cpu_s=server_cpu_s(server) - server_before,
             workers_cpu_s=processes_cpu_s(fleet.pids) - workers_before,
-            transactions=count_transactions(connection) - transactions,
+            transactions=now[0] - transactions,
+            sessions=now[1] - sessions,
             connections=connections,
             waits=waits,
             queries=list_queries(connection),
@@ -300,12 +310,12 @@ def watch(plan: Plan, fleet: Fleet, server: int | None) -> Window:
         )
 
 
-def count_transactions(connection: psycopg.Connection[Any]) -> int:
-    """Count the transactions that the database has ended."""
-    query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+def count_so_far(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+    """Count the transactions that the database has ended, and the connections that it was asked for."""
+    query = "SELECT xact_commit + xact_rollback, sessions FROM pg_stat_database WHERE datname = current_database()"
     row = connection.execute(query).fetchone()
     assert row is not None
-    return int(row[0])
+    return int(row[0]), int(row[1])
 
 
 def look(connection: psycopg.Connection[Any]) -> Counter[str]:
@@ -363,6 +373,7 @@ def describe(plan: Plan, window: Window, tallies: Sequence[Tally]) -> dict[str, 
         "statements_a_second": statements.total() / window.seconds,
         "transactions_a_second": window.transactions / window.seconds,
         "connections": window.connections,
+        "connections_opened_a_second": window.sessions / window.seconds,
         "share_training": seconds[TRAINING] / (plan.workers * window.seconds),
         "share_idle": seconds[IDLE] / (plan.workers * window.seconds),
         "share_control": control_s / (plan.workers * window.seconds),
@@ -385,7 +396,8 @@ def show(found: dict[str, Any]) -> None:
         f"of {found['trained']:,} iterations; {found['errors']} errors\n"
         f"processor seconds a second: server {found['server_cpu_s_a_second']:.3f}, workers "
         f"{found['workers_cpu_s_a_second']:.3f}; {found['statements_a_second']:.0f} statements and "
-        f"{found['transactions_a_second']:.0f} transactions a second on {found['connections']} connections; "
+        f"{found['transactions_a_second']:.0f} transactions a second on {found['connections']} connections, "
+        f"{found['connections_opened_a_second']:.1f} opened a second; "
         f"load {found['load_average']:.1f}"
     )
     for title in ("seconds_a_trial", "statements_a_second_by_phase", "connections_by_state"):
@@ -450,7 +462,7 @@ def main() -> None:
     print(f"{versions}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}", flush=True)
     runs = []
     for workers in arguments.workers:
-        settings = {"max_connections": workers + 20, "autovacuum": "on", "shared_buffers": "512MB"}
+        settings = {"max_connections": 2 * workers + 50, "autovacuum": "on", "shared_buffers": "512MB"}
         with opened_server(None, shared_preload_libraries="pg_stat_statements", **settings) as (url, server):
             with psycopg.connect(url) as connection:
                 connection.execute("CREATE EXTENSION pg_stat_statements")
