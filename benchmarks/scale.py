@@ -340,7 +340,7 @@ def iterations(study: studies.Study) -> dict[str, int]:
     """Count the optimizer steps of a whole run: those trained, and the distinct ones among them."""
     furthest = select(AttemptRow.trial_id, func.max(AttemptRow.iteration)).group_by(AttemptRow.trial_id)
     with study.storage.transaction() as session:
-        reached = dict(session.execute(furthest).tuples().all())
+        reached = dict(session.execute(furthest).all())
     begun = [trial for trial in study.trials() if reached.get(trial._trial_id)]
     distinct = distinct_iterations((study.recipe_of(trial), reached[trial._trial_id]) for trial in begun)
     trained = queue.trained_iterations(study.storage, study.study_id)
