@@ -41,10 +41,15 @@ _inside = threading.local()  # a worker's heartbeat is a thread of its own
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Be a stretch of time, by the monotonic clock, which all processes of a machine share."""
+    """Be a stretch of time, by the monotonic clock, which all processes of a machine share.
+
+    Attributes:
+        cpu_s: Processor time that its thread used meanwhile.
+    """
 
     started_s: float
     seconds: float
+    cpu_s: float = 0.0
 
     def within(self, start_s: float, end_s: float) -> float:
         """Give how much of it lies between two times, in seconds."""
@@ -69,11 +74,11 @@ class Tally:
     def timed(self, phase: str) -> Iterator[None]:
         """Add a stretch of time, and the statements within, to a phase."""
         outer, _inside.phase = getattr(_inside, "phase", OUTSIDE), phase
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), time.thread_time()
         try:
             yield
         finally:
-            self.spans[phase].append(Span(started, time.monotonic() - started))
+            self.spans[phase].append(Span(started, time.monotonic() - started, time.thread_time() - cpu_before))
             _inside.phase = outer
 
     def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:

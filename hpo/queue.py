@@ -31,9 +31,9 @@ MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
 MIN_PARKED = 2
-RUNNING_PER_PARKED = 2
-"""For so many running trials one may wait for a segment that others train, and `MIN_PARKED` in any case, before no new
-trial is begun."""
+SEGMENTS_PER_PARKED = 2
+"""For so many segments that are being trained one trial may wait for one of them, and `MIN_PARKED` in any case, before
+no new trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -432,7 +432,7 @@ def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
     """
     waiting: list[ColumnElement[bool]] = [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
     blocked = _list_blocked(session, study_id)
-    if len(blocked) >= MIN_PARKED and len(blocked) >= _count_live(session, study_id) // RUNNING_PER_PARKED:
+    if len(blocked) >= MIN_PARKED and len(blocked) >= _count_segments(session, study_id) // SEGMENTS_PER_PARKED:
         waiting.append(exists().where(AttemptRow.trial_id == Trials.trial_id))
     return [*waiting, Trials.trial_id.not_in(blocked)]
 
@@ -453,9 +453,15 @@ def _list_blocked(session: Session, study_id: int) -> Sequence[int]:
     return found.all()
 
 
-def _count_live(session: Session, study_id: int) -> int:
-    live = select(func.count()).select_from(AttemptRow).join(Trials, Trials.trial_id == AttemptRow.trial_id)
-    return session.scalar(live.where(Trials.study_id == study_id, *_live())) or 0
+def _count_segments(session: Session, study_id: int) -> int:
+    """Count the segments that live workers train."""
+    trained = (
+        select(func.count())
+        .select_from(SegmentRow)
+        .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
+        .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+    )
+    return session.scalar(trained.where(Trials.study_id == study_id, *_live())) or 0
 
 
 def _live() -> tuple[ColumnElement[bool], ...]:
