@@ -465,11 +465,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--epoch-s", type=float, default=1.9, help="seconds that an epoch of training takes")
     parser.add_argument("--speed-up", type=float, default=1.0, help="train so many times as fast")
-    parser.add_argument("--warm-up-s", type=float, default=180.0, help="before the window")
-    parser.add_argument("--window-s", type=float, default=180.0)
+    parser.add_argument("--warm-up-s", type=float, default=150.0, help="before the window")
+    parser.add_argument("--window-s", type=float, default=150.0)
     parser.add_argument("--trials-each", type=int, default=8, help="trials of the study for each worker")
     parser.add_argument("--checkpoint-gb", type=float, default=10.0, help="budget for checkpoints of 2.2 MB")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--json", type=Path, help="file that each run is added to; those in it are not run again")
     parser.add_argument("--plot", type=Path, help="PNG to draw the results into")
     return parser.parse_args()
 
@@ -480,27 +480,37 @@ def main() -> None:
     SleepingTraining.step_s = arguments.epoch_s / STEPS_PER_EPOCH / arguments.speed_up
     versions = f"Python {platform.python_version()}, Optuna {optuna.__version__}, torch {torch.__version__}"
     print(f"{versions}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}", flush=True)
-    runs = []
+    runs = load_runs(arguments.json)
     for workers in arguments.workers:
-        settings = {"max_connections": 2 * workers + 50, "autovacuum": "on", "shared_buffers": "512MB"}
-        with opened_server(None, shared_preload_libraries="pg_stat_statements", **settings) as (url, server):
-            with psycopg.connect(url) as connection:
-                connection.execute("CREATE EXTENSION pg_stat_statements")
-            plan = Plan(
-                url=url,
-                name=f"scale-{workers}-{uuid4().hex[:8]}",
-                workers=workers,
-                trials=workers * arguments.trials_each,
-                warm_up_s=arguments.warm_up_s,
-                window_s=arguments.window_s,
-                checkpoint_gb=arguments.checkpoint_gb,
-            )
-            runs.append(run(plan, server))
+        if workers not in [found["workers"] for found in runs]:
+            runs.append(run_on_own_server(arguments, workers))
             show(runs[-1])
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"versions": versions, "runs": runs}, indent=2) + "\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"versions": versions, "runs": runs}, indent=2) + "\n")
     if arguments.plot:
-        arguments.plot.write_bytes(plot(runs))
+        arguments.plot.write_bytes(plot(sorted(runs, key=lambda found: found["workers"])))
+
+
+def load_runs(path: Path | None) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["runs"] if path is not None and path.exists() else []
+
+
+def run_on_own_server(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
+    """Start a server for one run, so that each begins alike."""
+    settings = {"max_connections": 2 * workers + 50, "autovacuum": "on", "shared_buffers": "512MB"}
+    with opened_server(None, shared_preload_libraries="pg_stat_statements", **settings) as (url, server):
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+        plan = Plan(
+            url=url,
+            name=f"scale-{workers}-{uuid4().hex[:8]}",
+            workers=workers,
+            trials=workers * arguments.trials_each,
+            warm_up_s=arguments.warm_up_s,
+            window_s=arguments.window_s,
+            checkpoint_gb=arguments.checkpoint_gb,
+        )
+        return run(plan, server)
 
 
 if __name__ == "__main__":

@@ -431,18 +431,20 @@ def _claimable(session: Session, study_id: int) -> list[ColumnElement[bool]]:
     begun: its parameters would be sampled without what those will teach.
     """
     waiting: list[ColumnElement[bool]] = [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
-    blocked = _list_blocked(session, study_id)
-    if len(blocked) >= MIN_PARKED and len(blocked) >= _count_segments(session, study_id) // SEGMENTS_PER_PARKED:
+    blocked = _blocked(study_id)
+    number_blocked = session.scalar(select(func.count()).select_from(blocked.subquery())) or 0
+    if number_blocked >= MIN_PARKED and number_blocked >= _count_segments(session, study_id) // SEGMENTS_PER_PARKED:
         waiting.append(exists().where(AttemptRow.trial_id == Trials.trial_id))
     return [*waiting, Trials.trial_id.not_in(blocked)]
 
 
-def _list_blocked(session: Session, study_id: int) -> Sequence[int]:
-    """List the waiting trials whose next segment a live worker is training.
+def _blocked(study_id: int) -> Select[Any]:
+    """Select the waiting trials whose next segment a live worker is training.
 
-    They are looked for from the few rows that say so: a study may have thousands of waiting trials.
+    They are looked for from the few rows that say so, as a study may have thousands of waiting trials; and in the
+    statement that chooses a trial, as others park trials meanwhile.
     """
-    found = session.scalars(
+    return (
         select(ParkedRow.trial_id)
         .join(Trials, Trials.trial_id == ParkedRow.trial_id)
         .join(SegmentRow, SegmentRow.segment == ParkedRow.segment)
@@ -450,7 +452,6 @@ def _list_blocked(session: Session, study_id: int) -> Sequence[int]:
         .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
         .where(*_live(), AttemptRow.iteration < ParkedRow.end)
     )
-    return found.all()
 
 
 def _count_segments(session: Session, study_id: int) -> int:
