@@ -13,51 +13,41 @@ storage, so a counter that the processes share gives them out.
     python benchmarks/storage_load.py --rounds 8 32 128 --trials-each 2  # both, at several numbers of running trials
     python benchmarks/storage_load.py --rounds 128 --trials-each 2 --epoch-s 1 --only hpo
 
-Counted are SQL statements as SQLAlchemy sends them (begin and commit not among them), the processor time of the workers
-(user and system), and that of all processes of the server, from /proc. Times are wall times in the worker; with more
-busy workers than cores they are mostly waiting for a core, which is why processor time stands beside them.
+`fleet.py` says what is counted. Times are wall times in the worker; with more busy workers than cores they are mostly
+waiting for a core, which is why processor time stands beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from uuid import uuid4
 
 import optuna
 import torch
+from fleet import Tally, opened_server, patched, server_cpu_s, start_fleet, timing
 from optuna.trial import TrialState
-from sqlalchemy import event
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from conftest import PostgreSQL, serving_postgresql  # noqa: E402 - the tests' server is the benchmark's
-from hpo import queue, worker  # noqa: E402
-from hpo import study as studies  # noqa: E402
-from hpo.objective import Supervisor, Task  # noqa: E402
-from hpo.patience import Patience  # noqa: E402
-from hpo.queue import Outcome  # noqa: E402
-from hpo.schedule import REPORTS, CurvePoint, rungs  # noqa: E402
-from hpo.search import SearchStorage  # noqa: E402
-from hpo.settings import StudySettings  # noqa: E402
-from hpo.space import load_space  # noqa: E402
-from hpo.storage import Storage, open_storage  # noqa: E402
+from hpo import queue, worker
+from hpo import study as studies
+from hpo.objective import Supervisor, Task
+from hpo.patience import Patience
+from hpo.queue import Outcome
+from hpo.schedule import REPORTS, CurvePoint, rungs
+from hpo.search import SearchStorage
+from hpo.settings import StudySettings
+from hpo.space import load_space
+from hpo.storage import Storage, open_storage
 
 SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),
@@ -71,57 +61,7 @@ SETTINGS = StudySettings(
     align="phase",
 )
 PHASES = ("claim", "sample", "report", "prune", "finish", "trial")
-START_S = 300.0
 MAX_CONNECTIONS = 600  # Optuna's own pool keeps several a worker
-
-
-@dataclass
-class Tally:
-    """Collect what one worker process measures."""
-
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    statements: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    errors: int = 0
-    cpu_s: float = 0.0
-    phase: str = "trial"
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add a stretch of time, and the statements within, to a phase."""
-        outer, self.phase = self.phase, phase
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase].append(time.perf_counter() - started)
-            self.phase = outer
-
-    def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Time every call of a function."""
-
-        @wraps(function)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            with self.timed(phase):
-                return function(*arguments, **options)
-
-        return timed
-
-    def count(self, *_: Any) -> None:
-        """Count a statement; SQLAlchemy calls it before it sends one."""
-        self.statements[self.phase] += 1
-
-
-class Warnings(logging.Handler):
-    """Count warnings and errors, which are what a worker makes of a fault."""
-
-    def __init__(self, tally: Tally) -> None:
-        super().__init__(logging.WARNING)
-        self._tally = tally
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count a record, and show it."""
-        self._tally.errors += 1
-        print(record.getMessage(), file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,20 +107,18 @@ def work_ours(plan: Plan, storage: Storage, tally: Tally) -> None:
         return Outcome(state="complete", value=value, attrs=attrs)
 
     found = studies.load(storage, plan.name)
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(worker, "run_trial", train))
-        stack.enter_context(patch.object(worker, "_load_checked", lambda *_: torch.zeros(1)))
-        for owner, name, phase in (
-            (queue, "claim", "claim"),
-            (worker.TrialSupervisor, "finish", "finish"),
-            (worker.TrialSupervisor, "sample", "sample"),
-            (worker, "train_attempt", "trial"),
-        ):
-            stack.enter_context(patch.object(owner, name, tally.wrap(phase, getattr(owner, name))))
+    calls = [
+        (queue, "claim", "claim"),
+        (worker.TrialSupervisor, "finish", "finish"),
+        (worker.TrialSupervisor, "sample", "sample"),
+        (worker, "train_attempt", "trial"),
+    ]
+    stubs = {(worker, "run_trial"): train, (worker, "_load_checked"): lambda *_: torch.zeros(1)}
+    with patched(stubs | dict(timing(tally, calls))):
         worker.work(found, device=torch.device("cpu"), data_dir=Path(), stop=worker.StopSignal())
 
 
-def work_optuna(plan: Plan, storage: Storage, tally: Tally, next_trial: Callable[[], bool]) -> None:
+def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, tally: Tally) -> None:
     """Be the loop of Optuna's manual."""
     settings = plan.settings
     own_seed = os.getpid()
@@ -208,35 +146,6 @@ def work_optuna(plan: Plan, storage: Storage, tally: Tally, next_trial: Callable
                 study.tell(trial, value)
 
 
-def be_worker(plan: Plan, barrier: Any, taken: Any, results: Any) -> None:
-    """Work as one process, and send the tally."""
-    tally = Tally()
-    logging.getLogger("hpo").addHandler(Warnings(tally))
-
-    def next_trial() -> bool:
-        with taken.get_lock():
-            taken.value += 1
-            return bool(taken.value <= plan.trials)
-
-    before = 0.0
-    try:
-        try:
-            storage = open_plain(plan.url) if plan.kind == "optuna" else open_storage(plan.url)
-        finally:
-            barrier.wait(START_S)
-        event.listen(storage.engine, "before_cursor_execute", tally.count)
-        before = time.process_time()
-        if plan.kind == "hpo":
-            work_ours(plan, storage, tally)
-        else:
-            work_optuna(plan, storage, tally, next_trial)
-    except Exception as error:  # noqa: BLE001 - counted, shown and part of the result
-        tally.errors += 1
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    tally.cpu_s = time.process_time() - before
-    results.put((dict(tally.seconds), dict(tally.statements), tally.errors, tally.cpu_s))
-
-
 def open_plain(url: str) -> Storage:
     """Open the storage as `optuna.load_study` would, with Optuna's own cache and pool."""
     backend = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
@@ -252,19 +161,22 @@ def open_plain(url: str) -> Storage:
 
 def run(plan: Plan, server: int | None) -> dict[str, Any]:
     """Run a study to its end, and describe what it cost."""
-    context = multiprocessing.get_context("fork")
-    barrier, taken, results = context.Barrier(plan.workers + 1), context.Value("i", 0), context.Queue()
     create(plan)
-    processes = [context.Process(target=be_worker, args=(plan, barrier, taken, results)) for _ in range(plan.workers)]
-    for process in processes:
-        process.start()
-    barrier.wait(START_S)
+    taken = multiprocessing.get_context("fork").Value("i", 0)
+
+    def next_trial() -> bool:
+        with taken.get_lock():
+            taken.value += 1
+            return bool(taken.value <= plan.trials)
+
+    if plan.kind == "hpo":
+        fleet = start_fleet(plan.workers, plan.url, partial(work_ours, plan))
+    else:
+        fleet = start_fleet(plan.workers, plan.url, partial(work_optuna, plan, next_trial), open_plain)
     server_before, started = server_cpu_s(server), time.perf_counter()
-    tallies = [results.get() for _ in processes]
+    tallies = fleet.collect()
     wall_s = time.perf_counter() - started
     server_s = server_cpu_s(server) - server_before if server else None
-    for process in processes:
-        process.join()
     return describe(plan, tallies, wall_s, server_s) | {"states": states(plan)}
 
 
@@ -288,17 +200,18 @@ def states(plan: Plan) -> dict[str, int]:
     return {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
 
 
-def describe(plan: Plan, tallies: list[Any], wall_s: float, server_s: float | None) -> dict[str, Any]:
+def describe(plan: Plan, tallies: list[Tally], wall_s: float, server_s: float | None) -> dict[str, Any]:
     """Sum up the tallies of all workers, a trial."""
-    seconds = {phase: [s for tally in tallies for s in tally[0].get(phase, [])] for phase in PHASES}
+    seconds = {phase: [span.seconds for tally in tallies for span in tally.spans[phase]] for phase in PHASES}
     done = len(seconds["finish"])
-    statements = {phase: sum(tally[1].get(phase, 0) for tally in tallies) for phase in PHASES}
-    client_s = sum(tally[3] for tally in tallies)
+    sent = [(phase, count) for tally in tallies for (phase, _), count in tally.statements.items()]
+    statements = {phase: sum(count for found, count in sent if found == phase) for phase in PHASES}
+    client_s = sum(tally.cpu_s for tally in tallies)
     return {
         "kind": plan.kind,
         "workers": plan.workers,
         "trials": done,
-        "errors": sum(tally[2] for tally in tallies),
+        "errors": sum(tally.errors for tally in tallies),
         "wall_s": wall_s,
         "worker_cpu_s_a_trial": client_s / done,
         "server_cpu_s_a_trial": None if server_s is None else server_s / done,
@@ -316,36 +229,6 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
         "p99": 1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
         "n": len(ordered),
     }
-
-
-def server_cpu_s(postmaster: int | None) -> float:
-    """Sum the processor time of the server's processes, those that have ended included."""
-    if postmaster is None:
-        return 0.0
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile, and its parent has its time
-            continue
-        pid, parent = int(stat.parent.name), int(fields[1])
-        if pid == postmaster:
-            ticks += sum(int(field) for field in fields[11:15])
-        elif parent == postmaster:
-            ticks += sum(int(field) for field in fields[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def postmaster_of(port: int) -> int:
-    """Find the server's first process by its port."""
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = command.read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if words[0].endswith(b"postgres") and b"-p" in words and str(port).encode() in words:
-            return int(command.parent.name)
-    raise LookupError(f"no postgres serves port {port}")
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -398,23 +281,12 @@ def plans(arguments: argparse.Namespace, url: str) -> Iterator[Plan]:
             )
 
 
-@contextmanager
-def opened_server(url: str | None) -> Iterator[tuple[str, int | None]]:
-    """Give the URL of a database, and the first process of its server where that is ours."""
-    if url is not None:
-        yield url, None
-        return
-    with serving_postgresql(MAX_CONNECTIONS) as server:
-        assert isinstance(server, PostgreSQL)
-        yield server.make_database(), postmaster_of(server.port)
-
-
 def main() -> None:
     """Run what the command line asks for."""
     arguments = parse_arguments()
     versions = f"Python {platform.python_version()}, Optuna {optuna.__version__}"
     print(f"{versions}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
-    with opened_server(arguments.storage) as (url, server):
+    with opened_server(arguments.storage, max_connections=MAX_CONNECTIONS) as (url, server):
         found = []
         for plan in plans(arguments, url):
             found.append(run(plan, server))

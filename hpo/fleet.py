@@ -20,11 +20,11 @@ from hpo.settings import DatasetName
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.worker import (
-    IDLE_POLL_S,
-    QUIET_POLL_S,
     Equipment,
+    Idleness,
     Presence,
     StopSignal,
+    beat_s,
     on_duty,
     prepare_torch,
     require_hope,
@@ -110,7 +110,7 @@ class Fleet:
         prepare_torch()
         worker, lease_s = worker_id(self.device), self.equipment.lease_s
         presence = Presence(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
-        finished = 0
+        finished, idleness = 0, Idleness(beat_s(lease_s))
         with on_duty(stop, presence):
             while not stop:
                 presence.show()
@@ -121,7 +121,9 @@ class Fleet:
                 ended = self._serve_first(order, presence, stop)
                 finished += ended == "finished"
                 if ended == "nothing":
-                    stop.wait(IDLE_POLL_S if order else QUIET_POLL_S)
+                    idleness.wait(stop)
+                else:
+                    idleness.end()
         return finished
 
     def _serve_first(self, order: Iterable[Standing], presence: Presence, stop: StopSignal) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.notes import note_attrs
@@ -30,8 +30,10 @@ LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
-MAX_PARKED = 2
-"""How many trials may wait for segments that others train before no new trial is begun."""
+MIN_PARKED = 2
+SEGMENTS_PER_PARKED = 2
+"""For so many segments that are being trained one trial may wait for one of them, and `MIN_PARKED` in any case, before
+no new trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -202,12 +204,12 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        state, blocked = _lock_state(session, study_id)
+        state, number_blocked = _lock_state(session, study_id)
         if state != "running":
             return None
         found = session.execute(
             select(Trials.trial_id, Trials.number)
-            .where(*_claimable(study_id, blocked))
+            .where(*_claimable(session, study_id, number_blocked))
             .order_by(Trials.number)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -443,37 +445,55 @@ def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
 
     Whoever changes the state waits for the claims that are under way, and those that come later see the change.
     """
-    number_blocked = select(func.count()).select_from(Trials).where(*_waiting(study_id), _blocked()).scalar_subquery()
+    number_blocked = select(func.count()).select_from(_blocked(study_id).subquery()).scalar_subquery()
     query = select(StudyRow.state, number_blocked).where(StudyRow.study_id == study_id)
     row = session.execute(query.with_for_update(read=True, of=StudyRow)).first()
     return ("running", 0) if row is None else (row[0], row[1])  # Optuna's dashboard renames a study by copying it
 
 
-def _claimable(study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
+def _claimable(session: Session, study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
     """List the conditions on a trial that may be given out now.
 
     One that waits for another's segment is passed over while that is being trained. When several wait, no new trial is
     begun: its parameters would be sampled without what those will teach.
     """
-    begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)] if number_blocked >= MAX_PARKED else []
-    return [*_waiting(study_id), *begun, ~_blocked()]
+    begun = []
+    if number_blocked >= MIN_PARKED and number_blocked >= _count_segments(session, study_id) // SEGMENTS_PER_PARKED:
+        begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)]
+    waiting = (Trials.study_id == study_id, Trials.state == TrialState.WAITING)
+    return [*waiting, *begun, Trials.trial_id.not_in(_blocked(study_id))]
 
 
-def _waiting(study_id: int) -> list[ColumnElement[bool]]:
-    return [Trials.study_id == study_id, Trials.state == TrialState.WAITING]
+def _blocked(study_id: int) -> Select[Any]:
+    """Select the waiting trials whose next segment a live worker is training.
 
-
-def _blocked() -> ColumnElement[bool]:
-    """Tell whether a trial waits for a segment that a live worker trains now."""
-    holder = aliased(AttemptRow)
-    return exists().where(
-        ParkedRow.trial_id == Trials.trial_id,
-        SegmentRow.segment == ParkedRow.segment,
-        holder.attempt_id == SegmentRow.attempt_id,
-        holder.ended_s.is_(None),
-        holder.lease_until_s >= now_s(),
-        holder.iteration < ParkedRow.end,
+    They are looked for from the few rows that say so, as a study may have thousands of waiting trials; and in the
+    statement that chooses a trial, as others park trials meanwhile.
+    """
+    return (
+        select(ParkedRow.trial_id)
+        .join(Trials, Trials.trial_id == ParkedRow.trial_id)
+        .join(SegmentRow, SegmentRow.segment == ParkedRow.segment)
+        .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
+        .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
+        .where(*_live(), AttemptRow.iteration < ParkedRow.end)
     )
+
+
+def _count_segments(session: Session, study_id: int) -> int:
+    """Count the segments that live workers train."""
+    trained = (
+        select(func.count())
+        .select_from(SegmentRow)
+        .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
+        .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+    )
+    return session.scalar(trained.where(Trials.study_id == study_id, *_live())) or 0
+
+
+def _live() -> tuple[ColumnElement[bool], ...]:
+    """List the conditions on an attempt that holds its trial."""
+    return AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s >= now_s()
 
 
 def _lock_study(session: Session, study_id: int) -> None:

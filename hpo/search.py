@@ -8,21 +8,34 @@ change the trial that is being retried in its place, and one that dies between t
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping
+import json
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from threading import Lock
 from typing import Any
 
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb.models import (
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from hpo.patience import Patience, patient
 
+NOTES = TrialSystemAttributeModel
+"""Where samplers and pruners write what they want to remember."""
+
+READ_AT_ONCE = 1_000
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -69,6 +82,7 @@ class SearchStorage(_CachedStorage):
         self._attrs: dict[int, dict[str, Any]] = {}
         self._study_ids: dict[str, int] = {}
         self._finished: dict[int, Finished] = {}
+        self._running: dict[int, dict[Any, FrozenTrial]] = {}
         self._reading = Lock()
 
     def get_study_id_from_name(self, study_name: str) -> int:
@@ -84,7 +98,7 @@ class SearchStorage(_CachedStorage):
         """List the finished and the running trials of certain states, in the order of their numbers."""
         by_id: dict[int, FrozenTrial] = {}
         if states is None or TrialState.RUNNING in states:
-            by_id = _by_id(self._backend._get_trials(study_id, (TrialState.RUNNING,), set(), -1))
+            by_id = self._read_running(study_id)
         by_id |= self._read_finished(study_id)
         found = [trial for trial in by_id.values() if states is None or trial.state in states]
         found.sort(key=lambda trial: trial.number)
@@ -108,13 +122,29 @@ class SearchStorage(_CachedStorage):
         """Give what is to be written for a trial, and forget it."""
         return Draft(params=self._params.pop(trial_id, {}), system_attrs=self._attrs.pop(trial_id, {}))
 
+    def _read_running(self, study_id: int) -> dict[int, FrozenTrial]:
+        """Read the running trials; what one was given does not change, so of those that are known only the notes."""
+        running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING)
+        with self._reading, Session(self._backend.engine) as session:
+            begun = session.execute(select(TrialModel.trial_id, TrialModel._datetime_start_utc).where(*running)).all()
+            before = self._running.get(study_id, {})
+            known = {start.trial_id: before[start] for start in begun if start in before and before[start].params}
+            new = [start.trial_id for start in begun if start.trial_id not in known]
+            found = read_trials(session, new, with_reports=False)
+            notes = _read_attrs(session, NOTES, list(known))
+        found = {trial_id: trial for trial_id, trial in found.items() if trial.state == TrialState.RUNNING}
+        found |= {trial_id: _noted(trial, notes.get(trial_id, {})) for trial_id, trial in known.items()}
+        self._running[study_id] = {start: found[start.trial_id] for start in begun if start.trial_id in found}
+        return found
+
     def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
         with self._reading:
             known = self._finished.setdefault(study_id, Finished())
             ids, floor = self._list_finished(study_id, known.floor)
             new = ids - known.trials.keys()
             if new:
-                known.trials |= _by_id(self._backend._get_trials(study_id, FINISHED, new, max(new)))
+                with Session(self._backend.engine) as session:
+                    known.trials |= read_trials(session, sorted(new))
                 known.floor = floor
             return dict(known.trials)
 
@@ -130,5 +160,77 @@ class SearchStorage(_CachedStorage):
         return ids, max(ids) + 1 if next_floor is None else next_floor
 
 
-def _by_id(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
-    return {trial._trial_id: trial for trial in trials}
+def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: bool = True) -> dict[int, FrozenTrial]:
+    """Read what samplers and pruners look at of trials, as plain rows: Optuna's storage makes an object of each.
+
+    Args:
+        with_reports: Whether to read what was reported; nobody looks at that of another trial that still runs.
+    """
+    found: dict[int, FrozenTrial] = {}
+    for start in range(0, len(trial_ids), READ_AT_ONCE):
+        ids = trial_ids[start : start + READ_AT_ONCE]
+        params, values = _read_params(session, ids), _read_values(session, ids)
+        notes, shown = (_read_attrs(session, table, ids) for table in (NOTES, TrialUserAttributeModel))
+        reports = _read_reports(session, ids) if with_reports else {}
+        row: Any  # Optuna's models are untyped
+        for row in session.scalars(select(TrialModel).where(TrialModel.trial_id.in_(ids))):
+            given = params.get(row.trial_id, {})
+            found[row.trial_id] = FrozenTrial(
+                trial_id=row.trial_id,
+                number=row.number,
+                state=row.state,
+                value=values.get(row.trial_id),
+                datetime_start=row.datetime_start,
+                datetime_complete=row.datetime_complete,
+                params={name: distribution.to_external_repr(value) for name, (value, distribution) in given.items()},
+                distributions={name: distribution for name, (_, distribution) in given.items()},
+                user_attrs=shown.get(row.trial_id, {}),
+                system_attrs=notes.get(row.trial_id, {}),
+                intermediate_values=reports.get(row.trial_id, {}),
+            )
+    return found
+
+
+def _read_params(session: Session, ids: Sequence[int]) -> dict[int, dict[str, tuple[float, BaseDistribution]]]:
+    table = TrialParamModel
+    query = select(table.trial_id, table.param_name, table.param_value, table.distribution_json)
+    found: dict[int, dict[str, tuple[float, BaseDistribution]]] = {}
+    for trial_id, name, value, distribution in session.execute(
+        query.where(table.trial_id.in_(ids)).order_by(table.param_id)
+    ):
+        found.setdefault(trial_id, {})[name] = (value, _distribution(distribution))
+    return found
+
+
+def _read_values(session: Session, ids: Sequence[int]) -> dict[int, float]:
+    table = TrialValueModel
+    query = select(table.trial_id, table.value, table.value_type).where(table.trial_id.in_(ids))
+    return {trial_id: table.stored_repr_to_value(value, kind) for trial_id, value, kind in session.execute(query)}
+
+
+def _read_reports(session: Session, ids: Sequence[int]) -> dict[int, dict[int, float]]:
+    table = TrialIntermediateValueModel
+    query = select(table.trial_id, table.step, table.intermediate_value, table.intermediate_value_type)
+    found: dict[int, dict[int, float]] = {}
+    for trial_id, step, value, kind in session.execute(query.where(table.trial_id.in_(ids))):
+        found.setdefault(trial_id, {})[step] = table.stored_repr_to_intermediate_value(value, kind)
+    return found
+
+
+def _read_attrs(session: Session, table: Any, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    query = select(table.trial_id, table.key, table.value_json).where(table.trial_id.in_(ids))
+    found: dict[int, dict[str, Any]] = {}
+    for trial_id, key, value in session.execute(query):
+        found.setdefault(trial_id, {})[key] = json.loads(value)
+    return found
+
+
+@cache
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _noted(trial: FrozenTrial, notes: dict[str, Any]) -> FrozenTrial:
+    changed = copy.copy(trial)
+    changed.system_attrs = notes
+    return changed

@@ -604,25 +604,31 @@ def _evict(session: Session, budget_bytes: int) -> list[str]:
     over = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0) - budget_bytes
     if over <= 0:
         return []
-    needed = needed_checkpoints(session)
-    gone = []
-    for row in session.scalars(select(CheckpointRow).order_by(CheckpointRow.last_used_s)):
-        if over > 0 and row.checkpoint_id not in needed:
-            over -= row.size_bytes
-            gone.append(row.artifact_id)
+    before = func.sum(CheckpointRow.size_bytes).over(order_by=(CheckpointRow.last_used_s, CheckpointRow.checkpoint_id))
+    oldest = (
+        select(CheckpointRow.artifact_id, (before - CheckpointRow.size_bytes).label("before"))
+        .where(CheckpointRow.checkpoint_id.not_in(needed_checkpoints(session)))
+        .subquery()
+    )
+    gone = list(session.scalars(select(oldest.c.artifact_id).where(oldest.c.before < over)))
     session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(gone)))
     return gone
 
 
 def needed_checkpoints(session: Session) -> set[int]:
     """List the checkpoints that running trials go on from, and those of each study's best trial."""
-    running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None))
-    finished = session.execute(
-        select(TrialModel.study_id, TrialValueModel.value, AttemptRow.checkpoint_id)
+    has_one = AttemptRow.checkpoint_id.is_not(None)
+    running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
+    best_first = (TrialValueModel.value.desc(), TrialModel.number, AttemptRow.number.desc())
+    ranked = (
+        select(
+            AttemptRow.checkpoint_id,
+            func.row_number().over(partition_by=TrialModel.study_id, order_by=best_first).label("place"),
+        )
         .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
         .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)
-        .where(TrialModel.state == TrialState.COMPLETE, AttemptRow.checkpoint_id.is_not(None))
-        .order_by(TrialValueModel.value)
-    ).all()
-    best = {study_id: checkpoint_id for study_id, _, checkpoint_id in finished}
-    return {found for found in session.scalars(running) if found is not None} | set(best.values())
+        .where(TrialModel.state == TrialState.COMPLETE, has_one)
+        .subquery()
+    )
+    best = select(ranked.c.checkpoint_id).where(ranked.c.place == 1)
+    return {*session.scalars(running), *session.scalars(best)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import signal
 import socket
 import threading
@@ -37,7 +38,7 @@ from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 BEATS_PER_LEASE = 6
 LONGEST_BEAT_S = 10.0  # with every beat a worker learns whether its study was stopped
 IDLE_POLL_S = 0.5
-QUIET_POLL_S = 2.0  # while nothing can be had soon
+IDLE_SHARE = 0.25
 WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
 LAST_CALL_S = 3.5
 LOOK_S = 0.1
@@ -408,11 +409,13 @@ def on_duty(stop: StopSignal, presence: Presence) -> Iterator[None]:
 def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, equipment: Equipment) -> int:
     before = queue.count(study.storage, study.study_id)
     finished = 0
+    idleness = Idleness(beat_s(equipment.lease_s))
     while not stop:
         presence.show()
         queue.reap(study.storage, study.study_id)
         attempt = queue.claim(study.storage, study.study_id, presence.worker, equipment.lease_s)
         if attempt is not None:
+            idleness.end()
             ended = train_attempt(study, attempt, dataset, stop, equipment)
             finished += ended is not None
             if ended == "failed":
@@ -422,8 +425,39 @@ def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, 
         if control.is_over(state, queue.count(study.storage, study.study_id)):
             break
         # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-        stop.wait(QUIET_POLL_S if state == "paused" else IDLE_POLL_S)
+        idleness.wait(stop)
     return finished
+
+
+def idle_poll_s(idle_s: float, longest_s: float = LONGEST_BEAT_S) -> float:
+    """Say how long a worker that has been idle for so long waits at most before it asks again.
+
+    Of hundreds of workers most may be idle for a while, and a question costs the database as much as a claim. So the
+    longer it has waited, the longer a worker waits; it is idle for a quarter longer than it would have to be at most.
+    """
+    return min(longest_s, max(IDLE_POLL_S, IDLE_SHARE * idle_s))
+
+
+@dataclass
+class Idleness:
+    """Remember since when a worker has had nothing to do.
+
+    Attributes:
+        longest_s: How long it waits at most between two questions, so that it also gives its signs of life in time.
+    """
+
+    longest_s: float
+    since_s: float | None = None
+
+    def end(self) -> None:
+        """Take note that there is something to do."""
+        self.since_s = None
+
+    def wait(self, stop: StopSignal) -> None:
+        """Wait before the next question, the longer the longer nothing was there; workers do not ask in step."""
+        self.since_s = self.since_s or time.monotonic()
+        wait_s = idle_poll_s(time.monotonic() - self.since_s, self.longest_s)
+        stop.wait(wait_s * random.uniform(0.5, 1.0))
 
 
 def require_hope(study: Study, before: Counts, device: torch.device) -> None:

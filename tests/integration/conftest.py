@@ -32,12 +32,15 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start_hpo(
-            *arguments: str, url: str | None = None, program: Sequence[str] = (sys.executable, "-m", "hpo")
+            *arguments: str,
+            url: str | None = None,
+            artifacts: str | None = None,
+            program: Sequence[str] = (sys.executable, "-m", "hpo"),
         ) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [*program, *arguments],
                 cwd=tmp_path,
-                env=_environment(url or request.getfixturevalue("storage_url"), tmp_path),
+                env=_environment(url or request.getfixturevalue("storage_url"), tmp_path, artifacts),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -49,9 +52,10 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
         yield start_hpo
 
 
-def _environment(storage_url: str, folder: Path) -> Mapping[str, str]:
+def _environment(storage_url: str, folder: Path, artifacts: str | None) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
-    return kept | {"HPO_STORAGE": storage_url, "HPO_DATA": str(folder), "HPO_ARTIFACTS": str(folder / "artifacts")}
+    ours = {"HPO_STORAGE": storage_url, "HPO_DATA": str(folder), "HPO_ARTIFACTS": artifacts or f"{folder}/artifacts"}
+    return kept | ours
 
 
 def _end(process: subprocess.Popen[str]) -> None:

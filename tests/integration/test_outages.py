@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,7 @@ from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.conftest import Start
+from integration.network import connected_hosts
 from integration.proxy import Fault, proxied
 from integration.support import SETTINGS, SPACE, WORKER, complete, dump, make_study, wait_until
 
@@ -220,56 +217,15 @@ def _without_attempts(storage: Storage) -> dict[str, Any]:
     return {name: rows for name, rows in dump(storage).items() if name not in ours}
 
 
-@pytest.fixture
-def partition() -> Iterator[Partition]:
-    """Make a network of its own with one line to this machine's."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("a network namespace needs root and the program ip (Debian package iproute2)")
-    name = f"hpo{os.getpid()}"
-    made = Partition(name=name, host=f"10.213.{os.getpid() % 250}.1")
-    made.ip("netns", "add", name)
-    try:
-        made.ip("link", "add", made.outer, "type", "veth", "peer", "name", "line", "netns", name)
-        made.ip("addr", "add", f"{made.host}/30", "dev", made.outer)
-        made.ip("link", "set", made.outer, "up")
-        made.ip("-n", name, "addr", "add", f"{made.host[:-1]}2/30", "dev", "line")
-        made.ip("-n", name, "link", "set", "line", "up")
-        made.ip("-n", name, "link", "set", "lo", "up")
-        yield made
-    finally:
-        made.ip("netns", "delete", name)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Partition:
-    """Be a network namespace, and the line between it and this machine."""
-
-    name: str
-    host: str
-
-    @property
-    def outer(self) -> str:
-        return f"v{self.name}"
-
-    def ip(self, *words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(
-    url: str, opened: Open, start: Start, partition: Partition
-) -> None:
+def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, opened: Open, start: Start) -> None:
     direct = opened(url)
     made = make_study(direct, 1, LONG)
-    with proxied(url, partition.host) as (_, through):
-        worker = start(
-            *("worker", "--storage-timeout", "12"),
-            url=through,
-            program=("ip", "netns", "exec", partition.name, sys.executable, "-m", "hpo"),
-        )
+    with connected_hosts(1) as [host], proxied(url, host.gateway) as (_, through):
+        worker = start("worker", "--storage-timeout", "12", url=through, program=host.program)
         wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
-        partition.ip("link", "set", partition.outer, "down")
+        host.disconnect()
         time.sleep(7.0)  # a call has 3 s
-        partition.ip("link", "set", partition.outer, "up")
+        host.connect()
         output = worker.communicate(timeout=START_S)
 
     assert worker.returncode == 0, output

@@ -25,10 +25,10 @@ from hpo.recipe import Recipe
 from hpo.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
 from hpo.train import Training, numerics
-from hpo.trajectory import Checkpoints, Sharing, compare_with_scratch, encode, segments
+from hpo.trajectory import Checkpoints, Segment, Sharing, compare_with_scratch, encode, segments
 
 from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
-from .support import NOTHING, WORKER
+from .support import NOTHING, SETTINGS, WORKER
 
 
 @pytest.fixture
@@ -153,6 +153,36 @@ def test_the_least_recently_used_checkpoints_go_first_but_never_the_best_trials(
     assert {row.artifact_id for row in rows} == {path.name for path in Path(artifacts.url).iterdir()}
 
 
+def test_as_many_checkpoints_go_as_have_to_and_no_more(storage: Storage, artifacts: Artifacts) -> None:
+    made = study.continue_or_create(storage, "shared", SETTINGS, 1)
+    rows = [checkpoint_row(iteration, last_used_s=100.0 - iteration) for iteration in range(1, 6)]
+    with storage.transaction() as session:
+        session.add_all(rows)
+    attempt = queue.claim(storage, made.study_id, WORKER)
+    assert attempt is not None
+    kept = Checkpoints(storage, artifacts, budget_bytes=250)
+    with storage.transaction() as session:  # the oldest is what a running trial goes on from
+        at = CheckpointRow.iteration == 5
+        needed = session.scalars(select(CheckpointRow.checkpoint_id).where(at)).one()
+        session.execute(update(AttemptRow).values(checkpoint_id=needed))
+
+    assert kept.collect_garbage() == 200
+    with storage.transaction() as session:
+        assert sorted(session.scalars(select(CheckpointRow.iteration))) == [1, 5]
+
+
+def checkpoint_row(iteration: int, last_used_s: float) -> CheckpointRow:
+    return CheckpointRow(
+        segment="s",
+        iteration=iteration,
+        curve="[]",
+        artifact_id=f"file-{iteration}",
+        size_bytes=100,
+        sha256="",
+        last_used_s=last_used_s,
+    )
+
+
 def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Checkpoints, digits: Dataset) -> None:
     storage = checkpoints.storage
     [ahead, behind] = claim(storage, 2)
@@ -199,6 +229,21 @@ def test_no_new_trial_is_begun_while_two_are_parked(checkpoints: Checkpoints, di
         queue.hand_back(storage, attempt, NOTHING, "parked")
     study_id = study.load(storage, "shared").study_id
     assert queue.claim(storage, study_id, WORKER) is None
+
+
+def test_beside_many_segments_half_as_many_trials_may_be_parked(checkpoints: Checkpoints) -> None:
+    storage = checkpoints.storage
+    attempts = claim(storage, 9)
+    trained = [Segment(key=f"segment {n}", start=0, end=12) for n in range(6)]
+    for attempt, segment in zip(attempts, trained, strict=False):
+        assert checkpoints.enter(attempt, segment)
+    study_id = study.load(storage, "shared").study_id
+    begun = []
+    for attempt in attempts[6:]:
+        assert not checkpoints.enter(attempt, trained[0])
+        queue.hand_back(storage, attempt, NOTHING, "parked")
+        begun.append(queue.claim(storage, study_id, WORKER))
+    assert [attempt and attempt.trial_number for attempt in begun] == [9, 10, None]
 
 
 def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:

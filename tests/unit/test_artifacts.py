@@ -56,6 +56,15 @@ def test_other_urls_are_refused_and_make_no_folder(tmp_path, monkeypatch, url):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_google_bucket_without_credentials_is_refused_in_one_line(tmp_path, monkeypatch):
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(BadInput, match=r"^artifacts gs://bucket: .*credentials were not found.*$"):
+        open_artifacts("gs://bucket")
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot be made: Not a directory"):

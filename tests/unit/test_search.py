@@ -6,13 +6,13 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy import event
 
 from hpo import queue
 from hpo.queue import Outcome, Progress, WorkerId
-from hpo.search import Draft
+from hpo.search import Draft, DraftParam
 from hpo.storage import open_storage
 
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
@@ -45,18 +45,28 @@ def finish(storage, attempt, state="complete", value=0.5):
     queue.finish(storage, attempt, NOTHING, Outcome(state=state, value=value, attrs={"outcome": state}))
 
 
-def count_statements(storage, call):
-    """Count the statements of a call."""
+def begin(storage, study_id, rate=0.5):
+    """Claim a trial, and give it a parameter."""
+    attempt = queue.claim(storage, study_id, WORKER)
+    if attempt is not None:
+        given = DraftParam(value=rate, distribution=distribution_to_json(FloatDistribution(0, 1)))
+        queue.write_draft(storage, attempt, NOTHING, Draft(params={"rate": given}, system_attrs={}))
+    return attempt
+
+
+def statements_of(storage, call):
+    """List the statements of a call."""
     sent = []
     event.listen(storage.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
     call()
-    return len([statement for statement in sent if not statement.startswith("BEGIN")])
+    return [statement for statement in sent if not statement.startswith("BEGIN")]
 
 
+numbers = st.integers(0, TRIALS)
 steps = st.lists(
     st.one_of(
         st.just(("claim", 0)),
-        st.tuples(st.sampled_from(["complete", "pruned", "failed", "stopped", "look"]), st.integers(0, TRIALS)),
+        st.tuples(st.sampled_from(["begin", "note", "complete", "pruned", "failed", "stopped", "look"]), numbers),
     ),
     max_size=40,
 )
@@ -71,8 +81,14 @@ def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_fo
     for what, which in drawn:
         if what == "claim":
             held += filter(None, [queue.claim(storage, study_id, WORKER)])
+        elif what == "begin":
+            held += filter(None, [begin(storage, study_id, 0.1 * which)])
         elif what == "look":
             storage.search.get_all_trials(study_id)
+        elif held and what == "note":
+            attempt = held[which % len(held)]
+            queue.record(storage, attempt, NOTHING, [], {1: 0.1 * which})
+            queue.write_draft(storage, attempt, NOTHING, Draft(params={}, system_attrs={"rung": which}))
         elif held:
             attempt = held.pop(which % len(held))
             if what == "stopped":
@@ -82,6 +98,9 @@ def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_fo
     for states in ASKED:
         theirs = storage.optuna.get_all_trials(study_id, states=states)
         shown = [trial for trial in theirs if trial.state != TrialState.WAITING]
+        for trial in shown:
+            if trial.state == TrialState.RUNNING:
+                trial.intermediate_values = {}  # nobody looks at them before the end
         assert storage.search.get_all_trials(study_id, states=states) == shown
     storage.close()
 
@@ -94,7 +113,22 @@ def test_what_has_not_changed_costs_one_query_however_many_trials_run(storage, s
     look()
     for _ in range(8):
         assert queue.claim(storage, study_id, WORKER) is not None
-    assert count_statements(storage, look) == 1
+    assert len(statements_of(storage, look)) == 1
+
+
+def test_of_running_trials_that_are_known_only_the_notes_are_read_again(storage, study_id):
+    attempts = [begin(storage, study_id) for _ in range(8)]
+    storage.search.get_all_trials(study_id, deepcopy=False)
+    queue.write_draft(storage, attempts[3], NOTHING, Draft(params={}, system_attrs={"rung": 0.25}))
+
+    def look():
+        found = storage.search.get_all_trials(study_id, deepcopy=False)
+        assert [trial.params for trial in found] == [{"rate": 0.5}] * 8
+        assert [trial.number for trial in found if "rung" in trial.system_attrs] == [attempts[3].trial_number]
+
+    tables = ("trial_params", "trial_system_attributes", "trial_intermediate_values")
+    sent = " ".join(statements_of(storage, look)).split()
+    assert {table: sent.count(table) for table in tables} == dict(zip(tables, (0, 1, 0), strict=True))
 
 
 def open_trial(storage, study_id, attempt):
