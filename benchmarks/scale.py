@@ -4,9 +4,9 @@ All but training is what `hpo worker` runs: reap, claim, sample, the leases and 
 decisions, heartbeats, finish. Training is a stub that sleeps for as long as an H100-class GPU would train, and makes up
 a loss and an accuracy that follow from the learning rates so far, so that recipes with a common start have a common
 curve. Its state is a few bytes; the budget of the checkpoints is scaled down with it, so that as many fit as in
-`--checkpoint-gb` of real ones. Figures are not drawn (`--artifacts` of a worker).
+`--checkpoint-gb` of real ones. The figures of trials are not drawn.
 
-    python benchmarks/scale.py --json benchmarks/scale.json --plot docs/scale.png      # 32, 128 and 512 workers
+    python benchmarks/scale.py --json scale.json --plot docs/scale.png                 # 32, 128 and 512 workers
     python benchmarks/scale.py --workers 64 --warm-up-s 20 --window-s 40 --speed-up 4  # a quick look
 
 An epoch, 351 steps of 128 images, takes 1.9 s by default (`--epoch-s`): `benchmarks/README.md` says where that is from.
@@ -59,7 +59,7 @@ from hpo import queue, trajectory, worker
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.data import Dataset, Split
-from hpo.figures import LIGHT, drawing, to_png
+from hpo.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.patience import Patience
 from hpo.recipe import REFERENCE_ITERATIONS, Recipe
 from hpo.schedule import CurvePoint, distinct_iterations, learning_rate_runs
@@ -437,7 +437,7 @@ def plot(runs: Sequence[dict[str, Any]]) -> bytes:
         trials.plot(
             at, [r["trials_an_hour"] for r in runs], "o-", markersize=3.5, color=LIGHT["first"], label="measured"
         )
-        trials.set_yscale("log")
+        use_log_scale(trials)
         trials.set_title("Trials an hour")
         trials.legend(loc="upper left")
         load.plot(at, [r["server_cpu_s_a_second"] for r in runs], "o-", markersize=3.5, color=LIGHT["first"])
