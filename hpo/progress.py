@@ -22,11 +22,14 @@ class Progress:
         self._study = study
         self._target = 0
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, transient=True, redirect_stdout=False) if self._console.is_terminal else None
+        )
         self._started = time.monotonic()
         self._finished_before: int | None = None
         self._last_line = 0.0
         self._last_finished = -1
+        self._last_note = ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -37,14 +40,17 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, counts: Counts) -> None:
-        """Show the present counts, the best trial, and on a terminal what each worker does."""
+    def update(self, counts: Counts, note: str = "") -> None:
+        """Show the counts, the best trial, a note where there is one, and on a terminal what each worker does."""
         if self._finished_before is None:
             self._finished_before = counts.finished
         now = time.monotonic()
         left = view.time_left(
             now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
         )
+        if not self._live and note and note != self._last_note:
+            self._console.print(note, soft_wrap=True)
+        self._last_note = note
         due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
         if not self._live and not due and counts.finished != counts.total:
             return
@@ -52,7 +58,7 @@ class Progress:
         if self._live:
             running = queue.list_running(self._study.storage, self._study.study_id)
             budget = self._study.settings.iterations
-            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left))
+            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left, note))
         else:
             self._console.print(view.progress_line(counts, counts.total, best, left), soft_wrap=True)
             self._last_line, self._last_finished = now, counts.finished
