@@ -113,6 +113,9 @@ def run(
         check_study_name(study)
     _check_launcher(launcher, address, gpus_per_worker, submit)
     found_space = load_space(space)
+    check_artifacts_url(artifacts)
+    stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
+    chosen = _connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()
     dataset_name, split = choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
@@ -128,9 +131,6 @@ def run(
         pruner=pruner.value,
         align=align.value,
     )
-    check_artifacts_url(artifacts)
-    stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
-    chosen = _connect(launcher, address, storage, workers, gpus_per_worker, stop)
     database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
     made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
     options = ["--data-dir", str(folder.absolute()), "--checkpoint-budget", str(checkpoint_budget)]

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,7 @@ from hpo.study import Study
 
 ALLOWED_ADDRESSES = "auto, local, or HOST:PORT of a running cluster"
 CONNECT_S = 5.0
-ROOM_S = 5.0
+ROOM_S = 10.0
 """How long an actor may take to start before people are told that it waits for room."""
 
 CALLS_AT_ONCE = 16
@@ -207,15 +207,20 @@ class RayLauncher:
         Side effects:
             May start Ray's processes. Until it is closed, stdout goes nowhere: Ray's warnings would spoil the result.
         """
+        check_share(gpus_per_worker)
+        one_file = is_one_file(storage_url)
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         check_address(address)
         with contextlib.ExitStack() as stack:
             _silence_stdout(stack)
-            logs = _init(address)
+            # Local processes of Ray end with the thread that started them, so it stays until all is closed.
+            beside = stack.enter_context(ThreadPoolExecutor(1))
+            logs = _init(address, beside)
             stack.callback(ray.shutdown)
             nodes = _list_nodes()
             shown = "local Ray" if address == "local" else f"Ray cluster {ray.get_runtime_context().gcs_address}"
-            check_storage(storage_url, nodes, shown)
+            if one_file:
+                require_one_host(nodes, shown)
             share = choose_share(nodes, gpus_per_worker, shown)
             places = workers or min(MAX_WORKERS, sum(map(share.slots, nodes)))
             return cls(shown, logs, places, share, stack.pop_all())
@@ -266,15 +271,15 @@ def check_share(gpus_per_worker: float | None) -> None:
         raise BadInput(f"--gpus-per-worker {gpus_per_worker:g}: allowed are 0, and from {MIN_SHARE} to 1")
 
 
-def check_storage(storage_url: str, nodes: Sequence[Node], cluster: str) -> None:
-    """Refuse a database that workers on other hosts could not open.
+def require_one_host(nodes: Sequence[Node], cluster: str) -> None:
+    """Refuse a cluster of hosts among which workers could not open one file.
 
     Raises:
-        BadInput: It is a file, and the cluster has several hosts, or another one than this.
+        BadInput: There are several, or another one than this.
     """
     hosts = sorted({node.host for node in nodes} | {socket.gethostname()})
     addresses = sorted({node.address for node in nodes})
-    if is_one_file(storage_url) and max(len(hosts), len(addresses)) > 1:
+    if max(len(hosts), len(addresses)) > 1:
         found = ", ".join(hosts if len(hosts) > 1 else addresses)
         raise BadInput(f"storage: SQLite serves one host, and the {cluster} has several ({found}); give a PostgreSQL")
 
@@ -301,23 +306,20 @@ def last_line(text: str) -> str:
     return lines[-1][:200] if lines else "no reason given"
 
 
-def _init(address: str) -> str:
-    """Connect, and give the folder of Ray's logs.
+def _init(address: str, beside: Executor) -> str:
+    """Connect in another thread, and give the folder of Ray's logs.
 
-    Ray catches SIGTERM to end with a code of its own; here it is caught as everywhere else.
+    In the main thread, Ray would take SIGTERM for itself, and let no signal through while it tries to connect.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cores = len(os.sched_getaffinity(0))
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    handler = signal.getsignal(signal.SIGTERM)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR} | (local if address == "local" else {})
     try:
-        options = local if address == "local" else {}
-        context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        context: Any = beside.submit(ray.init, address, **options).result()
     except (RayError, RuntimeError, OSError, ValueError) as error:
         what = "a local Ray could not be started" if address == "local" else f"Ray cluster {address}"
         raise ClusterUnavailable(f"{what}: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)
     return f"{context.address_info['session_dir']}/logs"
 
 
