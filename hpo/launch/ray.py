@@ -296,7 +296,7 @@ def choose_share(nodes: Sequence[Node], gpus_per_worker: float | None, cluster: 
     if not any(share.slots(node) for node in nodes):
         wanted = f"--gpus-per-worker {gpus:g}" if gpus else "a CPU for each worker"
         total = f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs"
-        raise BadInput(f"{wanted}: the {cluster} has no room for that; it has {total} on {len(nodes)} nodes")
+        raise BadInput(f"{wanted}: the {cluster} has no room for that; it has {total} in all")
     return share
 
 
