@@ -34,12 +34,6 @@ from integration.support import (
     without_checkpoints,
 )
 
-# What Ray warns of where pytest makes errors of warnings: its own use of things that are to go.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
-
 Open = Callable[..., Storage]
 FINISH_S = 200.0
 END_S = 5.0
@@ -68,7 +62,9 @@ def head() -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
+    handler = signal.getsignal(signal.SIGTERM)
     made = Cluster(initialize_head=True, head_node_args=STORE | {"num_cpus": 0, "_system_config": HEALTH})
+    signal.signal(signal.SIGTERM, handler)  # Ray took it
     try:
         yield made
     finally:
@@ -162,7 +158,7 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     cluster: Any, storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     struck = cluster.add_node(num_cpus=1, **STORE)
-    driver = start(*on(cluster, 6, 128, "--gpus-per-worker", "0", "--lease", "2", "--json"))
+    driver = start(*on(cluster, 4, 96, "--gpus-per-worker", "0", "--lease", "2", "--json"))
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made, workers=2)
     raylet = struck.all_processes["raylet"][0].process.pid
@@ -179,8 +175,8 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     assert driver.returncode == 0, err
     assert "is gone; its worker starts wherever there is room" in err
     trials = json.loads(out)["trials"]
-    assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (6, 6)
-    assert [trial.number for trial in made.trials()] == list(range(6))
+    assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (4, 4)
+    assert [trial.number for trial in made.trials()] == list(range(4))
     assert queue.list_running(made.storage, made.study_id) == []
     attempts = sorted(dump(made.storage)["hpo_attempts"])
     [lost] = [row for row in attempts if row[9] == "lapsed"]
@@ -194,7 +190,7 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
 def test_a_worker_that_ray_believes_dead_changes_nothing_of_its_trials_retry(
     cluster: Any, storage_url: str, storage: Storage, opened: Open, start: Start
 ) -> None:
-    driver = start(*on(cluster, 1, 256, "--workers", "1", "--gpus-per-worker", "0", "--lease", "2", "--json"))
+    driver = start(*on(cluster, 1, 128, "--workers", "1", "--gpus-per-worker", "0", "--lease", "2", "--json"))
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made)
     [sleeper] = pids(made)
@@ -243,7 +239,7 @@ def _require_end(driver: Any, number: signal.Signals, code: int, word: str, pid:
 def test_an_interrupt_ends_a_local_ray_with_its_workers_and_the_same_command_continues(
     storage_url: str, opened: Open, start: Start
 ) -> None:
-    command = (*RUN, "--workers", "1", "--trials", "1", "--iterations", "512", "--json")
+    command = (*RUN, "--workers", "1", "--trials", "1", "--iterations", "192", "--json")
     driver = start(*command)
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made)
@@ -259,4 +255,4 @@ def test_an_interrupt_ends_a_local_ray_with_its_workers_and_the_same_command_con
     assert again.returncode == 0, err
     assert json.loads(out)["trials"]["complete"] == 1
     assert outcomes(made.storage) == ["stopped", "complete"]
-    assert study.status(made)["iterations_spent"]["trained"] == 512
+    assert study.status(made)["iterations_spent"]["trained"] == 192
