@@ -341,7 +341,10 @@ def _list_nodes() -> list[Node]:
 
 
 def _live_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    try:
+        return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    except RayError as error:
+        raise ClusterUnavailable(f"the Ray cluster does not answer: {last_line(str(error))}") from error
 
 
 def _is_ready(reference: Any) -> bool:
