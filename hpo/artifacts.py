@@ -151,6 +151,11 @@ def check_artifacts_url(url: str) -> None:
         raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
 
 
+def absolute_artifacts(url: str) -> str:
+    """Give the URL of the same store for a process that works in another folder."""
+    return url if "://" in url else str(Path(url).absolute())
+
+
 def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
     """Open an artifact store by URL.
 

@@ -8,6 +8,7 @@ HpoError                    exit code 1
 │   └── DataDamaged         a data set that is there but not whole
 ├── DataUnavailable         a data set that is neither here nor to be fetched
 ├── StorageUnavailable      exit code 3: the database did not answer
+├── ClusterUnavailable      no Ray cluster could be reached or started
 ├── StudyFailed             every trial of the study fails
 ├── StillRunning            a study that did not stop in time
 ├── DeviceLost              a device that computes nothing any more
@@ -51,6 +52,10 @@ class StorageUnavailable(HpoError):
     """Say that the database could not be reached, without its password."""
 
     exit_code = 3
+
+
+class ClusterUnavailable(HpoError):
+    """Say why a Ray cluster could be neither reached nor started."""
 
 
 class StudyFailed(HpoError):

@@ -22,11 +22,14 @@ class Progress:
         self._study = study
         self._target = 0
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, transient=True, redirect_stdout=False) if self._console.is_terminal else None
+        )
         self._started = time.monotonic()
         self._finished_before: int | None = None
         self._last_line = 0.0
         self._last_finished = -1
+        self._last_note = ""
         self._last_state = "running"
 
     def __enter__(self) -> Self:
@@ -38,11 +41,12 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, counts: Counts, state: str) -> None:
-        """Show the present counts, the best trial, and on a terminal what each worker does.
+    def update(self, counts: Counts, state: str, note: str = "") -> None:
+        """Show the counts, the best trial, and on a terminal what each worker does.
 
         Args:
             state: How the study stands, in a word.
+            note: What people should know beside it.
         """
         if self._finished_before is None:
             self._finished_before = counts.finished
@@ -50,6 +54,9 @@ class Progress:
         left = view.time_left(
             now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
         )
+        if not self._live and note and note != self._last_note:
+            self._console.print(note, soft_wrap=True)
+        self._last_note = note
         due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
         due |= state not in (self._last_state, "done")
         if not self._live and not due and counts.finished != counts.total:
@@ -58,7 +65,8 @@ class Progress:
         if self._live:
             running = queue.list_running(self._study.storage, self._study.study_id)
             budget = self._study.settings.iterations
-            self._live.update(view.progress(self._study.name, counts, counts.total, best, running, budget, left, state))
+            shown = view.progress(self._study.name, counts, counts.total, best, running, budget, left, state, note)
+            self._live.update(shown)
         else:
             self._console.print(view.progress_line(counts, counts.total, best, left, state), soft_wrap=True)
             self._last_line, self._last_finished, self._last_state = now, counts.finished, state

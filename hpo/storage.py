@@ -321,6 +321,23 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
+def is_one_file(url: str) -> bool:
+    """Tell whether a storage is a file of this machine.
+
+    Raises:
+        BadInput: It is no URL of an SQLite file or a PostgreSQL database.
+    """
+    return parse_url(url).get_backend_name() == "sqlite"
+
+
+def absolute_url(url: str) -> str:
+    """Give the URL of the same database for a process that works in another folder."""
+    if not is_one_file(url):
+        return url
+    parsed = parse_url(url)
+    return parsed.set(database=str(Path(str(parsed.database)).absolute())).render_as_string(hide_password=False)
+
+
 def _check_sqlite_file(path: Path, access: str) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")

@@ -60,6 +60,7 @@ def progress(
     budget: int,
     left_s: float | None,
     state: str = "running",
+    note: str = "",
 ) -> RenderableType:
     """Draw the live view of a study: what is finished, the best so far, and what each worker does."""
     headline = Text(f"{name}  ", style="bold")
@@ -71,7 +72,7 @@ def progress(
     for row in running:
         at = f"{row.iteration} / {budget}"
         table.add_row(row.worker, row.device, str(row.trial_number), at, accuracy(row.val_accuracy))
-    return Group(headline, f"{summary}, time left {duration(left_s)}", table)
+    return Group(headline, f"{summary}, time left {duration(left_s)}", *([note] if note else []), table)
 
 
 def progress_line(

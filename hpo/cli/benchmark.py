@@ -69,7 +69,8 @@ def benchmark(
     from hpo import benchmark as benchmarks
     from hpo import view
     from hpo.artifacts import check_artifacts_url
-    from hpo.launch.local import DRIVER_LAST_CALL_S
+    from hpo.launch.local import LocalLauncher
+    from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.patience import Patience
     from hpo.storage import open_storage
     from hpo.worker import StopSignal
@@ -91,7 +92,7 @@ def benchmark(
     options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
     options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
     options += [] if reuse else ["--no-reuse"]
-    drive(made, workers, timeout, options, {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}, stop)
+    drive(made, LocalLauncher(workers), timeout, options, {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}, stop)
     found = benchmarks.result(made)
     if json_output:
         print_json(benchmarks.to_dict(found))

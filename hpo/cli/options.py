@@ -60,6 +60,13 @@ class PrecisionChoice(StrEnum):
     bf16 = "bf16"
 
 
+class LauncherChoice(StrEnum):
+    """Be where workers are started."""
+
+    local = "local"
+    ray = "ray"
+
+
 class HeadChoice(StrEnum):
     """Be a head of the network."""
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from hpo.cli.options import (
     DataOption,
     DatasetChoice,
     JsonOption,
+    LauncherChoice,
     LeaseOption,
     PrecisionChoice,
     PrunerChoice,
@@ -50,6 +51,7 @@ from hpo.settings import (
 if TYPE_CHECKING:
     from torch import device
 
+    from hpo.launch.supervise import Launcher
     from hpo.progress import Progress
     from hpo.queue import Counts
     from hpo.storage import Storage
@@ -71,6 +73,15 @@ def run(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes. [one per GPU, or per core]")] = None,
+    launcher: Annotated[
+        LauncherChoice, typer.Option(help="Where workers are: on this machine, or on a Ray cluster.")
+    ] = (LauncherChoice.local),
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: HOST:PORT, auto or local. [RAY_ADDRESS, else local]")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With Ray: a GPU, a part of one, or 0. [1 where there are GPUs]")
+    ] = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice.tpe,
     pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.asha,
     align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
@@ -95,17 +106,21 @@ def run(
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
-    from hpo.artifacts import check_artifacts_url
-    from hpo.launch.local import DRIVER_LAST_CALL_S
+    from hpo.artifacts import absolute_artifacts, check_artifacts_url
+    from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.notes import study_note
     from hpo.patience import Patience
     from hpo.space import load_space
-    from hpo.storage import open_storage
+    from hpo.storage import absolute_url, open_storage
     from hpo.worker import StopSignal
 
     if study is not None:
         check_study_name(study)
+    _check_launcher(launcher, address, gpus_per_worker, submit)
     found_space = load_space(space)
+    check_artifacts_url(artifacts)
+    stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
+    chosen = _connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()
     dataset_name, split = choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
@@ -121,19 +136,17 @@ def run(
         pruner=pruner.value,
         align=align.value,
     )
-    check_artifacts_url(artifacts)
-    stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
     made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
-    options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
+    options = ["--data-dir", str(folder.absolute()), "--checkpoint-budget", str(checkpoint_budget)]
     options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
     options += [] if reuse else ["--no-reuse"]
-    environment = {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}
+    environment = {"HPO_STORAGE": absolute_url(storage), "HPO_ARTIFACTS": absolute_artifacts(artifacts)}
     if submit:
         say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
     else:
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
-            drive(made, workers, timeout, options, environment, stop)
+            drive(made, chosen, timeout, options, environment, stop)
     found = studies.status(made)
     if json_output:
         print_json(found)
@@ -160,7 +173,7 @@ def worker(
 ) -> None:
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo.artifacts import open_artifacts
-    from hpo.launch.local import DRIVER_ENV
+    from hpo.launch.process import DRIVER_ENV
     from hpo.patience import Patience
     from hpo.storage import open_storage
     from hpo.trajectory import Checkpoints
@@ -284,36 +297,57 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
         yield
 
 
+def _check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worker: float | None, submit: bool) -> None:
+    if launcher == LauncherChoice.ray:
+        if submit:
+            raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
+        return
+    for option, value in (("--address", address), ("--gpus-per-worker", gpus_per_worker)):
+        if value is not None:
+            raise BadInput(f"{option} {value}: allowed only with --launcher ray")
+
+
+def _connect(
+    launcher: LauncherChoice,
+    address: str | None,
+    storage: str,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    stop: StopSignal,
+) -> Launcher:
+    """Find out where workers can run, which may take a while on a cluster."""
+    if launcher == LauncherChoice.local:
+        from hpo.launch.local import LocalLauncher
+
+        return LocalLauncher(workers)
+    try:
+        from hpo.launch.ray import RayLauncher
+    except ModuleNotFoundError as error:
+        raise BadInput(f"--launcher ray: needs `pip install hpo[ray]` ({error})") from error
+    with stop.installed():
+        found = RayLauncher.connect(address, storage, workers, gpus_per_worker)
+        if stop:
+            found.close()
+    exit_if_stopped(stop)
+    return found
+
+
 def drive(
     study: Study,
-    workers: int | None,
+    launcher: Launcher,
     timeout_s: float | None,
     options: list[str],
     environment: dict[str, str],
     stop: StopSignal,
 ) -> None:
-    """Train a study's trials with workers on this machine until none is left, and show how it goes on.
+    """Train a study's trials until none is left, and show how it goes on.
 
     Raises:
         StudyFailed: A worker kept dying.
         typer.Exit: A signal ended it.
     """
-    import torch
-
-    from hpo import queue
-    from hpo.launch.local import LocalWorkers, choose_devices
-    from hpo.progress import Progress
-
-    counts = queue.count(study.storage, study.study_id)
-    if counts.waiting + counts.running == 0:
-        return
-    devices = choose_devices(workers, torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
-    log_path = Path(f"{study.name}.log").absolute()
-    launcher = LocalWorkers(study=study, devices=devices, options=options, environment=environment, log_path=log_path)
-    say(f"study {study.name}: {len(devices)} workers ({', '.join(devices)}), their log is {log_path}")
-    stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with stop.installed(), Progress(study) as shown:
-        launcher.run(stop, lambda counts: _look(study, counts, shown, stop))
+    with stop.installed(), closing(launcher):
+        _train(study, launcher, timeout_s, options, environment, stop)
     if stop.reason == "timed out":
         say(f"stopped after {timeout_s:g} s; the same command continues")
     if stop.reason == "stopped":
@@ -321,12 +355,33 @@ def drive(
     exit_if_stopped(stop)
 
 
-def _look(study: Study, counts: Counts, shown: Progress, stop: StopSignal) -> None:
+def _train(
+    study: Study,
+    launcher: Launcher,
+    timeout_s: float | None,
+    options: list[str],
+    environment: dict[str, str],
+    stop: StopSignal,
+) -> None:
+    from hpo import queue
+    from hpo.progress import Progress
+
+    counts = queue.count(study.storage, study.study_id)
+    if counts.waiting + counts.running == 0:
+        return
+    workers = launcher.prepare(study, ["--study", study.name, *options], environment)
+    say(f"study {study.name}: {workers.summary}")
+    stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with Progress(study) as shown:
+        workers.run(stop, lambda counts, note: _look(study, counts, note, shown, stop))
+
+
+def _look(study: Study, counts: Counts, note: str, shown: Progress, stop: StopSignal) -> None:
     """Show how a study stands, and let its driver end when somebody has stopped it."""
     from hpo import control
 
     state = control.find_state(study.storage, study.study_id)
-    shown.update(counts, control.shown_state(state, counts))
+    shown.update(counts, control.shown_state(state, counts), note)
     if control.is_over(state, counts) and counts.waiting + counts.running:
         stop.reason = stop.reason or "stopped"
 

@@ -1,133 +1,90 @@
-"""Start one worker process per device on this machine, and watch over them."""
+"""Start one worker process per device on this machine."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo import queue
-from hpo.errors import StudyFailed
-from hpo.queue import Counts
-from hpo.study import Study, is_hopeless
-from hpo.worker import LAST_CALL_S, StopSignal, worker_name
+import torch
 
-POLL_S = 0.5
-TERMINATE_S = LAST_CALL_S + 0.3
-DRIVER_LAST_CALL_S = TERMINATE_S + 0.7
-MAX_RESTARTS = 3
-"""How often a worker that died without having finished a trial is started again."""
-
-DRIVER_ENV = "HPO_DRIVER_PID"
+from hpo.launch.process import ask_to_end, await_end, start_worker
+from hpo.launch.supervise import Ended, Workers
+from hpo.study import Study
+from hpo.worker import worker_name
 
 
 @dataclass
-class LocalWorker:
-    """Be one worker process and the place it works at."""
-
-    device: str
-    process: subprocess.Popen[bytes]
-    restarts: int = 0
-
-
-@dataclass
-class LocalWorkers:
-    """Keep a worker process per place running until a study is done.
+class LocalPlace:
+    """Be a device of this machine, and the worker process that has it.
 
     Attributes:
-        devices: One name per worker, such as `cpu` or `cuda:0`.
-        options: Of `hpo worker`, the same for all.
-        environment: For the workers; the storage URL is in it, as a process list would show its password elsewhere.
-        log_path: Where the workers' output goes.
+        name: Of the device, such as `cpu` or `cuda:0`.
+        log_path: Where the worker's output goes, behind what is there.
     """
 
-    study: Study
-    devices: Sequence[str]
+    name: str
     options: Sequence[str]
     environment: Mapping[str, str]
     log_path: Path
-    _workers: list[LocalWorker] = field(default_factory=list, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
-    def run(self, stop: StopSignal, on_poll: Callable[[Counts], None]) -> None:
-        """Start the workers and wait until the study is done or `stop` says so.
+    @property
+    def worker(self) -> str:
+        """Name the last worker that was started, as its attempts do."""
+        return "" if self._process is None else worker_name(self._process.pid)
 
-        Raises:
-            StudyFailed: A worker kept dying.
+    @property
+    def output(self) -> str:
+        """Say where the last worker's output is."""
+        return str(self.log_path)
 
-        Side effects:
-            Starts processes, and ends those that are left.
-        """
-        before = queue.count(self.study.storage, self.study.study_id)
-        with self._started():
-            while not stop:
-                left = all(worker.process.poll() == 0 for worker in self._workers)
-                queue.reap(self.study.storage, self.study.study_id)
-                counts = queue.count(self.study.storage, self.study.study_id)
-                on_poll(counts)
-                if counts.waiting + counts.running == 0:
-                    return
-                if is_hopeless(counts, before):
-                    raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.log_path}")
-                if left and not stop:  # the study was stopped and resumed between two looks
-                    self._workers = [LocalWorker(device, self._spawn(device)) for device in self.devices]
-                self._restart_dead()
-                time.sleep(POLL_S)
-
-    @contextmanager
-    def _started(self) -> Iterator[None]:
-        try:
-            self._workers = [LocalWorker(device, self._spawn(device)) for device in self.devices]
-            yield
-        finally:
-            self._end_all()
-
-    def _spawn(self, device: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "hpo", "worker", "--study", self.study.name, "--device", device]
-        command += self.options
-        environment = os.environ | dict(self.environment) | {DRIVER_ENV: str(os.getpid())}
+    def start(self) -> None:
+        """Start a worker process."""
         with self.log_path.open("ab") as log:
-            # A session of its own, so that Ctrl-C reaches the driver alone, which then ends the workers in order.
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = start_worker([*self.options, "--device", self.name], self.environment, log)
 
-    def _restart_dead(self) -> None:
-        for worker in self._workers:
-            code = worker.process.poll()
-            if code in (None, 0):
-                continue
-            if queue.has_finished_one(self.study.storage, self.study.study_id, worker_name(worker.process.pid)):
-                worker.restarts = 0
-            if worker.restarts == MAX_RESTARTS:
-                raise StudyFailed(
-                    f"the worker on {worker.device} died {MAX_RESTARTS + 1} times in a row, last with code {code}; "
-                    f"its output is in {self.log_path}"
-                )
-            worker.restarts += 1
-            worker.process = self._spawn(worker.device)
+    def waits(self) -> bool:
+        """Tell that there is always room on a machine's devices."""
+        return False
 
-    def _end_all(self) -> None:
-        for worker in self._workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + TERMINATE_S
-        for worker in self._workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+    def poll(self) -> Ended | None:
+        """Say how the worker ended; None while it runs."""
+        code = None if self._process is None else self._process.poll()
+        return None if code is None else Ended(code == 0, f"with code {code}")
+
+    def ask_to_end(self) -> None:
+        """Let the worker hand back its trial and end, without waiting for it."""
+        if self._process is not None:
+            ask_to_end(self._process)
+
+    def end(self, limit_s: float) -> None:
+        """Wait for the worker, and kill it after `limit_s`."""
+        if self._process is not None:
+            await_end(self._process, limit_s)
+
+
+@dataclass(frozen=True)
+class LocalLauncher:
+    """Start workers on this machine: so many, or one per device."""
+
+    workers: int | None = None
+
+    def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
+        """Choose devices for workers of a study."""
+        devices = choose_devices(self.workers, torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
+        log_path = Path(f"{study.name}.log").absolute()
+        return Workers(
+            study=study,
+            places=[LocalPlace(device, options, environment, log_path) for device in devices],
+            summary=f"{len(devices)} workers ({', '.join(devices)}), their log is {log_path}",
+            output=str(log_path),
+        )
+
+    def close(self) -> None:
+        """Do nothing: processes are all there is."""
 
 
 def choose_devices(workers: int | None, gpus: int, cores: int) -> list[str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from optuna.trial import TrialState
 
 from hpo import queue, study
-from hpo.data import Dataset
+from hpo.data import Dataset, load_dataset
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome
 from hpo.recipe import Recipe
@@ -75,3 +79,20 @@ def train_and_finish(recipe: Recipe, digits: Dataset, checkpoints: Checkpoints) 
     assert isinstance(outcome, Outcome)
     queue.finish(checkpoints.storage, attempt, NOTHING, outcome)
     return outcome, watcher
+
+
+def require_undisturbed(made: study.Study, folder: Path) -> None:
+    """Train each trial's recipe alone, and see that end, value and curve are the same."""
+    torch.set_num_threads(1)  # as workers do
+    digits = load_dataset("digits", folder)
+    for trial in made.trials():
+        curve = queue.load_curve(made.storage, trial._trial_id)
+        alone = Watcher(prune_at=curve[-1].iteration if trial.state == TrialState.PRUNED else None)
+        task = Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32")
+        outcome = run_trial(task, digits, alone)
+        assert isinstance(outcome, Outcome)
+        assert (trial.user_attrs["outcome"], trial.value, curve) == (
+            outcome.attrs["outcome"],
+            outcome.value,
+            alone.curve,
+        )

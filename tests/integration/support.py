@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import MetaData, select
 
 from hpo import queue, study
+from hpo.errors import HpoError
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.settings import StudySettings
 from hpo.storage import Storage
 
+START_S = 120.0  # to import torch on a busy machine
 PROCESSES_S = 60.0  # the machine may be busy
 DIGITS_SPLIT = "0f0e738ae99df2fa73a31ad2b375d86bdf1c35183d3e625bfd18b5f805ab67a4"
 
@@ -121,3 +124,34 @@ def wait_until(holds: Callable[[], Any], limit_s: float, what: str) -> Any:
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
         time.sleep(0.05)
     return found
+
+
+def without_checkpoints(storage: Storage) -> dict[str, object]:
+    """Load all that belongs to a trial: who comes back may still have a checkpoint to add, which helps all."""
+    ours = ("hpo_checkpoints", "hpo_segments", "hpo_attempts")
+    return {name: rows for name, rows in dump(storage).items() if name not in ours}
+
+
+def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
+    """Wait until so many trials have parameters, and a measurement."""
+
+    def trains() -> bool:
+        running = queue.list_running(made.storage, made.study_id)
+        return len(running) == workers and len(dump(made.storage)["hpo_curve_points"]) >= workers
+
+    wait_until(trains, START_S, f"{workers} workers that train")
+
+
+def find_study(url: str, opened: Callable[..., Storage]) -> study.Study | None:
+    try:
+        return study.load(opened(url), "small")
+    except HpoError:  # not made yet
+        return None
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process lives; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

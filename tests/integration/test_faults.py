@@ -23,16 +23,14 @@ from sqlalchemy import select
 
 from hpo import queue, study
 from hpo.artifacts import open_artifacts
-from hpo.data import load_dataset
 from hpo.errors import DeviceLost, StudyFailed
-from hpo.objective import Task, run_trial
-from hpo.queue import Counts, Outcome
+from hpo.queue import Counts
 from hpo.storage import CheckpointRow, Storage, open_storage
 from hpo.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
-from integration.sharing import Watcher
-from integration.support import SETTINGS, dump, make_study, wait_until
+from integration.sharing import require_undisturbed
+from integration.support import SETTINGS, dump, make_study, wait_until, without_checkpoints
 
 Open = Callable[..., Storage]
 CPU = torch.device("cpu")
@@ -98,23 +96,6 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     require_undisturbed(made, tmp_path)
 
 
-def require_undisturbed(made: study.Study, folder: Path) -> None:
-    """Train each trial's recipe alone, and see that end, value and curve are the same."""
-    torch.set_num_threads(1)  # as workers do
-    digits = load_dataset("digits", folder)
-    for trial in made.trials():
-        curve = queue.load_curve(made.storage, trial._trial_id)
-        alone = Watcher(prune_at=curve[-1].iteration if trial.state == TrialState.PRUNED else None)
-        task = Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32")
-        outcome = run_trial(task, digits, alone)
-        assert isinstance(outcome, Outcome)
-        assert (trial.user_attrs["outcome"], trial.value, curve) == (
-            outcome.attrs["outcome"],
-            outcome.value,
-            alone.curve,
-        )
-
-
 @pytest.mark.parametrize("kind", ["postgresql"])
 def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_on(
     storage_url: str, storage: Storage, tmp_path: Path
@@ -135,12 +116,6 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_o
     assert sleeper.exitcode == 0
     assert without_checkpoints(storage) == before
     assert [row[9] for row in dump(storage)["hpo_attempts"]] == ["lapsed", "complete"]
-
-
-def without_checkpoints(storage: Storage) -> dict[str, object]:
-    """Load all that belongs to a trial: who comes back may still have a checkpoint to add, which helps all."""
-    ours = ("hpo_checkpoints", "hpo_segments", "hpo_attempts")
-    return {name: rows for name, rows in dump(storage).items() if name not in ours}
 
 
 @pytest.fixture

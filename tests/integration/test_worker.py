@@ -20,17 +20,25 @@ from sqlalchemy import select, update
 
 from hpo import queue, study
 from hpo.artifacts import open_artifacts
-from hpo.errors import HpoError
 from hpo.queue import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.conftest import Start
-from integration.support import SETTINGS, SPACE, dump, make_study, wait_until
+from integration.support import (
+    SETTINGS,
+    SPACE,
+    START_S,
+    dump,
+    find_study,
+    is_running,
+    make_study,
+    wait_until,
+    wait_until_it_trains,
+)
 
 Open = Callable[..., Storage]
 
-START_S = 120.0  # to import torch on a busy machine
 HAND_BACK_S = 5.0
 ORPHANED_S = 20.0  # two heartbeats
 FINISH_S = 120.0
@@ -39,16 +47,6 @@ SHORT = replace(SETTINGS, iterations=256)  # long enough to be interrupted, shor
 
 def first_trial(made: study.Study) -> FrozenTrial:
     return made.storage.optuna.get_trial(made.storage.optuna.get_trial_id_from_study_id_trial_number(made.study_id, 0))
-
-
-def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
-    """Wait until so many trials have parameters, and a measurement."""
-
-    def trains() -> bool:
-        running = queue.list_running(made.storage, made.study_id)
-        return len(running) == workers and len(dump(made.storage)["hpo_curve_points"]) >= workers
-
-    wait_until(trains, START_S, f"{workers} workers that train")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
         *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "6400"),
         *("--trials", "3", "--workers", "2", "--no-reuse"),
     )
-    made = wait_until(lambda: _find_study(storage_url, opened), START_S, "a study")
+    made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made, workers=2)
     workers = [int(row.worker.rpartition(":")[2]) for row in queue.list_running(made.storage, made.study_id)]
     params = {trial.number: trial.params for trial in made.trials()}
@@ -143,30 +141,15 @@ def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
     driver.communicate()
 
     try:
-        wait_until(lambda: not any(map(_is_running, workers)), ORPHANED_S, "workers that have noticed")
+        wait_until(lambda: not any(map(is_running, workers)), ORPHANED_S, "workers that have noticed")
         assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
         assert {trial.number: trial.params for trial in made.trials()} == params
         log = (tmp_path / "small.log").read_text()
         assert log.count("orphaned; the same command continues") == 2
         assert "Traceback" not in log
     finally:
-        for pid in filter(_is_running, workers):
+        for pid in filter(is_running, workers):
             os.kill(pid, signal.SIGKILL)
-
-
-def _find_study(url: str, opened: Open) -> study.Study | None:
-    try:
-        return study.load(opened(url), "small")
-    except HpoError:  # not made yet
-        return None
-
-
-def _is_running(pid: int) -> bool:
-    """Tell whether a process lives; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -232,7 +215,7 @@ def test_a_driver_that_is_asked_to_stop_ends_its_workers_and_the_same_command_co
 
     assert (driver.returncode, output[1].splitlines()[-1]) == (143, "terminated; the same command continues")
     assert took_s < HAND_BACK_S
-    assert not _is_running(pid)
+    assert not is_running(pid)
     assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
 
     again = start(*RUN, "--workers", "1", "--json")
@@ -258,14 +241,14 @@ def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
         assert driver.returncode == -signal.SIGINT
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not _is_running(pid), HAND_BACK_S, "a worker that has noticed")
+    wait_until(lambda: not is_running(pid), HAND_BACK_S, "a worker that has noticed")
     assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
 
 
 def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Popen[str], study.Study, int]:
     """Start a driver, and wait until its one worker trains."""
     driver = start(*RUN, "--workers", "1", "--json")
-    made = wait_until(lambda: _find_study(url, opened), START_S, "a study")
+    made = wait_until(lambda: find_study(url, opened), START_S, "a study")
     wait_until_it_trains(made)
     [running] = queue.list_running(made.storage, made.study_id)
     return driver, made, int(running.worker.rpartition(":")[2])

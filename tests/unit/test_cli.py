@@ -63,6 +63,9 @@ RUN = (
     "precision",
     "seed",
     "timeout",
+    "launcher",
+    "address",
+    "gpus-per-worker",
 )
 COMMANDS = {
     ("run",): (*(f"--{name}" for name in RUN), "--checkpoint-budget", "--bogus", *PLACES),
@@ -224,3 +227,36 @@ def test_a_space_file_runs_no_code(command, tag):
         code, _, err = hpo(*command, "space.yaml")
         assert (code, [path.name for path in folder.iterdir()]) == (2, ["space.yaml"])
         assert "could not determine a constructor for the tag" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--address", "auto"], "--address auto: allowed only with --launcher ray"),
+        (["--gpus-per-worker", "0.5"], "--gpus-per-worker 0.5: allowed only with --launcher ray"),
+        (
+            ["--launcher", "ray", "--submit"],
+            "--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`",
+        ),
+        (["--launcher", "ray", "--gpus-per-worker", "2"], "--gpus-per-worker 2: allowed are 0, and from 0.01 to 1"),
+        (
+            ["--launcher", "ray", "--address", "ray://h:1"],
+            "Ray address 'ray://h:1': allowed are auto, local, or HOST:PORT of a running cluster",
+        ),
+    ],
+)
+def test_options_of_ray_that_make_no_sense_are_refused_in_one_line(options, message):
+    with empty_folder() as folder:
+        done = hpo("run", "--space", "full", "--trials", "1", "--dataset", "digits", *options)
+        assert done == (2, "", f"error: {message}\n")
+        assert content(folder) == {}
+
+
+def test_a_missing_ray_is_named_with_what_brings_it():
+    hidden = dict.fromkeys([name for name in sys.modules if name.split(".")[0] == "ray"]) | {"ray": None}
+    with empty_folder() as folder, patch.dict(sys.modules, hidden):
+        sys.modules.pop("hpo.launch.ray", None)
+        code, out, err = hpo("run", "--space", "full", "--trials", "1", "--dataset", "digits", "--launcher", "ray")
+        assert (code, out, content(folder)) == (2, "", {})
+        assert err.startswith("error: --launcher ray: needs `pip install hpo[ray]` (")
+        assert err.count("\n") == 1

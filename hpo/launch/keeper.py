@@ -1,0 +1,59 @@
+"""Keep one worker on a node of a Ray cluster.
+
+Ray loads this module on the nodes: it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.launch.process import ask_to_end, await_end, start_worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """Say where a worker runs.
+
+    Attributes:
+        node_id: Ray's name of the node.
+        output: The file on that host that holds what the worker prints.
+    """
+
+    node_id: str
+    host: str
+    process_id: int
+    output: str
+
+
+class Keeper:
+    """Be the actor that starts a worker and ends it; a worker whose actor dies hands back its trial by itself.
+
+    Side effects:
+        Starts a process.
+    """
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = start_worker(options, environment)
+
+    def where(self) -> Where:
+        """Say where the worker runs."""
+        import ray
+
+        return Where(
+            node_id=ray.get_runtime_context().get_node_id(),
+            host=socket.gethostname(),
+            process_id=self._process.pid,
+            output=str(Path("/proc/self/fd/2").readlink()),  # the worker has it from this process, which Ray gave it
+        )
+
+    def wait(self) -> int:
+        """Wait until the worker ends by itself, and give its exit code."""
+        return self._process.wait()
+
+    def end(self, limit_s: float) -> None:
+        """Let the worker hand back its trial, and kill it after `limit_s`."""
+        ask_to_end(self._process)
+        await_end(self._process, limit_s)
