@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
+    AddressOption,
     ArtifactsOption,
     BudgetOption,
     DataOption,
     DatasetChoice,
+    GpusOption,
     JsonOption,
+    LauncherChoice,
+    LauncherOption,
     LeaseOption,
     PrecisionChoice,
     ReuseOption,
     StorageOption,
     StorageTimeoutOption,
     StudyOption,
+    WorkersOption,
 )
 from hpo.cli.output import print_json, say, show
-from hpo.cli.search import choose_data, choose_precision, drive
+from hpo.cli.search import choose_data, choose_precision
 from hpo.errors import BadInput, StudyFailed
 from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
@@ -54,7 +60,10 @@ def benchmark(
         int | None,
         typer.Option(min=MIN_ITERATIONS, max=100 * REFERENCE_ITERATIONS, help="Budget of a run. [the study's]"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes. [one per GPU, or per core]")] = None,
+    workers: WorkersOption = None,
+    launcher: LauncherOption = LauncherChoice.local,
+    address: AddressOption = None,
+    gpus_per_worker: GpusOption = None,
     reuse: ReuseOption = True,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
@@ -69,18 +78,19 @@ def benchmark(
     from hpo import benchmark as benchmarks
     from hpo import view
     from hpo.artifacts import check_artifacts_url
-    from hpo.launch.local import LocalLauncher
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.patience import Patience
     from hpo.storage import open_storage
     from hpo.worker import StopSignal
 
     _check_options(all_documented, study, dataset, precision)
+    check_launcher(launcher, address, gpus_per_worker)
     if name is not None:
         check_study_name(name)
     check_artifacts_url(artifacts)
     folder = data_dir or default_data_dir()
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
+    chosen = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     patience = Patience(storage_timeout, gives_up=stop.__bool__)
     if all_documented:
         settings = _documented_settings(folder, dataset, precision, iterations)
@@ -89,10 +99,8 @@ def benchmark(
     else:
         search = _load_search(open_storage(storage, patience=patience), study)
         made = benchmarks.begin(search, seeds, folder, name=name, iterations=iterations)
-    options = ["--data-dir", str(folder), "--checkpoint-budget", str(checkpoint_budget)]
-    options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
-    options += [] if reuse else ["--no-reuse"]
-    drive(made, LocalLauncher(workers), timeout, options, {"HPO_STORAGE": storage, "HPO_ARTIFACTS": artifacts}, stop)
+    options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
+    drive(made, chosen, timeout, options, worker_environment(storage, artifacts), stop)
     found = benchmarks.result(made)
     if json_output:
         print_json(benchmarks.to_dict(found))

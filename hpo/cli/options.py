@@ -98,6 +98,19 @@ ReuseOption = Annotated[
 BudgetOption = Annotated[
     float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that checkpoints may take in all.")
 ]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, max=512, help="Processes. [one per GPU, or per core]")
+]
+LauncherOption = Annotated[
+    LauncherChoice, typer.Option("--launcher", help="Where workers are: on this machine, or on a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Of a Ray cluster: HOST:PORT, auto or local. [RAY_ADDRESS, else local]")
+]
+GpusOption = Annotated[
+    float | None,
+    typer.Option("--gpus-per-worker", help="With Ray: a GPU, a part of one, or 0. [1 where there are GPUs]"),
+]
 StorageTimeoutOption = Annotated[
     float,
     typer.Option("--storage-timeout", min=1, help="Seconds to bear a database that does not answer, before exit 3."),

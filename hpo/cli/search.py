@@ -6,21 +6,25 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
+    AddressOption,
     AlignChoice,
     ArtifactsOption,
     BudgetOption,
     DataOption,
     DatasetChoice,
+    GpusOption,
     JsonOption,
     LauncherChoice,
+    LauncherOption,
     LeaseOption,
     PrecisionChoice,
     PrunerChoice,
@@ -29,6 +33,7 @@ from hpo.cli.options import (
     StorageOption,
     StorageTimeoutOption,
     StudyOption,
+    WorkersOption,
 )
 from hpo.cli.output import exit_if_stopped, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
@@ -51,9 +56,6 @@ from hpo.settings import (
 if TYPE_CHECKING:
     from torch import device
 
-    from hpo.launch.supervise import Launcher
-    from hpo.progress import Progress
-    from hpo.queue import Counts
     from hpo.storage import Storage
     from hpo.study import Study
     from hpo.worker import Equipment, StopSignal
@@ -72,16 +74,10 @@ def run(
             min=MIN_ITERATIONS, max=100 * REFERENCE_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=512, help="Processes. [one per GPU, or per core]")] = None,
-    launcher: Annotated[
-        LauncherChoice, typer.Option(help="Where workers are: on this machine, or on a Ray cluster.")
-    ] = (LauncherChoice.local),
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster: HOST:PORT, auto or local. [RAY_ADDRESS, else local]")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="With Ray: a GPU, a part of one, or 0. [1 where there are GPUs]")
-    ] = None,
+    workers: WorkersOption = None,
+    launcher: LauncherOption = LauncherChoice.local,
+    address: AddressOption = None,
+    gpus_per_worker: GpusOption = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice.tpe,
     pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.asha,
     align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
@@ -106,21 +102,23 @@ def run(
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
-    from hpo.artifacts import absolute_artifacts, check_artifacts_url
+    from hpo.artifacts import check_artifacts_url
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.notes import study_note
     from hpo.patience import Patience
     from hpo.space import load_space
-    from hpo.storage import absolute_url, open_storage
+    from hpo.storage import open_storage
     from hpo.worker import StopSignal
 
     if study is not None:
         check_study_name(study)
-    _check_launcher(launcher, address, gpus_per_worker, submit)
+    check_launcher(launcher, address, gpus_per_worker)
+    if submit and launcher != LauncherChoice.local:
+        raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
     found_space = load_space(space)
     check_artifacts_url(artifacts)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
-    chosen = _connect(launcher, address, storage, workers, gpus_per_worker, stop)
+    chosen = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()
     dataset_name, split = choose_data(dataset.value, folder)
     name = study or f"{found_space.name}-{dataset_name}"
@@ -138,10 +136,8 @@ def run(
     )
     database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
     made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
-    options = ["--data-dir", str(folder.absolute()), "--checkpoint-budget", str(checkpoint_budget)]
-    options += ["--storage-timeout", str(storage_timeout), "--lease", str(lease)]
-    options += [] if reuse else ["--no-reuse"]
-    environment = {"HPO_STORAGE": absolute_url(storage), "HPO_ARTIFACTS": absolute_artifacts(artifacts)}
+    options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
+    environment = worker_environment(storage, artifacts)
     if submit:
         say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
     else:
@@ -295,95 +291,6 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
     with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:
         say(f"optuna-dashboard on {address} (read-only) until the run ends")
         yield
-
-
-def _check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worker: float | None, submit: bool) -> None:
-    if launcher == LauncherChoice.ray:
-        if submit:
-            raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
-        return
-    for option, value in (("--address", address), ("--gpus-per-worker", gpus_per_worker)):
-        if value is not None:
-            raise BadInput(f"{option} {value}: allowed only with --launcher ray")
-
-
-def _connect(
-    launcher: LauncherChoice,
-    address: str | None,
-    storage: str,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    stop: StopSignal,
-) -> Launcher:
-    """Find out where workers can run, which may take a while on a cluster."""
-    if launcher == LauncherChoice.local:
-        from hpo.launch.local import LocalLauncher
-
-        return LocalLauncher(workers)
-    try:
-        from hpo.launch.ray import RayLauncher
-    except ModuleNotFoundError as error:
-        raise BadInput(f"--launcher ray: needs `pip install hpo[ray]` ({error})") from error
-    with stop.installed():
-        found = RayLauncher.connect(address, storage, workers, gpus_per_worker)
-        if stop:
-            found.close()
-    exit_if_stopped(stop)
-    return found
-
-
-def drive(
-    study: Study,
-    launcher: Launcher,
-    timeout_s: float | None,
-    options: list[str],
-    environment: dict[str, str],
-    stop: StopSignal,
-) -> None:
-    """Train a study's trials until none is left, and show how it goes on.
-
-    Raises:
-        StudyFailed: A worker kept dying.
-        typer.Exit: A signal ended it.
-    """
-    with stop.installed(), closing(launcher):
-        _train(study, launcher, timeout_s, options, environment, stop)
-    if stop.reason == "timed out":
-        say(f"stopped after {timeout_s:g} s; the same command continues")
-    if stop.reason == "stopped":
-        say(f"study {study.name} was stopped; `hpo resume --study {study.name}`, or the same command, continues")
-    exit_if_stopped(stop)
-
-
-def _train(
-    study: Study,
-    launcher: Launcher,
-    timeout_s: float | None,
-    options: list[str],
-    environment: dict[str, str],
-    stop: StopSignal,
-) -> None:
-    from hpo import queue
-    from hpo.progress import Progress
-
-    counts = queue.count(study.storage, study.study_id)
-    if counts.waiting + counts.running == 0:
-        return
-    workers = launcher.prepare(study, ["--study", study.name, *options], environment)
-    say(f"study {study.name}: {workers.summary}")
-    stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with Progress(study) as shown:
-        workers.run(stop, lambda counts, note: _look(study, counts, note, shown, stop))
-
-
-def _look(study: Study, counts: Counts, note: str, shown: Progress, stop: StopSignal) -> None:
-    """Show how a study stands, and let its driver end when somebody has stopped it."""
-    from hpo import control
-
-    state = control.find_state(study.storage, study.study_id)
-    shown.update(counts, control.shown_state(state, counts), note)
-    if control.is_over(state, counts) and counts.waiting + counts.running:
-        stop.reason = stop.reason or "stopped"
 
 
 def _watch(study: Study) -> None:

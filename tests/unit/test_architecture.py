@@ -22,6 +22,7 @@ ORDER = (
     "cli.search",
     "cli.results",
     "cli.catalog",
+    "cli.driving",
     "cli.options",
     "cli.output",
     "progress",
