@@ -20,7 +20,8 @@ demo: $(INSTALLED)  ## Run a 50-trial study in demo/, as a user would
 	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50
 
 test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## Check format, lint, types and architecture
 	$(BIN)/ruff format --check .

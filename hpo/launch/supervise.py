@@ -90,7 +90,7 @@ class Workers:
         before = queue.count(self.study.storage, self.study.study_id)
         with self._started():
             while not stop:
-                left = all(ended and ended.in_order for ended in [place.poll() for place in self.places])
+                ends = [place.poll() for place in self.places]
                 queue.reap(self.study.storage, self.study.study_id)
                 counts = queue.count(self.study.storage, self.study.study_id)
                 on_poll(counts, waiting_note([place.waits() for place in self.places]))
@@ -98,9 +98,9 @@ class Workers:
                     return
                 if is_hopeless(counts, before):
                     raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.output}")
-                if left and not stop:  # the study was stopped and resumed between two looks
-                    self._start_all()
-                self._restart_dead()
+                if all(ended and ended.in_order for ended in ends) and not stop:
+                    self._start_all()  # the study was stopped and resumed between two looks
+                self._restart_dead(ends)
                 time.sleep(POLL_S)
 
     @contextmanager
@@ -115,9 +115,8 @@ class Workers:
         for place in self.places:
             place.start()
 
-    def _restart_dead(self) -> None:
-        for index, place in enumerate(self.places):
-            ended = place.poll()
+    def _restart_dead(self, ends: Sequence[Ended | None]) -> None:
+        for index, (place, ended) in enumerate(zip(self.places, ends, strict=True)):
             if ended is None or ended.in_order:
                 continue
             if queue.has_finished_one(self.study.storage, self.study.study_id, place.worker):

@@ -126,9 +126,9 @@ def wait_until(holds: Callable[[], Any], limit_s: float, what: str) -> Any:
     return found
 
 
-def without_checkpoints(storage: Storage) -> dict[str, object]:
-    """Load all that belongs to a trial: who comes back may still have a checkpoint to add, which helps all."""
-    ours = ("hpo_checkpoints", "hpo_segments", "hpo_attempts")
+def load_all_of_trials(storage: Storage) -> dict[str, object]:
+    """Load all that belongs to a trial: a worker that comes back may still add checkpoints, and leave the list."""
+    ours = ("hpo_checkpoints", "hpo_segments", "hpo_attempts", "hpo_workers")
     return {name: rows for name, rows in dump(storage).items() if name not in ours}
 
 
@@ -137,7 +137,7 @@ def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
 
     def trains() -> bool:
         running = queue.list_running(made.storage, made.study_id)
-        return len(running) == workers and len(dump(made.storage)["hpo_curve_points"]) >= workers
+        return len(running) == workers and all(row.val_accuracy is not None for row in running)
 
     wait_until(trains, START_S, f"{workers} workers that train")
 

@@ -30,7 +30,7 @@ from hpo.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.sharing import require_undisturbed
-from integration.support import SETTINGS, dump, make_study, wait_until, without_checkpoints
+from integration.support import SETTINGS, dump, load_all_of_trials, make_study, wait_until
 
 Open = Callable[..., Storage]
 CPU = torch.device("cpu")
@@ -68,6 +68,7 @@ def work_here(made: study.Study, folder: Path, lease_s: float = queue.LEASE_S) -
     return work(made, device=CPU, data_dir=folder, stop=StopSignal(), checkpoints=checkpoints, lease_s=lease_s)
 
 
+@pytest.mark.alone
 def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     storage_url: str, storage: Storage, tmp_path: Path
 ) -> None:
@@ -108,13 +109,13 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_o
     try:
         wait_until(lambda: queue.reap(storage, made.study_id), FINISH_S, "a lease that is over")
         assert work_here(made, tmp_path) == 1
-        before = without_checkpoints(storage)
+        before = load_all_of_trials(storage)
     finally:
         os.kill(sleeper.pid, signal.SIGCONT)
     sleeper.join(FINISH_S)
 
     assert sleeper.exitcode == 0
-    assert without_checkpoints(storage) == before
+    assert load_all_of_trials(storage) == before
     assert [row[9] for row in dump(storage)["hpo_attempts"]] == ["lapsed", "complete"]
 
 

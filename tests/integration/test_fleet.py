@@ -25,14 +25,23 @@ from hpo.artifacts import open_artifacts
 from hpo.benchmark import end_of_run
 from hpo.errors import HpoError
 from hpo.fleet import Fleet
-from hpo.launch.local import LocalWorkers
 from hpo.queue import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import Equipment, StopSignal
 from integration.conftest import Start
-from integration.support import SETTINGS, SPACE, claim, complete, dump, make_study, suggest, wait_until
+from integration.support import (
+    SETTINGS,
+    SPACE,
+    claim,
+    complete,
+    dump,
+    make_study,
+    suggest,
+    wait_until,
+    wait_until_it_trains,
+)
 from integration.test_faults import require_undisturbed
 
 Open = Callable[..., Storage]
@@ -50,14 +59,6 @@ def said(process: subprocess.Popen[str], code: int = 0) -> str:
     assert process.returncode == code, (out, err)
     assert "Traceback" not in err
     return out + err
-
-
-def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
-    def trains() -> bool:
-        running = queue.list_running(made.storage, made.study_id)
-        return len(running) == workers and all(row.iteration for row in running)
-
-    wait_until(trains, START_S, f"{workers} workers that train")
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
@@ -164,25 +165,6 @@ def test_stopping_may_let_a_trial_come_to_its_end(storage: Storage, start: Start
 
     assert done == control.Stopped(handed_back=0, finished=1, counts=Counts(complete=1, waiting=1))
     assert said(worker).endswith(ENDED.format(1))
-
-
-@pytest.mark.parametrize("kind", ["sqlite"])
-def test_workers_that_ended_with_a_stop_which_their_driver_missed_are_started_again(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = make_study(storage, 1)
-    started = []
-
-    def spawn(_self: LocalWorkers, device: str) -> subprocess.Popen[bytes]:
-        started.append(device)
-        if len(started) == 2:
-            complete(made, claim(made), 0.5)
-        return subprocess.Popen(["true"])
-
-    monkeypatch.setattr(LocalWorkers, "_spawn", spawn)
-    launcher = LocalWorkers(study=made, devices=["cpu"], options=[], environment={}, log_path=tmp_path / "log")
-    launcher.run(StopSignal(), lambda _counts: None)
-    assert started == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])

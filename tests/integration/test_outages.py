@@ -29,7 +29,7 @@ from hpo.worker import StopSignal, work
 from integration.conftest import Start
 from integration.network import connected_hosts
 from integration.proxy import Fault, proxied
-from integration.support import SETTINGS, SPACE, WORKER, complete, dump, make_study, wait_until
+from integration.support import SETTINGS, SPACE, WORKER, complete, dump, load_all_of_trials, make_study, wait_until
 
 Open = Callable[..., Storage]
 OUTAGE_S = 10.0
@@ -200,21 +200,15 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
             attempt = queue.claim(direct, made.study_id, WORKER)
             assert attempt is not None
             complete(made, attempt, 0.25)
-            retried.append(_without_attempts(direct))
+            retried.append(load_all_of_trials(direct))
             proxy.mend()
 
         patient = opened(through, "write", Patience(timeout_s=60.0))
         with beside(retry):
             assert train(study.load(patient, "small"), tmp_path, lease_s=1.5) == 0
 
-    assert [_without_attempts(direct)] == retried
+    assert [load_all_of_trials(direct)] == retried
     assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["lapsed", "complete"]
-
-
-def _without_attempts(storage: Storage) -> dict[str, Any]:
-    """Load all that a trial is; a worker that comes back may still add checkpoints, which belong to no trial."""
-    ours = ("hpo_attempts", "hpo_checkpoints", "hpo_segments")
-    return {name: rows for name, rows in dump(storage).items() if name not in ours}
 
 
 def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, opened: Open, start: Start) -> None:

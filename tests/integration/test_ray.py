@@ -30,10 +30,10 @@ from integration.support import (
     dump,
     find_study,
     is_running,
+    load_all_of_trials,
     make_study,
     wait_until,
     wait_until_it_trains,
-    without_checkpoints,
 )
 
 # Ray, torch and a study are started for each; ten times as long where others use the machine.
@@ -218,12 +218,12 @@ def test_a_worker_that_ray_believes_dead_changes_nothing_of_its_trials_retry(
         os.kill(parent(sleeper), signal.SIGKILL)
         _, err = driver.communicate(timeout=FINISH_S)
         assert driver.returncode == 0, err
-        before = without_checkpoints(storage)
+        before = load_all_of_trials(storage)
     finally:
         os.kill(sleeper, signal.SIGCONT)
     wait_until(lambda: not is_running(sleeper), FINISH_S, "the end of the worker that was believed dead")
 
-    assert without_checkpoints(storage) == before
+    assert load_all_of_trials(storage) == before
     assert outcomes(storage) == ["lapsed", "complete"]
     assert queue.count(storage, made.study_id) == Counts(complete=1)
 

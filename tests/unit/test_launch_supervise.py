@@ -73,19 +73,34 @@ def test_a_worker_that_keeps_dying_is_given_up_with_the_reason_and_all_are_ended
     assert fine.asked == ["start", "ask to end", "end"]
 
 
-def test_a_worker_that_ended_in_order_is_not_started_again(workers):
+def watch(workers, looks, *slots):
+    """Look so often, then end all, and give what was seen."""
     stop = StopSignal()
-    slot = Slot([Ended(True, "with code 0")] * 9)
     seen = []
 
     def look(counts, note):
         seen.append((counts.waiting, note))
-        stop.reason = "timed out" if len(seen) == 3 else ""
+        stop.reason = "timed out" if len(seen) == looks else ""
 
-    workers(slot).run(stop, look)
+    workers(*slots).run(stop, look)
+    return seen
+
+
+def test_a_worker_that_ended_in_order_is_not_started_again_while_another_works(workers):
+    ended, fine = Slot([Ended(True, "with code 0")] * 9), Slot([None] * 9)
+
+    seen = watch(workers, 3, ended, fine)
 
     assert seen == [(1, "")] * 3
-    assert slot.asked == ["start", "ask to end", "end"]
+    assert ended.asked == ["start", "ask to end", "end"]
+
+
+def test_workers_that_ended_with_a_stop_which_their_driver_missed_are_started_again(workers):
+    slots = [Slot([Ended(True, "with code 0"), None, None]) for _ in range(2)]
+
+    watch(workers, 3, *slots)
+
+    assert [slot.asked for slot in slots] == [["start", "start", "ask to end", "end"]] * 2
 
 
 @pytest.mark.parametrize(
