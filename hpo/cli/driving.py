@@ -12,7 +12,7 @@ from hpo.cli.output import exit_if_stopped, say
 from hpo.errors import BadInput
 
 if TYPE_CHECKING:
-    from hpo.launch.supervise import Launcher
+    from hpo.launch.supervise import Launcher, Workers
     from hpo.progress import Progress
     from hpo.queue import Counts
     from hpo.study import Study
@@ -94,7 +94,8 @@ def drive(
         typer.Exit: A signal ended it.
     """
     with stop.installed(), closing(launcher):
-        _train(study, launcher, timeout_s, options, environment, stop)
+        workers = launcher.prepare(study, ["--study", study.name, *options], environment)
+        _train(study, workers, timeout_s, stop)
     if stop.reason == "timed out":
         say(f"stopped after {timeout_s:g} s; the same command continues")
     if stop.reason == "stopped":
@@ -102,21 +103,13 @@ def drive(
     exit_if_stopped(stop)
 
 
-def _train(
-    study: Study,
-    launcher: Launcher,
-    timeout_s: float | None,
-    options: list[str],
-    environment: dict[str, str],
-    stop: StopSignal,
-) -> None:
+def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSignal) -> None:
     from hpo import queue
     from hpo.progress import Progress
 
     counts = queue.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
         return
-    workers = launcher.prepare(study, ["--study", study.name, *options], environment)
     say(f"study {study.name}: {workers.summary}")
     stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with Progress(study) as shown:
