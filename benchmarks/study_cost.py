@@ -105,6 +105,8 @@ def lines(costs: Sequence[Cost]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for workers, pruning, reuse in product(sorted({c.workers for c in costs}), (True, False), (True, False)):
         found = [c for c in costs if c.workers == workers and c.pruning is pruning]
+        if not found:
+            continue
         found = found if reuse else [without_reuse(c) for c in found]
         shares = [c.trained / c.naive for c in found]
         yield (
