@@ -33,12 +33,25 @@ def shell(tmp_path: Path) -> Shell:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Give a folder in which `hpo run` has finished a study of six trials in `hpo.db`."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Give a folder in which `hpo run` has finished a study of six trials in `hpo.db`; many tests read it."""
     shell = Shell(tmp_path_factory.mktemp("finished"))
     done = shell.hpo("run", *SMALL, "--trials", "6")
     assert done.code == 0, done.err
-    return shell
+    held = files_in(shell.folder)
+    yield shell
+    assert files_in(shell.folder) == held, "a test wrote where others read: it wants a copy"
+
+
+def files_in(folder: Path) -> set[Path]:
+    """Name the files under a folder, without those that SQLite keeps beside an open database."""
+    return {path for path in folder.rglob("*") if path.is_file() and not path.match("hpo.db-*")}
+
+
+@pytest.fixture
+def copied(finished: Shell, tmp_path: Path) -> Shell:
+    """Give a copy of the finished study that may be spoilt."""
+    return finished.copy_to(tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")

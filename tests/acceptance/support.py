@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ class Shell:
     def environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "XDG_"))}
         return ours | {"HPO_DATA": str(self.folder / "data"), "COLUMNS": "200"}
+
+    def copy_to(self, folder: Path) -> Shell:
+        """Give a copy that may be spoilt."""
+        return Shell(Path(shutil.copytree(self.folder, folder)))
 
     def run(self, *arguments: str | Path, typed: str = "", **settings: str) -> Result:
         program, *rest = arguments

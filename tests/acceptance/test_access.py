@@ -40,8 +40,8 @@ def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int,
 
 
 @pytest.fixture(scope="module")
-def auth(finished: Shell) -> Path:
-    file = finished.folder / "auth"
+def auth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("access") / "auth"
     file.touch(0o600)
     file.write_text(f"ada:{PASSWORD}\n")
     return file
@@ -52,7 +52,7 @@ def open_port(finished: Shell, auth: Path) -> Iterator[int]:
     """Serve the finished study to everybody who has the login, changes allowed."""
     port = free_port()
     command = [PROGRAMS / "hpo", "dashboard", "--host", "0.0.0.0", "--port", str(port), "--auth", auth, "--read-write"]
-    log = finished.folder / "dashboard.log"
+    log = auth.with_name("dashboard.log")
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -133,10 +133,10 @@ def test_a_browser_shows_the_study_after_the_login_and_nothing_before(
     ],
 )
 def test_an_open_address_without_a_good_login_is_refused(
-    finished: Shell, arguments: list[str], settings: dict[str, str], message: str
+    copied: Shell, arguments: list[str], settings: dict[str, str], message: str
 ) -> None:
-    (finished.folder / "hpo.db").chmod(0o644)
-    refused = finished.hpo("dashboard", "--host", "0.0.0.0", *arguments, **settings)
+    (copied.folder / "hpo.db").chmod(0o644)
+    refused = copied.hpo("dashboard", "--host", "0.0.0.0", *arguments, **settings)
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.startswith(message)
     assert refused.err.count("\n") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from .support import Shell
 @pytest.fixture(scope="module")
 def searched(finished: Shell, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """Give a copy of the folder of the finished study, for a benchmark to be written beside it."""
-    folder = tmp_path_factory.mktemp("searched") / "folder"
-    shutil.copytree(finished.folder, folder)
-    return Shell(folder)
+    return finished.copy_to(tmp_path_factory.mktemp("searched") / "folder")
 
 
 def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract_names(searched: Shell) -> None:

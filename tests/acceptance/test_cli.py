@@ -247,8 +247,8 @@ def test_the_layer_table_ends_with_the_documented_totals(shell: Shell) -> None:
 
 
 def test_a_study_that_is_timed_out_continues(shell: Shell) -> None:
-    line = ("run", "--space", "smooth_lr", "--dataset", "digits", "--iterations", "640", "--trials", "2", "--json")
-    stopped = shell.hpo(*line, "--timeout", "6")
+    line = ("run", "--space", "smooth_lr", "--dataset", "digits", "--iterations", "64000", "--trials", "2", "--json")
+    stopped = shell.hpo(*line, "--pruner", "none", "--timeout", "6")
     assert stopped.code == 0
     assert stopped.json["trials"]["waiting"] == 2
     assert "stopped after 6 s; the same command continues" in stopped.err

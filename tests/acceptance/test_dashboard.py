@@ -34,15 +34,18 @@ PARAMETERS = {"boundary_1", "boundary_2", "boundary_3", "learning_rate_2", "lear
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def study(request: pytest.FixtureRequest, finished: Shell) -> tuple[Shell, str]:
+def study(
+    request: pytest.FixtureRequest, finished: Shell, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Shell, str]:
     """Give a finished study in either kind of database: its folder, and its URL as SQLAlchemy wants it."""
     if request.param == "sqlite":
         return finished, f"sqlite:///{finished.folder}/hpo.db"
     server: PostgreSQL = request.getfixturevalue("postgresql")
     url = server.make_database()
-    done = finished.hpo("run", *SMALL, "--trials", "6", "--storage", url)
+    shell = Shell(tmp_path_factory.mktemp("shared"))
+    done = shell.hpo("run", *SMALL, "--trials", "6", "--storage", url)
     assert done.code == 0, done.err
-    return finished, url.replace("postgresql://", "postgresql+psycopg://")
+    return shell, url.replace("postgresql://", "postgresql+psycopg://")
 
 
 @contextmanager
@@ -229,8 +232,8 @@ def test_our_dashboard_lets_nobody_change_anything(study: tuple[Shell, str], met
     assert after == before
 
 
-def test_changes_are_possible_where_they_were_asked_for(finished: Shell) -> None:
-    with serving(finished, "hpo", "dashboard", "--read-write") as address:
+def test_changes_are_possible_where_they_were_asked_for(copied: Shell) -> None:
+    with serving(copied, "hpo", "dashboard", "--read-write") as address:
         made = ask(f"{address}/api/studies", "POST", b'{"study_name": "x", "directions": ["minimize"]}')
         assert made[0] == 201
         study_id = made[1]["study_summary"]["study_id"]

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from .conftest import SMALL
 from .support import Shell
 
 STUDY = "smooth_lr-digits"
-
-
-@pytest.fixture
-def copied(finished: Shell, tmp_path: Path) -> Shell:
-    """Give a finished study that may be spoilt."""
-    return Shell(Path(shutil.copytree(finished.folder, tmp_path / "copy")))
 
 
 def files_of(shell: Shell) -> dict[str, int]:
