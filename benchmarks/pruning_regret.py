@@ -33,7 +33,7 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from hpo import queue
+from hpo import overview
 from hpo.recipe import Recipe
 from hpo.schedule import Align, distinct_iterations, reports, rungs
 from hpo.storage import Storage, open_storage
@@ -118,7 +118,7 @@ def _shipped(name: str, budget: int, rung: int) -> BasePruner:
 def load_curves(study: Study) -> list[Curve]:
     """Load the trials of a study that were trained to their end."""
     complete = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
-    points = {trial.number: queue.load_curve(study.storage, trial._trial_id) for trial in complete}
+    points = {trial.number: overview.load_curve(study.storage, trial._trial_id) for trial in complete}
     evaluated = max(([p.iteration for p in curve] for curve in points.values()), key=len)
     found = []
     for trial in complete:

@@ -55,7 +55,7 @@ from fleet import (
 )
 from sqlalchemy import func, select
 
-from hpo import queue, trajectory, worker
+from hpo import overview, queue, trajectory, worker
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.data import Dataset, Split
@@ -357,7 +357,7 @@ def iterations(study: studies.Study) -> dict[str, int]:
         reached = dict(session.execute(furthest).all())
     begun = [trial for trial in study.trials() if reached.get(trial._trial_id)]
     distinct = distinct_iterations((study.recipe_of(trial), reached[trial._trial_id]) for trial in begun)
-    trained = queue.trained_iterations(study.storage, study.study_id)
+    trained = overview.trained_iterations(study.storage, study.study_id)
     return {"trials_begun": len(begun), "trained": trained, "distinct": distinct, "redone": trained - distinct}
 
 

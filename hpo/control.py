@@ -16,10 +16,11 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Integer, and_, cast, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from hpo import queue
+from hpo import overview, queue
 from hpo.errors import StillRunning, StudyNotFound
+from hpo.overview import Counts
 from hpo.patience import patient
-from hpo.queue import Counts, WorkerId
+from hpo.queue import WorkerId
 from hpo.settings import StudyState
 from hpo.storage import AttemptRow, Storage, StudyRow, WorkerRow, now_s, upsert
 
@@ -130,7 +131,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
     Raises:
         StillRunning: They did not end in time, or somebody resumed the study meanwhile.
     """
-    before = {row.trial_number for row in queue.list_running(storage, study_id)}
+    before = {row.trial_number for row in overview.list_running(storage, study_id)}
     set_state(storage, study_id, "finishing" if finish else "stopped")
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     while left := list_workers_on(storage, study_id):
@@ -141,7 +142,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
         time.sleep(STOP_POLL_S)
         queue.reap(storage, study_id)
     finished = _count_finished(storage, study_id, before)
-    return Stopped(handed_back=len(before) - finished, finished=finished, counts=queue.count(storage, study_id))
+    return Stopped(handed_back=len(before) - finished, finished=finished, counts=overview.count(storage, study_id))
 
 
 @patient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from hpo import queue
+from hpo import overview
 from hpo.artifacts import Artifacts
 from hpo.errors import ArtifactsUnavailable
 from hpo.notes import figure_attrs, figure_path, note_attrs, trial_note
@@ -37,7 +37,7 @@ def exhibit(
     with study.storage.translated():
         trial = study.storage.optuna.get_trial(attempt.trial_id)
     recipe = study.recipe_of(trial) if trial.params or outcome.state != "failed" else None
-    curve = queue.load_curve(study.storage, attempt.trial_id)
+    curve = overview.load_curve(study.storage, attempt.trial_id)
     figure_id = _store_figure(curve, recipe, attempt, artifacts) if artifacts and recipe and curve else None
     path = figure_path(study.study_id, attempt.trial_id, figure_id) if figure_id else None
     note = trial_note(recipe, study.base, outcome.attrs, study.settings.pruner, path)

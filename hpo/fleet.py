@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from hpo import control, queue
+from hpo import control, overview, queue
 from hpo import study as studies
 from hpo.control import Standing
 from hpo.data import Dataset, load_dataset
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
 from hpo.objective import AtEnd
-from hpo.queue import Counts
+from hpo.overview import Counts
 from hpo.settings import DatasetName
 from hpo.storage import Storage
 from hpo.study import Study
@@ -152,7 +152,7 @@ class Fleet:
                 study=study,
                 dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),
                 equipment=replace(self.equipment, at_end=at_end),
-                before=queue.count(self.storage, study.study_id),
+                before=overview.count(self.storage, study.study_id),
             )
         except StorageUnavailable:
             raise

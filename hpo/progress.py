@@ -8,8 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from hpo import queue, view
-from hpo.queue import Counts
+from hpo import overview, view
+from hpo.overview import Counts
 from hpo.study import Study
 
 PLAIN_EVERY_S = 10.0
@@ -61,9 +61,9 @@ class Progress:
         due |= state not in (self._last_state, "done")
         if not self._live and not due and counts.finished != counts.total:
             return
-        best = queue.find_best(self._study.storage, self._study.study_id)
+        best = overview.find_best(self._study.storage, self._study.study_id)
         if self._live:
-            running = queue.list_running(self._study.storage, self._study.study_id)
+            running = overview.list_running(self._study.storage, self._study.study_id)
             budget = self._study.settings.iterations
             shown = view.progress(self._study.name, counts, counts.total, best, running, budget, left, state, note)
             self._live.update(shown)

@@ -2,7 +2,7 @@
 
 The queue is Optuna's WAITING trials. A claim opens an attempt with a lease; whatever is written for a trial is
 written by an open attempt, so that a worker that was given up for dead cannot write any more. Optuna's own methods
-would need a transaction each, which is why its tables are written directly here (and only here).
+would need a transaction each, which is why its tables are written directly here.
 """
 
 from __future__ import annotations
@@ -98,39 +98,6 @@ class Outcome:
     study_system_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
-    """Be one line of the live view."""
-
-    worker: str
-    host: str
-    device: str
-    trial_number: int
-    iteration: int
-    val_accuracy: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """Count a study's trials by state."""
-
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
-    waiting: int = 0
-
-    @property
-    def finished(self) -> int:
-        """Count the trials that will not change any more."""
-        return self.complete + self.pruned + self.failed
-
-    @property
-    def total(self) -> int:
-        """Count all trials."""
-        return self.finished + self.running + self.waiting
-
-
 @patient
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Give a study the user attributes that it does not have yet, and return all that it has then.
@@ -173,7 +140,7 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
-        present = _count(session, study_id).total
+        present = session.scalar(select(func.count()).where(Trials.study_id == study_id)) or 0
         if present > total:
             _trim(session, study_id, total)
         rows = [Trials(study_id=study_id, number=number, state=TrialState.WAITING) for number in range(present, total)]
@@ -353,93 +320,6 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
     return [row.number for row in lapsed]
 
 
-@patient
-def count(storage: Storage, study_id: int) -> Counts:
-    """Count a study's trials by state."""
-    with storage.transaction() as session:
-        return _count(session, study_id)
-
-
-@patient
-def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
-    """Tell whether a worker has brought a trial of a study to its end, other than by failing it."""
-    with storage.transaction() as session:
-        found = session.execute(
-            select(AttemptRow.attempt_id)
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id, AttemptRow.worker == worker)
-            .where(AttemptRow.outcome.in_(("complete", "pruned")))
-            .limit(1)
-        )
-        return found.first() is not None
-
-
-@patient
-def list_running(storage: Storage, study_id: int) -> list[Running]:
-    """List who trains what, in the order of the trials."""
-    with storage.transaction() as session:
-        rows = session.execute(
-            select(AttemptRow, Trials.number)
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None))
-            .order_by(Trials.number)
-        ).all()
-        return [
-            Running(
-                worker=row.worker,
-                host=row.host,
-                device=row.device,
-                trial_number=number,
-                iteration=row.iteration,
-                val_accuracy=row.val_accuracy,
-            )
-            for row, number in rows
-        ]
-
-
-@patient
-def trained_iterations(storage: Storage, study_id: int) -> int:
-    """Count the optimizer steps that all attempts of a study have executed, redone work included."""
-    with storage.transaction() as session:
-        total = session.scalar(
-            select(func.sum(AttemptRow.trained_iterations))
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id)
-        )
-        return int(total or 0)
-
-
-@patient
-def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
-    """Find number and value of the completed trial of the highest value, the oldest of equals."""
-    value = models.TrialValueModel.value
-    with storage.transaction() as session:
-        row = session.execute(
-            select(Trials.number, value)
-            .join(models.TrialValueModel, models.TrialValueModel.trial_id == Trials.trial_id)
-            .where(Trials.study_id == study_id, Trials.state == TrialState.COMPLETE)
-            .order_by(value.desc(), Trials.number)
-            .limit(1)
-        ).first()
-        return None if row is None else (row.number, row.value)
-
-
-@patient
-def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
-    """Load a trial's curve, in the order of the iterations."""
-    with storage.transaction() as session:
-        rows = session.scalars(select(CurveRow).where(CurveRow.trial_id == trial_id).order_by(CurveRow.iteration))
-        return [
-            CurvePoint(
-                iteration=row.iteration,
-                train_loss=row.train_loss,
-                val_loss=row.val_loss,
-                val_accuracy=row.val_accuracy,
-            )
-            for row in rows
-        ]
-
-
 def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
     """Read a study's state, which then stays until the transaction ends, and count the trials that wait for another's.
 
@@ -509,20 +389,6 @@ def _trim(session: Session, study_id: int, total: int) -> None:
     keep = max(total, -1 if last_taken is None else last_taken + 1)
     ids = session.scalars(select(Trials.trial_id).where(Trials.study_id == study_id, Trials.number >= keep)).all()
     _forget(session, ids, (AttemptRow, CurveRow, *_OPTUNA_CHILDREN, Trials))
-
-
-def _count(session: Session, study_id: int) -> Counts:
-    rows = session.execute(
-        select(Trials.state, func.count()).where(Trials.study_id == study_id).group_by(Trials.state)
-    ).all()
-    by_state = {state: int(number) for state, number in rows}
-    return Counts(
-        complete=by_state.get(TrialState.COMPLETE, 0),
-        pruned=by_state.get(TrialState.PRUNED, 0),
-        failed=by_state.get(TrialState.FAIL, 0),
-        running=by_state.get(TrialState.RUNNING, 0),
-        waiting=by_state.get(TrialState.WAITING, 0),
-    )
 
 
 def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:

@@ -28,10 +28,11 @@ from optuna.samplers import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import control, queue
+from hpo import control, overview, queue
 from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
-from hpo.queue import Attempt, Counts
+from hpo.overview import Counts
+from hpo.queue import Attempt
 from hpo.recipe import Recipe, derive_seed
 from hpo.schedule import RUNGS, CurvePoint
 from hpo.search import Draft
@@ -115,7 +116,7 @@ class Study:
         """List all trials in the order of their numbers."""
         with self.storage.translated():
             found = self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
-        total = queue.count(self.storage, self.study_id).total
+        total = overview.count(self.storage, self.study_id).total
         return found[:total]  # Optuna's cache goes on listing waiting trials that were taken away at the end
 
 
@@ -160,7 +161,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     queue.fill(storage, study_id, total, first=study.space.base_params())
     control.reopen(storage, study_id)
     with storage.translated():
-        storage.optuna.set_study_user_attr(study_id, TARGET, queue.count(storage, study_id).total)
+        storage.optuna.set_study_user_attr(study_id, TARGET, overview.count(storage, study_id).total)
     return study
 
 
@@ -193,7 +194,7 @@ def status(study: Study) -> dict[str, Any]:
     """Say how a study stands, in the form of `hpo status --json`."""
     trials = study.trials()
     finished = [trial for trial in trials if trial.state.is_finished()]
-    counts = queue.count(study.storage, study.study_id)
+    counts = overview.count(study.storage, study.study_id)
     best = find_best_trial(trials)
     return {
         "study": study.name,
@@ -207,7 +208,7 @@ def status(study: Study) -> dict[str, Any]:
         "iterations_spent": {
             "naive": len(finished) * study.settings.iterations,
             "requested": sum(trial.user_attrs.get("iterations", 0) for trial in finished),
-            "trained": queue.trained_iterations(study.storage, study.study_id),
+            "trained": overview.trained_iterations(study.storage, study.study_id),
         },
     }
 
@@ -243,7 +244,7 @@ def best(study: Study) -> Best:
         value=found.value,
         standard_error=found.user_attrs["standard error"],
         recipe=study.recipe_of(found),
-        curve=tuple(queue.load_curve(study.storage, found._trial_id)),
+        curve=tuple(overview.load_curve(study.storage, found._trial_id)),
     )
 
 
@@ -302,7 +303,7 @@ def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePr
 
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:
-    total = queue.count(storage, study_id).total  # before the description, which another driver writes first
+    total = overview.count(storage, study_id).total  # before the description, which another driver writes first
     if total and "search space" not in storage.optuna.get_study_user_attrs(study_id):
         raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
 

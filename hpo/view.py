@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpo.benchmark import Result, Run
     from hpo.control import LiveWorker, Stopped
     from hpo.model import LayerRow
-    from hpo.queue import Counts, Running
+    from hpo.overview import Counts, Running
     from hpo.recipe import ParameterCounts
     from hpo.significance import Estimate
     from hpo.study import Best

@@ -21,14 +21,15 @@ from typing import Literal, Self
 import optuna
 import torch
 
-from hpo import control, queue
+from hpo import control, overview, queue
 from hpo.artifacts import Artifacts
 from hpo.comparison import Comparison
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.exhibit import exhibit, withdraw
 from hpo.objective import AtEnd, Task, run_trial
-from hpo.queue import Attempt, Counts, FinalState, Outcome, Progress, WorkerId
+from hpo.overview import Counts
+from hpo.queue import Attempt, FinalState, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.space import Param
 from hpo.storage import Storage
@@ -407,7 +408,7 @@ def on_duty(stop: StopSignal, presence: Presence) -> Iterator[None]:
 
 
 def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, equipment: Equipment) -> int:
-    before = queue.count(study.storage, study.study_id)
+    before = overview.count(study.storage, study.study_id)
     finished = 0
     idleness = Idleness(beat_s(equipment.lease_s))
     while not stop:
@@ -422,7 +423,7 @@ def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, 
                 require_hope(study, before, torch.device(presence.worker.device))
             continue
         state = control.find_state(study.storage, study.study_id)
-        if control.is_over(state, queue.count(study.storage, study.study_id)):
+        if control.is_over(state, overview.count(study.storage, study.study_id)):
             break
         # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
         idleness.wait(stop)
@@ -468,7 +469,7 @@ def require_hope(study: Study, before: Counts, device: torch.device) -> None:
         DeviceLost: The device computes nothing any more.
     """
     require_device(device)
-    now = queue.count(study.storage, study.study_id)
+    now = overview.count(study.storage, study.study_id)
     if is_hopeless(now, before):
         raise StudyFailed(f"the first {now.failed} trials of study {study.name} failed; `hpo dashboard` shows why")
 
@@ -501,7 +502,7 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
         raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
-    stored = queue.load_curve(study.storage, trial._trial_id)
+    stored = overview.load_curve(study.storage, trial._trial_id)
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
     dataset = load_as_worker(study, data_dir)

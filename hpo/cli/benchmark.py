@@ -141,11 +141,11 @@ def _documented_settings(
 
 def _load_search(storage: Storage, name: str | None) -> Study:
     """Load the study to be benchmarked, and say so where it is still under way."""
-    from hpo import queue
+    from hpo import overview
     from hpo import study as studies
 
     found = studies.load(storage, name)
-    counts = queue.count(storage, found.study_id)
+    counts = overview.count(storage, found.study_id)
     if left := counts.waiting + counts.running:
         say(f"study {found.name} has {left} trials that are not finished; this is a benchmark of its best so far")
     return found

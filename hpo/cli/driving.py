@@ -13,8 +13,8 @@ from hpo.errors import BadInput
 
 if TYPE_CHECKING:
     from hpo.launch.supervise import Launcher, Workers
+    from hpo.overview import Counts
     from hpo.progress import Progress
-    from hpo.queue import Counts
     from hpo.study import Study
     from hpo.worker import StopSignal
 
@@ -104,10 +104,10 @@ def drive(
 
 
 def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSignal) -> None:
-    from hpo import queue
+    from hpo import overview
     from hpo.progress import Progress
 
-    counts = queue.count(study.storage, study.study_id)
+    counts = overview.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
         return
     say(f"study {study.name}: {workers.summary}")

@@ -34,10 +34,10 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
 
 def pause(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Give out no more trials of a study; those that run go on to their ends, and workers wait."""
-    from hpo import control, queue
+    from hpo import control, overview
 
     found = _load(storage, study)
-    counts = queue.count(found.storage, found.study_id)
+    counts = overview.count(found.storage, found.study_id)
     if counts.waiting + counts.running == 0:
         print(f"study {found.name} is done: there is nothing to pause")
         return
@@ -50,11 +50,11 @@ def pause(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -
 
 def resume(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Let a paused or stopped study go on, and workers that gave it up try it again."""
-    from hpo import control, queue
+    from hpo import control, overview
 
     found = _load(storage, study)
     before = control.set_state(found.storage, found.study_id, "running")
-    counts = queue.count(found.storage, found.study_id)
+    counts = overview.count(found.storage, found.study_id)
     was = {"running": "ran", "paused": "was paused"}.get(before, "was stopped")
     print(f"study {found.name} {was} and goes on: {counts.running} trials run, {counts.waiting} wait for workers")
 
@@ -114,9 +114,9 @@ def _confirm(study: Study) -> None:
     Raises:
         BadInput: Something else was typed, or nothing.
     """
-    from hpo import queue
+    from hpo import overview
 
-    counts = queue.count(study.storage, study.study_id)
+    counts = overview.count(study.storage, study.study_id)
     say(f"study {study.name} has {counts.total} trials, {counts.finished} of them finished; deleting cannot be undone")
     print("type its name to delete it: ", end="", file=sys.stderr, flush=True)
     typed = sys.stdin.readline().strip()

@@ -294,12 +294,12 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
 
 
 def _watch(study: Study) -> None:
-    from hpo import control, queue
+    from hpo import control, overview
     from hpo.progress import Progress
 
     with Progress(study) as shown:
         while True:
-            counts = queue.count(study.storage, study.study_id)
+            counts = overview.count(study.storage, study.study_id)
             shown.update(counts, control.shown_state(control.find_state(study.storage, study.study_id), counts))
             if counts.waiting + counts.running == 0:
                 return

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpo import queue
+from hpo import overview, queue
 from hpo.errors import StudyFailed
-from hpo.queue import Counts
+from hpo.overview import Counts
 from hpo.study import Study, is_hopeless
 from hpo.worker import LAST_CALL_S, StopSignal
 
@@ -87,12 +87,12 @@ class Workers:
         Side effects:
             Starts workers, and ends those that are left.
         """
-        before = queue.count(self.study.storage, self.study.study_id)
+        before = overview.count(self.study.storage, self.study.study_id)
         with self._started():
             while not stop:
                 ends = [place.poll() for place in self.places]
                 queue.reap(self.study.storage, self.study.study_id)
-                counts = queue.count(self.study.storage, self.study.study_id)
+                counts = overview.count(self.study.storage, self.study.study_id)
                 on_poll(counts, waiting_note([place.waits() for place in self.places]))
                 if counts.waiting + counts.running == 0:
                     return
@@ -119,7 +119,7 @@ class Workers:
         for index, (place, ended) in enumerate(zip(self.places, ends, strict=True)):
             if ended is None or ended.in_order:
                 continue
-            if queue.has_finished_one(self.study.storage, self.study.study_id, place.worker):
+            if overview.has_finished_one(self.study.storage, self.study.study_id, place.worker):
                 self._restarts[index] = 0
             self._restarts[index] = self._restarts.get(index, 0) + 1
             if self._restarts[index] > MAX_RESTARTS:

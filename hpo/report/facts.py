@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import queue
+from hpo import overview
 from hpo import study as studies
 from hpo.errors import StudyNotFound
 from hpo.recipe import DocumentedRun, Recipe, documented_runs
@@ -189,7 +189,7 @@ def _trial(study: Study, trial: FrozenTrial) -> Trial:
         params=trial.params,
         attrs=trial.user_attrs,
         recipe=study.recipe_of(trial),
-        curve=tuple(queue.load_curve(study.storage, trial._trial_id)),
+        curve=tuple(overview.load_curve(study.storage, trial._trial_id)),
     )
 
 

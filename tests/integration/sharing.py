@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from optuna.trial import TrialState
 
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.data import Dataset, load_dataset
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome
@@ -86,7 +86,7 @@ def require_undisturbed(made: study.Study, folder: Path) -> None:
     torch.set_num_threads(1)  # as workers do
     digits = load_dataset("digits", folder)
     for trial in made.trials():
-        curve = queue.load_curve(made.storage, trial._trial_id)
+        curve = overview.load_curve(made.storage, trial._trial_id)
         alone = Watcher(prune_at=curve[-1].iteration if trial.state == TrialState.PRUNED else None)
         task = Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32")
         outcome = run_trial(task, digits, alone)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import MetaData, select
 
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.errors import HpoError
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.settings import StudySettings
@@ -136,7 +136,7 @@ def wait_until_it_trains(made: study.Study, workers: int = 1) -> None:
     """Wait until so many trials have parameters, and a measurement."""
 
     def trains() -> bool:
-        running = queue.list_running(made.storage, made.study_id)
+        running = overview.list_running(made.storage, made.study_id)
         return len(running) == workers and all(row.val_accuracy is not None for row in running)
 
     wait_until(trains, START_S, f"{workers} workers that train")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sqlalchemy import update
 
-from hpo import benchmark, export, queue, study
+from hpo import benchmark, export, overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import load_test_split
 from hpo.comparison import Comparison
@@ -48,7 +48,7 @@ def search_with(storage: Storage, *values: float, settings: StudySettings = SETT
 
 def end_all(made: study.Study, value: Callable[[], float]) -> None:
     """Complete all waiting trials, untrained."""
-    for _ in range(queue.count(made.storage, made.study_id).waiting):
+    for _ in range(overview.count(made.storage, made.study_id).waiting):
         attempt = claim(made)
         suggest(made, attempt)
         complete(made, attempt, value())

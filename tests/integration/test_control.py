@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from hpo import control, queue, removal, study
+from hpo import control, overview, queue, removal, study
 from hpo.artifacts import open_artifacts
 from hpo.control import LiveWorker, Standing
 from hpo.errors import BadInput, StillRunning, StudyNotFound
 from hpo.notes import figure_attrs
-from hpo.queue import Counts, Outcome, Progress, WorkerId
+from hpo.overview import Counts
+from hpo.queue import Outcome, Progress, WorkerId
 from hpo.settings import StudyState
 from hpo.storage import AttemptRow, Storage, StudyRow, WorkerRow, open_storage
 from integration.support import (
@@ -76,7 +77,7 @@ def test_a_heartbeat_learns_the_state_and_is_not_hindered_by_it(made: study.Stud
     assert queue.renew(made.storage, attempt, NOTHING) == state
     assert queue.record(made.storage, attempt, NOTHING, [], {}) == state
     complete(made, attempt, 0.5)
-    assert queue.count(made.storage, made.study_id) == Counts(complete=1, waiting=2)
+    assert overview.count(made.storage, made.study_id) == Counts(complete=1, waiting=2)
 
 
 def test_when_pausing_returns_no_process_claims_another_trial(storage_url: str, storage: Storage) -> None:
@@ -85,7 +86,7 @@ def test_when_pausing_returns_no_process_claims_another_trial(storage_url: str, 
 
     [at_pause] = [found for found in taken if found is not None]
     assert 0 < at_pause < 400
-    assert queue.count(storage, made.study_id).running == at_pause
+    assert overview.count(storage, made.study_id).running == at_pause
 
 
 def _claim_or_pause(url: str, study_id: int, number: int) -> int | None:
@@ -93,9 +94,9 @@ def _claim_or_pause(url: str, study_id: int, number: int) -> int | None:
     storage = open_storage(url)
     try:
         if number == 0:
-            wait_until(lambda: queue.count(storage, study_id).running >= 20, PROCESSES_S, "claims")
+            wait_until(lambda: overview.count(storage, study_id).running >= 20, PROCESSES_S, "claims")
             control.set_state(storage, study_id, "paused")
-            return queue.count(storage, study_id).running
+            return overview.count(storage, study_id).running
         while queue.claim(storage, study_id, WORKER):
             pass
         return None

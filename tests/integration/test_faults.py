@@ -21,10 +21,10 @@ import torch
 from optuna.trial import TrialState
 from sqlalchemy import select
 
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.errors import DeviceLost, StudyFailed
-from hpo.queue import Counts
+from hpo.overview import Counts
 from hpo.storage import CheckpointRow, Storage, open_storage
 from hpo.train import Training
 from hpo.trajectory import Checkpoints
@@ -76,10 +76,10 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     chance = random.Random(0)
     workers = [start_worker(storage_url, tmp_path) for _ in range(WORKERS)]
     # Before that, torch may still be on its way from the disk, and a life of a few seconds too short to train anything.
-    wait_until(lambda: queue.count(storage, made.study_id).finished, FINISH_S, "a finished trial")
+    wait_until(lambda: overview.count(storage, made.study_id).finished, FINISH_S, "a finished trial")
     kills = 0
     until_s = time.monotonic() + STORM_S
-    while queue.count(storage, made.study_id).finished < TRIALS:
+    while overview.count(storage, made.study_id).finished < TRIALS:
         assert time.monotonic() < until_s
         time.sleep(KILL_EVERY_S)
         struck = chance.randrange(WORKERS)
@@ -90,7 +90,7 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     for worker in workers:
         worker.join(FINISH_S)
 
-    counts = queue.count(storage, made.study_id)
+    counts = overview.count(storage, made.study_id)
     reasons = [trial.user_attrs["outcome"] for trial in made.trials() if trial.state == TrialState.FAIL]
     assert (counts.complete + counts.pruned, counts.total) == (TRIALS, TRIALS), reasons
     outcomes = Counter(row[9] for row in dump(storage)["hpo_attempts"])
@@ -152,7 +152,7 @@ def test_a_full_disk_costs_one_warning_and_no_trial(
     assert warnings == [
         f"artifacts {small_disk}: [Errno 28] No space left on device; training goes on without new checkpoints"
     ]
-    assert queue.count(storage, made.study_id) == Counts(complete=3)
+    assert overview.count(storage, made.study_id) == Counts(complete=3)
     with storage.transaction() as session:
         rows = {row.artifact_id: row.sha256 for row in session.scalars(select(CheckpointRow))}
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in small_disk.iterdir()}
@@ -200,7 +200,7 @@ def test_a_worker_started_by_hand_gives_up_a_study_in_which_everything_fails(
 
     assert str(given_up.value) == "the first 5 trials of study small failed; `hpo dashboard` shows why"
     assert given_up.value.exit_code == 1
-    assert queue.count(storage, made.study_id) == Counts(failed=5, waiting=15)
+    assert overview.count(storage, made.study_id) == Counts(failed=5, waiting=15)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -213,7 +213,7 @@ def test_a_mended_study_goes_on_after_it_was_given_up(
         work_here(made, tmp_path)
 
     assert work_here(made, tmp_path) == 1
-    assert queue.count(storage, made.study_id) == Counts(complete=1, failed=5)
+    assert overview.count(storage, made.study_id) == Counts(complete=1, failed=5)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -234,6 +234,6 @@ def test_a_worker_ends_when_its_device_computes_nothing_any_more(
     assert str(lost.value) == (
         "device cpu: CUDA error: an illegal memory access was encountered; this worker ends, another process may use it"
     )
-    assert queue.count(storage, made.study_id) == Counts(failed=1, waiting=2)
+    assert overview.count(storage, made.study_id) == Counts(failed=1, waiting=2)
     outcome = made.trials()[0].user_attrs["outcome"]
     assert outcome.startswith("failed: RuntimeError: CUDA error: an illegal memory access was encountered")

@@ -20,12 +20,12 @@ import yaml
 from optuna.trial import TrialState
 from sqlalchemy import select
 
-from hpo import benchmark, control, queue, removal, study
+from hpo import benchmark, control, overview, removal, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import end_of_run
 from hpo.errors import HpoError
 from hpo.fleet import Fleet
-from hpo.queue import Counts
+from hpo.overview import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.train import Training
 from hpo.trajectory import Checkpoints
@@ -75,21 +75,21 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
         ("small", None, None, "cpu")
     ] * 2
     assert all(0 <= row["heartbeat_age_s"] < 60 for row in listed)
-    assert queue.count(storage, made.study_id) == Counts(waiting=8)
+    assert overview.count(storage, made.study_id) == Counts(waiting=8)
 
     assert said(start("resume")) == "study small was paused and goes on: 0 trials run, 8 wait for workers\n"
     wait_until_it_trains(made, workers=2)
     control.set_state(storage, made.study_id, "paused")
     begun = {trial.number for trial in made.trials() if trial.state != TrialState.WAITING}
-    wait_until(lambda: not queue.count(storage, made.study_id).running, FINISH_S, "trials that came to their ends")
+    wait_until(lambda: not overview.count(storage, made.study_id).running, FINISH_S, "trials that came to their ends")
     assert re.search(r"^state +paused +$", said(start("status")), re.MULTILINE)
     assert {trial.number for trial in made.trials() if trial.state == TrialState.COMPLETE} == begun
-    assert queue.count(storage, made.study_id).waiting == 8 - len(begun) > 0
+    assert overview.count(storage, made.study_id).waiting == 8 - len(begun) > 0
     assert [worker.poll() for worker in workers] == [None, None]
 
     control.set_state(storage, made.study_id, "running")
     assert all(said(worker) for worker in workers)
-    assert queue.count(storage, made.study_id) == Counts(complete=8)
+    assert overview.count(storage, made.study_id) == Counts(complete=8)
     assert said(start("workers")) == "no worker is alive\n"
 
 
@@ -105,7 +105,7 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     control.set_state(made.storage, made.study_id, "paused")
     driver = start(*command)
     wait_until(lambda: len(control.list_workers(made.storage)) == 2, START_S, "two workers that wait")
-    assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
 
     control.set_state(made.storage, made.study_id, "running")
     wait_until_it_trains(made, workers=2)
@@ -123,7 +123,7 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     assert dump(made.storage)["hpo_workers"] == []
 
     assert "3 / 3 finished" in said(start(*command))
-    assert queue.count(made.storage, made.study_id) == Counts(complete=3)
+    assert overview.count(made.storage, made.study_id) == Counts(complete=3)
     trained = study.status(made)["iterations_spent"]["trained"]
     assert trained <= 3 * 400, "what was trained before the stop is not trained again"
     require_undisturbed(made, tmp_path)
@@ -175,7 +175,7 @@ def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_sign
     second = study.continue_or_create(storage, "second", replace(SETTINGS, seed=1), 3)
     worker = start("worker", "--forever")
     for made in (first, second):
-        wait_until(lambda made=made: queue.count(storage, made.study_id).finished == 3, FINISH_S, made.name)
+        wait_until(lambda made=made: overview.count(storage, made.study_id).finished == 3, FINISH_S, made.name)
     assert _served(storage) == ["first", "second"] * 3
 
     third = study.continue_or_create(storage, "third", replace(SETTINGS, iterations=6400, seed=2), 1)
@@ -185,7 +185,7 @@ def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_sign
     assert (listed.iteration or 0) > 0
     output = drain(worker)
     assert output[-2:] == ["finished 6 trials", "terminated; the same command continues"]
-    assert queue.count(storage, third.study_id) == Counts(waiting=1)
+    assert overview.count(storage, third.study_id) == Counts(waiting=1)
     assert control.list_workers(storage) == []
 
 
@@ -211,8 +211,8 @@ def test_a_worker_waits_for_the_first_study_and_drains_while_it_waits(
     if options:
         other = study.continue_or_create(opened(storage_url), "other", SETTINGS, 1)
         later = study.continue_or_create(opened(storage_url), "later", SETTINGS, 1)
-        wait_until(lambda: queue.count(later.storage, later.study_id).finished == 1, FINISH_S, "the later study")
-        assert queue.count(other.storage, other.study_id) == Counts(waiting=1)
+        wait_until(lambda: overview.count(later.storage, later.study_id).finished == 1, FINISH_S, "the later study")
+        assert overview.count(other.storage, other.study_id) == Counts(waiting=1)
     assert drain(worker)[-2:] == [f"finished {len(options) // 2} trials", "terminated; the same command continues"]
     assert _workers_of(storage_url, opened) == []
 
@@ -252,7 +252,7 @@ def serve_until(storage: Storage, folder: Path, holds: Callable[[], Any]) -> Non
 
 
 def count(made: study.Study) -> Counts:
-    return queue.count(made.storage, made.study_id)
+    return overview.count(made.storage, made.study_id)
 
 
 def test_what_a_machine_cannot_serve_is_passed_over_with_one_warning(

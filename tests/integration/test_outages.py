@@ -18,11 +18,11 @@ from optuna.trial import TrialState
 from sqlalchemy import update
 
 from conftest import PostgreSQL, RestartablePostgreSQL
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.errors import HpoError, StorageUnavailable
+from hpo.overview import Counts
 from hpo.patience import Patience
-from hpo.queue import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
@@ -58,7 +58,7 @@ def content(made: study.Study) -> list[dict[str, Any]]:
             "params": trial.params,
             "value": trial.value,
             "reported": trial.intermediate_values,
-            "curve": queue.load_curve(made.storage, trial._trial_id),
+            "curve": overview.load_curve(made.storage, trial._trial_id),
         }
         for trial in made.trials()
     ]
@@ -140,7 +140,7 @@ def test_a_study_outlives_a_postgresql_that_is_stopped_and_started_again(
     assert driver.returncode == 0, output
     made = study.load(watched, "small")
     assert {trial.state for trial in made.trials()} <= {TrialState.COMPLETE, TrialState.PRUNED}
-    counts = queue.count(watched, made.study_id)
+    counts = overview.count(watched, made.study_id)
     assert (counts.finished, counts.total) == (8, 8)
     assert {row[9] for row in dump(watched)["hpo_attempts"]} <= {"complete", "pruned", "parked"}
     log = (tmp_path / "small.log").read_text()
@@ -153,7 +153,7 @@ def _has_finished(storage: Storage, finished: int) -> bool:
         made = study.load(storage, "small")
     except HpoError:  # not made yet
         return False
-    counts = queue.count(storage, made.study_id)
+    counts = overview.count(storage, made.study_id)
     return counts.finished >= finished and counts.running > 0
 
 
@@ -171,7 +171,7 @@ def test_a_worker_whose_database_stays_away_leaves_what_it_trained_and_exits_wit
     assert worker.returncode == StorageUnavailable.exit_code, output
     assert output[1].splitlines()[-1].startswith("error: storage postgresql+psycopg://hpo:***@127.0.0.1:")
     assert "Traceback" not in output[1]
-    assert queue.count(direct, made.study_id) == Counts(running=1)
+    assert overview.count(direct, made.study_id) == Counts(running=1)
     with direct.transaction() as session:
         session.execute(update(AttemptRow).values(lease_until_s=0.0))
 
@@ -224,5 +224,5 @@ def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, o
 
     assert worker.returncode == 0, output
     assert "the database answers again" in output[1]
-    assert queue.count(direct, made.study_id) == Counts(complete=1)
+    assert overview.count(direct, made.study_id) == Counts(complete=1)
     assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete"]

@@ -14,9 +14,10 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
-from hpo.queue import Attempt, Counts, Outcome, Progress, Running, WorkerId
+from hpo.overview import Counts, Running
+from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.schedule import CurvePoint
 from hpo.settings import StudySettings
 from hpo.storage import Storage, open_storage
@@ -63,8 +64,8 @@ def test_many_processes_claim_each_trial_exactly_once(storage_url: str, storage:
     claimed = in_processes(_claim_all, [(storage_url, made.study_id, f"worker {i}") for i in range(8)])
 
     assert sorted(number for numbers in claimed for number in numbers) == list(range(40))
-    assert queue.count(storage, made.study_id) == Counts(running=40)
-    holders = {row.trial_number: row.worker for row in queue.list_running(storage, made.study_id)}
+    assert overview.count(storage, made.study_id) == Counts(running=40)
+    holders = {row.trial_number: row.worker for row in overview.list_running(storage, made.study_id)}
     assert holders == {number: f"worker {i}" for i, numbers in enumerate(claimed) for number in numbers}
 
 
@@ -84,7 +85,7 @@ def test_many_processes_that_claim_and_hand_back_never_share_a_trial(storage_url
 
     in_processes(_claim_and_hand_back, [(storage_url, made.study_id, 10)] * PROCESSES)
 
-    assert queue.count(storage, made.study_id) == Counts(waiting=4)
+    assert overview.count(storage, made.study_id) == Counts(waiting=4)
     attempts = [(row[1], row[2]) for row in dump(storage)["hpo_attempts"]]
     per_trial = Counter(trial_id for trial_id, _ in attempts)
     assert sum(per_trial.values()) == PROCESSES * 10
@@ -186,8 +187,8 @@ def test_a_trial_that_takes_the_place_of_another_inherits_nothing(storage: Stora
 
     assert (again.trial_number, again.number) == (1, 1)
     assert made.trials()[1].params == {}
-    assert queue.load_curve(storage, again.trial_id) == []
-    assert queue.trained_iterations(storage, made.study_id) == 0
+    assert overview.load_curve(storage, again.trial_id) == []
+    assert overview.trained_iterations(storage, made.study_id) == 0
 
 
 def test_nothing_to_claim_is_none(storage: Storage, made: study.Study) -> None:
@@ -208,7 +209,7 @@ def test_a_study_hands_out_no_trial_of_another(storage: Storage, made: study.Stu
     other = study.continue_or_create(storage, "other", SETTINGS, 1)
     assert claim(other).trial_number == 0
     assert queue.claim(storage, other.study_id, WORKER) is None
-    assert queue.count(storage, made.study_id) == Counts(waiting=3)
+    assert overview.count(storage, made.study_id) == Counts(waiting=3)
 
 
 def test_a_lapsed_trial_goes_back_under_its_number_with_its_parameters(storage: Storage, made: study.Study) -> None:
@@ -222,8 +223,8 @@ def test_a_lapsed_trial_goes_back_under_its_number_with_its_parameters(storage: 
     trial = made.trials()[1]
     assert (trial.number, trial.state, trial.params) == (1, TrialState.WAITING, params)
     assert trial.intermediate_values == {}
-    assert queue.load_curve(storage, attempt.trial_id) == []
-    assert queue.count(storage, made.study_id) == Counts(running=1, waiting=2)
+    assert overview.load_curve(storage, attempt.trial_id) == []
+    assert overview.count(storage, made.study_id) == Counts(running=1, waiting=2)
     again = claim(made)
     assert (again.trial_id, again.trial_number, again.number) == (attempt.trial_id, 1, 2)
     assert suggest(made, again) == params
@@ -248,7 +249,7 @@ def test_a_renewed_lease_is_not_reaped(storage: Storage, made: study.Study) -> N
     attempt = claim(made, LAPSED)
     queue.renew(storage, attempt, HALFWAY)
     assert queue.reap(storage, made.study_id) == []
-    assert queue.list_running(storage, made.study_id) == [
+    assert overview.list_running(storage, made.study_id) == [
         Running(worker="host:1", host="host", device="cpu", trial_number=0, iteration=16, val_accuracy=0.5)
     ]
 
@@ -257,7 +258,7 @@ def test_a_study_is_reaped_without_touching_another(storage: Storage, made: stud
     other = study.continue_or_create(storage, "other", SETTINGS, 1)
     claim(other, LAPSED)
     assert queue.reap(storage, made.study_id) == []
-    assert queue.count(storage, other.study_id) == Counts(running=1)
+    assert overview.count(storage, other.study_id) == Counts(running=1)
 
 
 def test_several_processes_reap_a_trial_once(storage_url: str, storage: Storage) -> None:
@@ -268,7 +269,7 @@ def test_several_processes_reap_a_trial_once(storage_url: str, storage: Storage)
     reaped = in_processes(_reap, [(storage_url, made.study_id)] * PROCESSES)
 
     assert sorted(number for numbers in reaped for number in numbers) == list(range(12))
-    assert queue.count(storage, made.study_id) == Counts(waiting=12)
+    assert overview.count(storage, made.study_id) == Counts(waiting=12)
 
 
 def _reap(url: str, study_id: int) -> list[int]:
@@ -313,7 +314,7 @@ def test_a_trial_whose_workers_keep_vanishing_fails_with_the_reason(storage: Sto
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
     assert trial.user_attrs["outcome"] == "failed: its worker vanished 4 times without getting past iteration 0"
     assert trial.datetime_complete is not None
-    assert queue.count(storage, made.study_id) == Counts(failed=1, waiting=2)
+    assert overview.count(storage, made.study_id) == Counts(failed=1, waiting=2)
     assert claim(made).trial_number == 1
 
 
@@ -337,9 +338,9 @@ def test_a_trial_that_is_handed_back_keeps_its_parameters_and_forgets_its_curve(
 
     trial = made.trials()[0]
     assert (trial.state, trial.params, trial.intermediate_values) == (TrialState.WAITING, params, {})
-    assert queue.load_curve(storage, attempt.trial_id) == []
-    assert queue.list_running(storage, made.study_id) == []
-    assert queue.trained_iterations(storage, made.study_id) == 16
+    assert overview.load_curve(storage, attempt.trial_id) == []
+    assert overview.list_running(storage, made.study_id) == []
+    assert overview.trained_iterations(storage, made.study_id) == 16
 
 
 def test_recording_twice_is_recording_once(storage: Storage, made: study.Study) -> None:
@@ -350,7 +351,7 @@ def test_recording_twice_is_recording_once(storage: Storage, made: study.Study) 
     queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
 
     assert _without_leases(dump(storage)) == once
-    assert queue.load_curve(storage, attempt.trial_id) == list(POINTS)
+    assert overview.load_curve(storage, attempt.trial_id) == list(POINTS)
     assert made.trials()[0].intermediate_values == VALUES
 
 
@@ -361,7 +362,7 @@ def test_what_is_recorded_again_replaces_what_was_there(storage: Storage, made: 
 
     queue.record(storage, attempt, HALFWAY, [other], {16: 0.9375})
 
-    assert queue.load_curve(storage, attempt.trial_id) == [POINTS[0], other]
+    assert overview.load_curve(storage, attempt.trial_id) == [POINTS[0], other]
     assert made.trials()[0].intermediate_values == {8: 0.25, 16: 0.9375}
 
 
@@ -370,7 +371,7 @@ def test_numbers_are_stored_to_the_last_bit(storage: Storage, made: study.Study)
     point = CurvePoint(iteration=1, train_loss=1 / 3, val_loss=2 / 3, val_accuracy=0.1 + 0.2)
     queue.record(storage, attempt, NOTHING, [point], {1: 0.1 + 0.2})
     complete(made, attempt, 1 / 3)
-    assert queue.load_curve(storage, attempt.trial_id) == [point]
+    assert overview.load_curve(storage, attempt.trial_id) == [point]
     trial = made.trials()[0]
     assert (trial.value, trial.intermediate_values) == (1 / 3, {1: 0.1 + 0.2})
 
@@ -481,7 +482,7 @@ def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
         queue.fill(storage, made.study_id, 5, first={})
     assert queue.claim(storage, made.study_id, WORKER) is None
     assert queue.reap(storage, made.study_id) == []
-    assert queue.count(storage, made.study_id) == Counts()
+    assert overview.count(storage, made.study_id) == Counts()
     for write in WRITES.values():
         with pytest.raises(LeaseLost):
             write(storage, attempt)
@@ -507,11 +508,11 @@ def test_a_study_that_another_tool_deletes_leaves_nothing_to_its_successor(
 
     successor = make_study(storage, 2)
 
-    assert queue.list_running(storage, successor.study_id) == []
-    assert queue.trained_iterations(storage, successor.study_id) == 0
+    assert overview.list_running(storage, successor.study_id) == []
+    assert overview.trained_iterations(storage, successor.study_id) == 0
     first = claim(successor)
     assert (first.trial_number, first.number) == (0, 1)
-    assert queue.load_curve(storage, first.trial_id) == []
+    assert overview.load_curve(storage, first.trial_id) == []
 
 
 def _delete_with_optuna_alone(url: str, name: str) -> None:

@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
-from hpo import queue, study
-from hpo.queue import Counts
+from hpo import overview, study
+from hpo.overview import Counts
 from hpo.storage import Storage
 from hpo.worker import StopSignal, work
 from integration.conftest import Start
@@ -114,7 +114,7 @@ def outcomes(storage: Storage) -> list[str]:
 
 def pids(made: study.Study) -> list[int]:
     """List the processes of the workers that train."""
-    return [int(row.worker.rpartition(":")[2]) for row in queue.list_running(made.storage, made.study_id)]
+    return [int(row.worker.rpartition(":")[2]) for row in overview.list_running(made.storage, made.study_id)]
 
 
 def raylet(node: Any) -> int:
@@ -172,7 +172,7 @@ def _train_here(opened: Open, folder: Path) -> study.Study:
 
 def content(made: study.Study) -> list[tuple[Any, ...]]:
     return [
-        (trial.number, trial.params, trial.value, queue.load_curve(made.storage, trial._trial_id))
+        (trial.number, trial.params, trial.value, overview.load_curve(made.storage, trial._trial_id))
         for trial in made.trials()
     ]
 
@@ -197,7 +197,7 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     trials = json.loads(out)["trials"]
     assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (2, 2)
     assert [trial.number for trial in made.trials()] == [0, 1]
-    assert queue.list_running(made.storage, made.study_id) == []
+    assert overview.list_running(made.storage, made.study_id) == []
     lost, *others = sorted(dump(made.storage)["hpo_attempts"])
     assert (lost[3].endswith(f":{pid}"), lost[9]) == (True, "lapsed")
     assert {row[3] for row in others} != {lost[3]}
@@ -225,7 +225,7 @@ def test_a_worker_that_ray_believes_dead_changes_nothing_of_its_trials_retry(
 
     assert load_all_of_trials(storage) == before
     assert outcomes(storage) == ["lapsed", "complete"]
-    assert queue.count(storage, made.study_id) == Counts(complete=1)
+    assert overview.count(storage, made.study_id) == Counts(complete=1)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -238,7 +238,7 @@ def test_sigterm_ends_the_workers_on_a_cluster_and_says_who_had_no_room(
     [pid] = pids(made)
     time.sleep(ROOM_S)
     _require_end(driver, signal.SIGTERM, 143, "terminated", pid)
-    assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
     assert outcomes(made.storage) == ["stopped"]
 
 
@@ -267,7 +267,7 @@ def test_an_interrupt_ends_a_local_ray_with_its_workers_and_the_same_command_con
     assert pid in processes
     _require_end(driver, signal.SIGINT, 130, "interrupted", pid)
     wait_until(lambda: not any(map(is_running, processes)), END_S, "the end of all that Ray started")
-    assert queue.count(made.storage, made.study_id) == Counts(waiting=1)
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=1)
 
     again = start(*command)
     out, err = again.communicate(timeout=FINISH_S)

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import select, text
 
 from conftest import PASSWORD, PostgreSQL, free_port
-from hpo import queue, schema, study
+from hpo import overview, queue, schema, study
 from hpo.errors import BadInput, HpoError, StorageUnavailable
 from hpo.schema import NEWER, UPGRADE, VERSION_TABLE
 from hpo.storage import Storage, now_s, open_storage, upgrade_storage
@@ -33,7 +33,7 @@ def test_what_one_storage_writes_another_reads(storage_url: str, opened: Open) -
     for access in ("write", "read"):
         storage = opened(storage_url, access)
         assert study.load(storage, None).settings == SETTINGS
-        assert queue.count(storage, made.study_id) == queue.Counts(waiting=3)
+        assert overview.count(storage, made.study_id) == overview.Counts(waiting=3)
 
 
 def test_opening_again_changes_nothing(storage_url: str, opened: Open) -> None:
@@ -50,7 +50,7 @@ def test_opening_again_changes_nothing(storage_url: str, opened: Open) -> None:
 def test_several_processes_create_one_database_at_once(storage_url: str, opened: Open) -> None:
     assert in_processes(_create_study, [(storage_url,)] * PROCESSES) == [1] * PROCESSES
 
-    assert queue.count(opened(storage_url, "read"), 1) == queue.Counts(waiting=2)
+    assert overview.count(opened(storage_url, "read"), 1) == overview.Counts(waiting=2)
 
 
 def _create_study(url: str) -> int:
@@ -254,7 +254,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
         "the tables of hpo are of revision 0002",
     ]
     assert dump(opened(storage_url)) == before | {"alembic_version": [("v3.2.0.a",)]}
-    assert queue.count(opened(storage_url, "read"), made.study_id) == queue.Counts(waiting=1)
+    assert overview.count(opened(storage_url, "read"), made.study_id) == overview.Counts(waiting=1)
 
 
 def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(

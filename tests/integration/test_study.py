@@ -12,7 +12,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo import queue, study
+from hpo import overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.data import load_dataset
 from hpo.errors import StudyMismatch, StudyNotFound
@@ -54,7 +54,7 @@ def content(made: study.Study) -> list[dict[str, Any]]:
             "value": trial.value,
             "reported": trial.intermediate_values,
             "user_attrs": trial.user_attrs,
-            "curve": queue.load_curve(made.storage, trial._trial_id),
+            "curve": overview.load_curve(made.storage, trial._trial_id),
         }
         for trial in made.trials()
     ]
@@ -366,4 +366,4 @@ def test_of_equally_accurate_trials_the_oldest_is_best_as_optuna_dashboard_shows
 
     assert study.best(made).trial == 1
     best = study.status(made)["best"]
-    assert (best["trial"], best["value"]) == (1, 0.75) == queue.find_best(storage, made.study_id)
+    assert (best["trial"], best["value"]) == (1, 0.75) == overview.find_best(storage, made.study_id)

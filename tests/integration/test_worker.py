@@ -18,9 +18,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select, update
 
-from hpo import queue, study
+from hpo import overview, study
 from hpo.artifacts import open_artifacts
-from hpo.queue import Counts
+from hpo.overview import Counts
 from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
@@ -77,14 +77,14 @@ def test_a_worker_that_is_asked_to_stop_hands_back_its_trial_which_another_finis
     assert "Traceback" not in output[1]
     waiting = first_trial(made)
     assert (waiting.state, waiting.params, waiting.intermediate_values) == (TrialState.WAITING, params, {})
-    assert queue.count(storage, made.study_id) == Counts(waiting=1)
+    assert overview.count(storage, made.study_id) == Counts(waiting=1)
 
     assert _work_here(made, tmp_path) == 1
 
     finished = first_trial(made)
     assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
     assert [row[2] for row in sorted(dump(storage)["hpo_attempts"])] == [1, 2]
-    curve = queue.load_curve(storage, finished._trial_id)
+    curve = overview.load_curve(storage, finished._trial_id)
     assert curve[-1].iteration == SHORT.iterations
     spent = study.status(made)["iterations_spent"]
     # What the first worker trained since its last checkpoint is stored as well when it is asked to stop.
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_whoever_reaps_it(storage: S
     params = first_trial(made).params
     worker.kill()
     worker.communicate()
-    assert queue.count(storage, made.study_id) == Counts(running=1)
+    assert overview.count(storage, made.study_id) == Counts(running=1)
     _let_leases_lapse(storage)
 
     successor = start("worker")
@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_whoever_reaps_it(storage: S
     assert (successor.returncode, output[1].splitlines()[-1]) == (0, "finished 1 trials of small")
     finished = first_trial(made)
     assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
-    assert queue.count(storage, made.study_id) == Counts(complete=1)
+    assert overview.count(storage, made.study_id) == Counts(complete=1)
 
 
 def _work_here(made: study.Study, folder: Path) -> int:
@@ -134,7 +134,7 @@ def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
     )
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made, workers=2)
-    workers = [int(row.worker.rpartition(":")[2]) for row in queue.list_running(made.storage, made.study_id)]
+    workers = [int(row.worker.rpartition(":")[2]) for row in overview.list_running(made.storage, made.study_id)]
     params = {trial.number: trial.params for trial in made.trials()}
 
     driver.kill()
@@ -142,7 +142,7 @@ def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
 
     try:
         wait_until(lambda: not any(map(is_running, workers)), ORPHANED_S, "workers that have noticed")
-        assert queue.count(made.storage, made.study_id) == Counts(waiting=3)
+        assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
         assert {trial.number: trial.params for trial in made.trials()} == params
         log = (tmp_path / "small.log").read_text()
         assert log.count("orphaned; the same command continues") == 2
@@ -168,7 +168,7 @@ def test_eight_workers_on_one_file_finish_exactly_the_trials_that_were_asked_for
     trials = made.trials()
     assert [trial.number for trial in trials] == list(range(16))
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
-    assert queue.list_running(made.storage, made.study_id) == []
+    assert overview.list_running(made.storage, made.study_id) == []
     log = (tmp_path / "small.log").read_text()
     assert "database is locked" not in log
     assert "Traceback" not in log
@@ -216,12 +216,12 @@ def test_a_driver_that_is_asked_to_stop_ends_its_workers_and_the_same_command_co
     assert (driver.returncode, output[1].splitlines()[-1]) == (143, "terminated; the same command continues")
     assert took_s < HAND_BACK_S
     assert not is_running(pid)
-    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
     again = start(*RUN, "--workers", "1", "--json")
     output = again.communicate(timeout=FINISH_S)
     assert again.returncode == 0, output
-    counts = queue.count(made.storage, made.study_id)
+    counts = overview.count(made.storage, made.study_id)
     assert (counts.complete + counts.pruned, counts.total) == (2, 2)
 
 
@@ -242,7 +242,7 @@ def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not is_running(pid), HAND_BACK_S, "a worker that has noticed")
-    assert queue.count(made.storage, made.study_id) == Counts(waiting=2)
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
 
 def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Popen[str], study.Study, int]:
@@ -250,7 +250,7 @@ def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Pope
     driver = start(*RUN, "--workers", "1", "--json")
     made = wait_until(lambda: find_study(url, opened), START_S, "a study")
     wait_until_it_trains(made)
-    [running] = queue.list_running(made.storage, made.study_id)
+    [running] = overview.list_running(made.storage, made.study_id)
     return driver, made, int(running.worker.rpartition(":")[2])
 
 
@@ -280,6 +280,6 @@ def test_a_study_in_which_everything_fails_ends_early_with_the_reason_and_code_1
     assert driver.returncode == 1, output
     assert output[1].splitlines()[-1] == f"error: the first 5 trials failed; their output is in {tmp_path}/small.log"
     made = study.load(opened(storage_url, "read"), "small")
-    assert queue.count(made.storage, made.study_id) == Counts(failed=5, waiting=25)
+    assert overview.count(made.storage, made.study_id) == Counts(failed=5, waiting=25)
     reasons = {trial.user_attrs["outcome"] for trial in made.trials()[:5]}
     assert reasons == {"failed: MemoryError: none is left (<string>:4)"}

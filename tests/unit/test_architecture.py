@@ -59,6 +59,7 @@ ORDER = (
     "removal",
     "control",
     "queue",
+    "overview",
     "storage",
     "search",
     "patience",

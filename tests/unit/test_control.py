@@ -3,7 +3,7 @@
 import pytest
 
 from hpo.control import LiveWorker, is_over, live_workers, shown_state
-from hpo.queue import Counts
+from hpo.overview import Counts
 
 NOTHING_LEFT = Counts(complete=3)
 WAITING = Counts(complete=1, waiting=2)

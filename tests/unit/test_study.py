@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo import queue
+from hpo import overview, queue
 from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Outcome, Progress, WorkerId
@@ -328,7 +328,7 @@ def test_the_live_view_and_the_status_name_the_same_best_trial(storage):
     finish(study, suggest(study)[0], 0.9, loss=2.0)
     finish(study, suggest(study)[0], 0.9, loss=1.0)
 
-    assert queue.find_best(storage, study.study_id) == (status(study)["best"]["trial"], 0.9) == (0, 0.9)
+    assert overview.find_best(storage, study.study_id) == (status(study)["best"]["trial"], 0.9) == (0, 0.9)
 
 
 # Sampling

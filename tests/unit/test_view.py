@@ -13,7 +13,7 @@ from hpo import view
 from hpo.benchmark import Result, Run
 from hpo.control import LiveWorker, Stopped
 from hpo.model import LayerRow
-from hpo.queue import Counts, Running
+from hpo.overview import Counts, Running
 from hpo.recipe import ParameterCounts, documented_runs
 from hpo.study import Best
 
