@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: `hpo --help` must feel instant.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Never
@@ -78,7 +79,9 @@ def options(
 def main() -> Never:
     """Run the command line: errors are one line on stderr, and each kind has its exit code."""
     _hide_passwords(sys.orig_argv)
-    sys.exit(_run())
+    code = _run()
+    gc.freeze()  # or the interpreter searches all of torch and scipy for garbage before it ends, for a second
+    sys.exit(code)
 
 
 def _hide_passwords(command: Sequence[str]) -> None:
