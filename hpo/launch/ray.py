@@ -28,6 +28,10 @@ CONNECT_S = 5.0
 ROOM_S = 10.0
 """How long an actor may take to start before people are told that it waits for room."""
 
+LOOK_S = 1.0
+HEAD_GONE_S = 45.0
+"""How long a cluster's head may be silent: it may be started again. After a minute Ray itself ends this process."""
+
 CALLS_AT_ONCE = 16
 """Of an actor: one waits for the worker's end, and again after each time that the network failed; one ends it."""
 
@@ -172,6 +176,36 @@ class RayPlace:
         return Ended(False, f"with its actor: {last_line(str(error))}")
 
 
+class Head:
+    """Be the head of a cluster, as far as it can be heard: the cluster is gone with it.
+
+    Args:
+        address: Host and port of Ray's control service.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._looked_s = self._heard_s = time.monotonic()
+
+    def require_answer(self) -> None:
+        """Look now and then whether it listens.
+
+        Raises:
+            ClusterUnavailable: It has been silent for too long.
+        """
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        if not (error := connection_error(self.address, LOOK_S)):
+            self._heard_s = now_s
+        elif now_s - self._heard_s >= HEAD_GONE_S:
+            raise ClusterUnavailable(
+                f"the head of the Ray cluster {self.address} is gone ({error}); its workers hand back their trials, "
+                "and the same command continues, on this cluster or another"
+            )
+
+
 @dataclass
 class RayLauncher:
     """Start workers on a Ray cluster that this process is connected to.
@@ -234,6 +268,7 @@ class RayLauncher:
             places=[RayPlace(self.share, options, environment) for _ in range(self.places)],
             summary=f"{self.places} workers on the {self.address} ({self.share}), their output is in {self.logs}",
             output=self.logs,
+            require_answer=Head(ray.get_runtime_context().gcs_address).require_answer,
         )
 
     def close(self) -> None:
@@ -254,11 +289,21 @@ def check_address(address: str) -> None:
     if not host or "/" in host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise ClusterUnavailable(f"Ray cluster {address} cannot be reached: {error.strerror or error}") from error
+        error = connection_error(address, CONNECT_S)
     except ValueError:  # what no name of a host may hold
         raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}") from None
+    if error:
+        raise ClusterUnavailable(f"Ray cluster {address} cannot be reached: {error}")
+
+
+def connection_error(address: str, limit_s: float) -> str | None:
+    """Say why nothing at an address takes a connection within `limit_s`; None where something does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), limit_s).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def check_share(gpus_per_worker: float | None) -> None:

@@ -67,12 +67,14 @@ class Workers:
     Attributes:
         summary: What the places are, for people.
         output: Where the output of all workers is.
+        require_answer: Raises an error when the places as a whole are gone.
     """
 
     study: Study
     places: Sequence[Place]
     summary: str
     output: str
+    require_answer: Callable[[], None] = lambda: None
     _restarts: dict[int, int] = field(default_factory=dict, init=False)
 
     def run(self, stop: StopSignal, on_poll: Callable[[Counts, str], None]) -> None:
@@ -83,6 +85,7 @@ class Workers:
 
         Raises:
             StudyFailed: A worker kept dying.
+            ClusterUnavailable: All places are gone.
 
         Side effects:
             Starts workers, and ends those that are left.
@@ -90,6 +93,7 @@ class Workers:
         before = overview.count(self.study.storage, self.study.study_id)
         with self._started():
             while not stop:
+                self.require_answer()
                 ends = [place.poll() for place in self.places]
                 queue.reap(self.study.storage, self.study.study_id)
                 counts = overview.count(self.study.storage, self.study.study_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,14 @@ LEASE = "4"  # of a worker that is alive, a busy machine may take more than half
 END_S = 5.0
 ROOM_S = 11.0  # after which the driver says that a worker waits for room
 STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+# `hpo` that gives up a cluster's head after three seconds.
+HASTY = """
+from hpo.cli import main
+from hpo.launch import ray
+
+ray.HEAD_GONE_S = 3.0
+main()
+"""
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
 RUN = (
@@ -65,11 +74,17 @@ RUN = (
 @pytest.fixture(scope="module")
 def head() -> Iterator[Any]:
     """Give a cluster of a head that has no room."""
+    with _new_cluster(num_cpus=0) as made:
+        yield made
+
+
+@contextmanager
+def _new_cluster(num_cpus: int) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
     with _signals_as_before():
-        made = Cluster(initialize_head=True, head_node_args=STORE | {"num_cpus": 0, "_system_config": HEALTH})
+        made = Cluster(initialize_head=True, head_node_args=STORE | {"num_cpus": num_cpus, "_system_config": HEALTH})
     try:
         yield made
     finally:
@@ -226,6 +241,35 @@ def test_a_worker_that_ray_believes_dead_changes_nothing_of_its_trials_retry(
     assert load_all_of_trials(storage) == before
     assert outcomes(storage) == ["lapsed", "complete"]
     assert overview.count(storage, made.study_id) == Counts(complete=1)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_the_death_of_the_head_ends_the_driver_in_a_line_and_the_study_goes_on_elsewhere(
+    storage_url: str, opened: Open, start: Start, tmp_path: Path
+) -> None:
+    with _new_cluster(num_cpus=1) as doomed:
+        driver = start(*on(doomed, 2, 192), program=(sys.executable, "-c", HASTY))
+        made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
+        wait_until_it_trains(made)
+        [pid] = pids(made)
+        os.kill(doomed.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        out, err = driver.communicate(timeout=FINISH_S)
+        assert (driver.returncode, out) == (1, "")
+        assert err.splitlines()[-1] == (
+            f"error: the head of the Ray cluster {doomed.address} is gone (Connection refused); its workers hand back "
+            "their trials, and the same command continues, on this cluster or another"
+        )
+        wait_until(lambda: not is_running(pid), FINISH_S, "the end of the worker")
+    assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
+
+    locally = [word for word in RUN if word not in ("--launcher", "ray")]
+    again = start(*locally, "--workers", "1", "--trials", "2", "--iterations", "192", "--json")
+    out, err = again.communicate(timeout=FINISH_S)
+    assert again.returncode == 0, err
+    trials = json.loads(out)["trials"]
+    assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (2, 2)
+    assert outcomes(made.storage)[0] == "stopped"
+    require_undisturbed(made, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

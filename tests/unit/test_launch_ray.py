@@ -2,12 +2,15 @@
 
 import socket
 from contextlib import closing
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import free_port
 from hpo.errors import BadInput, ClusterUnavailable
 from hpo.launch.ray import (
+    Head,
     Node,
     RayLauncher,
     Share,
@@ -124,6 +127,20 @@ def test_a_cluster_that_does_not_listen_is_unavailable_at_once():
 def test_an_address_at_which_something_listens_is_taken():
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         assert check_address(f"127.0.0.1:{listening.getsockname()[1]}") is None
+
+
+def test_a_head_is_gone_when_it_has_been_silent_for_too_long_and_not_before(monkeypatch):
+    clock = count(step=10.0)
+    monkeypatch.setattr("hpo.launch.ray.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    port = free_port()
+    head = Head(f"127.0.0.1:{port}")
+    for _ in range(2):
+        with closing(socket.create_server(("127.0.0.1", port))):
+            head.require_answer()
+        for _ in range(4):
+            head.require_answer()
+    with pytest.raises(ClusterUnavailable, match=rf"^the head of the Ray cluster 127\.0\.0\.1:{port} is gone \(Conn"):
+        head.require_answer()
 
 
 def test_the_address_may_come_from_the_environment(monkeypatch):
