@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -257,6 +258,8 @@ def open_storage(
         raise _unavailable(shown, error) from error
     except RuntimeError as error:  # Optuna's word for tables of another release
         raise optuna_mismatch(shown, error) from error
+    # At the latest when the process ends: SQLite then leaves one file, which people may copy.
+    weakref.finalize(backend.engine, backend.engine.pool.dispose)
     return Storage(
         url=shown,
         engine=backend.engine,

@@ -252,6 +252,7 @@ def test_a_study_that_is_timed_out_continues(shell: Shell) -> None:
     assert stopped.code == 0
     assert stopped.json["trials"]["waiting"] == 2
     assert "stopped after 6 s; the same command continues" in stopped.err
+    assert not list(shell.folder.glob("hpo.db-*")), "SQLite keeps nothing beside a database that nobody has open"
 
 
 @pytest.fixture

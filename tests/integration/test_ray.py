@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -56,19 +57,8 @@ main()
 """
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-RUN = (
-    "run",
-    "--launcher",
-    "ray",
-    "--space",
-    "small.yaml",
-    "--study",
-    "small",
-    "--dataset",
-    "digits",
-    "--precision",
-    "fp32",
-)
+LOCAL_RUN = ("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--precision", "fp32")
+RUN = (*LOCAL_RUN, "--launcher", "ray")
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +182,26 @@ def content(made: study.Study) -> list[tuple[Any, ...]]:
     ]
 
 
+def test_a_benchmark_on_a_cluster_finds_what_one_on_this_machine_finds(
+    cluster: Any, start: Start, tmp_path: Path
+) -> None:
+    path = tmp_path / "hpo.db"
+    searched = start(*LOCAL_RUN, "--workers", "1", "--trials", "2", "--iterations", "32", url=f"sqlite:///{path}")
+    _, err = searched.communicate(timeout=FINISH_S)
+    assert searched.returncode == 0, err
+    copy = shutil.copyfile(path, path.with_name("copy.db"))
+
+    found = []
+    for file, options in ((path, ("--launcher", "ray", "--address", cluster.address)), (copy, ())):
+        benchmark = start("benchmark", "--seeds", "1", "--workers", "1", "--json", *options, url=f"sqlite:///{file}")
+        out, err = benchmark.communicate(timeout=FINISH_S)
+        assert benchmark.returncode == 0, err
+        assert ("1 workers on the Ray cluster" in err) is (file is path)
+        found.append({run: json.loads(out)[run]["test_accuracy"] for run in ("candidate", "baseline")})
+    assert found[0] == found[1]
+    assert len(found[0]["candidate"]) == 1
+
+
 @pytest.mark.parametrize("kind", ["postgresql"])
 def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     cluster: Any, storage_url: str, opened: Open, start: Start, tmp_path: Path
@@ -262,8 +272,7 @@ def test_the_death_of_the_head_ends_the_driver_in_a_line_and_the_study_goes_on_e
         wait_until(lambda: not is_running(pid), FINISH_S, "the end of the worker")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
-    locally = [word for word in RUN if word not in ("--launcher", "ray")]
-    again = start(*locally, "--workers", "1", "--trials", "2", "--iterations", "192", "--json")
+    again = start(*LOCAL_RUN, "--workers", "1", "--trials", "2", "--iterations", "192", "--json")
     out, err = again.communicate(timeout=FINISH_S)
     assert again.returncode == 0, err
     trials = json.loads(out)["trials"]
