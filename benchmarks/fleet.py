@@ -10,6 +10,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -165,6 +166,7 @@ def _be_worker(
     except Exception as error:  # noqa: BLE001 - counted, shown and part of the result
         tally.fail(f"{type(error).__name__}: {error}")
     tally.cpu_s = time.process_time() - before
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come when work is done, and the tally is still on its way
     results.put(tally)
 
 

@@ -55,7 +55,7 @@ from fleet import (
 )
 from sqlalchemy import func, select
 
-from hpo import overview, queue, trajectory, worker
+from hpo import control, overview, queue, trajectory, worker
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.data import Dataset, Split
@@ -93,7 +93,9 @@ TRAINING, IDLE = "training", "idle"
 CALLS = (
     (queue, "reap", "poll"),
     (queue, "claim", "poll"),
-    (worker, "_is_done", "poll"),
+    (worker.Presence, "show", "poll"),
+    (control, "find_state", "poll"),
+    (overview, "count", "poll"),
     (worker.Idleness, "wait", IDLE),
     (worker.TrialSupervisor, "sample", "sample"),
     (worker.TrialSupervisor, "should_prune", "prune"),

@@ -7,8 +7,8 @@ Each study is `hpo run` as a user would type it, on the digits, in a folder of i
 and number of workers: one with the default pruner and one without a pruner, both with reuse. The studies without reuse
 need not be: with one worker, decisions and values are the same bit for bit with and without reuse, so what one without
 reuse trains is what the one with reuse *requested*; `--check` trains one to show it. With several workers the trials
-differ from run to run of the same command in any case. *Naive* is trials times budget, which is what a study with
-neither trains.
+differ from run to run of the same command in any case. *Naive* is trials times budget; early stopping makes a study
+with neither train less.
 
 *Redone* are the trained steps that had been trained before, by another worker or before an interruption: those trained
 minus the distinct ones of all trials.
