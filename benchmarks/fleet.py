@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from queue import Empty
 from typing import Any
 from unittest.mock import patch
 
@@ -127,11 +128,17 @@ class Fleet:
         return [process.pid for process in self.processes if process.pid is not None]
 
     def collect(self) -> list[Tally]:
-        """Wait for all workers to end, and give what they measured."""
-        tallies = [self.results.get() for _ in self.processes]
+        """Wait for all workers to end, and give what they measured; one that gave nothing counts as an error."""
+        tallies: list[Tally] = []
+        while len(tallies) < len(self.processes):
+            try:
+                tallies.append(self.results.get(timeout=1.0))
+            except Empty:
+                if not any(process.is_alive() for process in self.processes):
+                    break
         for process in self.processes:
             process.join()
-        return tallies
+        return tallies + [Tally(errors=1)] * (len(self.processes) - len(tallies))
 
 
 def start_fleet(

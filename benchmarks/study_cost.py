@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import mean
 
 from hpo.schedule import distinct_iterations
+from hpo.settings import DEFAULT_ITERATIONS
 from hpo.storage import open_storage
 from hpo.study import load
 
@@ -54,7 +55,8 @@ class Cost:
 def run_study(arguments: argparse.Namespace, workers: int, seed: int, *, pruning: bool, reuse: bool) -> Cost:
     """Run one study in a folder of its own."""
     command = [sys.executable, "-m", "hpo", "run", "--space", arguments.space, "--trials", str(arguments.trials)]
-    command += ["--dataset", "digits", "--workers", str(workers), "--seed", str(seed), "--json"]
+    command += ["--dataset", "digits", "--iterations", str(arguments.iterations)]
+    command += ["--workers", str(workers), "--seed", str(seed), "--json"]
     command += [] if pruning else ["--pruner", "none"]
     command += [] if reuse else ["--no-reuse"]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="smooth_lr")
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--iterations", type=int, default=DEFAULT_ITERATIONS["digits"])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--pruning", choices=("both", "yes", "no"), default="both")

@@ -31,9 +31,7 @@ MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
 MIN_PARKED = 2
-SEGMENTS_PER_PARKED = 2
-"""For so many segments that are being trained one trial may wait for one of them, and `MIN_PARKED` in any case, before
-no new trial is begun."""
+"""How many trials may wait for segments in training, however few these are, before no new trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -334,11 +332,11 @@ def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
 def _claimable(session: Session, study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
     """List the conditions on a trial that may be given out now.
 
-    One that waits for another's segment is passed over while that is being trained. When several wait, no new trial is
-    begun: its parameters would be sampled without what those will teach.
+    One that waits for another's segment is passed over while that is being trained. When about as many wait as segments
+    are being trained, no new trial is begun: its parameters would be sampled without what those will teach.
     """
     begun = []
-    if number_blocked >= MIN_PARKED and number_blocked >= _count_segments(session, study_id) // SEGMENTS_PER_PARKED:
+    if number_blocked >= MIN_PARKED and number_blocked >= _count_segments(session, study_id) - 1:
         begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)]
     waiting = (Trials.study_id == study_id, Trials.state == TrialState.WAITING)
     return [*waiting, *begun, Trials.trial_id.not_in(_blocked(study_id))]

@@ -1,0 +1,60 @@
+"""Run each benchmark at its smallest, so that none is found broken when it is wanted; figures are for `benchmarks/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .support import Result, Shell
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(shell: Shell, name: str, *options: str) -> Result:
+    done = shell.run("python", BENCHMARKS / f"{name}.py", *options)
+    assert done.code == 0, done.err
+    return done
+
+
+def runs_of(shell: Shell, name: str, *options: str) -> Any:
+    run(shell, name, *options, "--json", "found.json")
+    return json.loads((shell.folder / "found.json").read_text())["runs"]
+
+
+def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shell) -> None:
+    options = ("--trials", "2", "--iterations", "32", "--workers", "1", "--seeds", "1", "--pruning", "no", "--check")
+    found = run(shell, "study_cost", *options).out.splitlines()
+    assert found[0] == "seed 0: without reuse the same trials, decisions and best value, and 64 steps"
+    assert [line.split("|")[2:5] for line in found[-2:]] == [[" no ", " yes ", " 1.000 "], [" no ", " no ", " 1.000 "]]
+
+
+def test_plain_optuna_is_compared(shell: Shell) -> None:
+    found = run(shell, "plain_optuna", "--trials", "2", "--iterations", "32", "--seeds", "1").out
+    assert "| 0 | hpo |" in found
+    assert "plain Optuna takes " in found.splitlines()[-1]
+
+
+def test_pruners_are_replayed_on_full_curves(shell: Shell) -> None:
+    curves = ("--trials", "3", "--iterations", "32", "--sampler", "random", "--pruner", "none")
+    assert shell.hpo("run", "--space", "smooth_lr", "--dataset", "digits", *curves).code == 0
+    found = run(shell, "pruning_regret", "--storage", "sqlite:///hpo.db", "--orders", "2", "--processes", "1").out
+    assert "asha" in found
+
+
+def test_the_control_plane_is_measured_without_an_error(shell: Shell) -> None:
+    ours, optunas = runs_of(shell, "storage_load", "--rounds", "2", "--trials-each", "1")
+    assert (ours["kind"], ours["errors"], ours["states"]["complete"]) == ("hpo", 0, 2)
+    assert (optunas["kind"], optunas["errors"], optunas["states"]["complete"]) == ("optuna", 0, 2)
+
+
+def test_a_fleet_that_sleeps_is_measured_without_an_error(shell: Shell) -> None:
+    times = ("--warm-up-s", "2", "--window-s", "4", "--speed-up", "20")
+    [found] = runs_of(shell, "scale", "--workers", "2", *times)
+    assert (found["errors"], found["redone"]) == (0, 0)
+    assert found["share_training"] > 0
+
+
+def test_training_steps_are_timed(shell: Shell) -> None:
+    found = run(shell, "train_step", "--rounds", "1", "--steps", "1", "--size", "8").out
+    assert "bare" in found
