@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from hpo.errors import LeaseLost, StudyNotFound
@@ -24,14 +24,14 @@ from hpo.patience import patient
 from hpo.schedule import CurvePoint
 from hpo.search import Draft
 from hpo.settings import DEFAULT_LEASE_S, StudyState
-from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow, now_s, upsert
+from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow, WorkerRow, now_s, upsert
 
 LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
 """How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
 MIN_PARKED = 2
-"""How many trials may wait for segments in training, however few these are, before no new trial is begun."""
+"""How many trials may wait for segments in training, however few workers there are, before no new trial is begun."""
 
 Trials = models.TrialModel
 FinalState = Literal["complete", "pruned", "failed"]
@@ -332,11 +332,11 @@ def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
 def _claimable(session: Session, study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
     """List the conditions on a trial that may be given out now.
 
-    One that waits for another's segment is passed over while that is being trained. When about as many wait as segments
-    are being trained, no new trial is begun: its parameters would be sampled without what those will teach.
+    One that waits for another's segment is passed over while that is being trained. When several wait and there is one
+    under way for each worker, no new trial is begun: its parameters would be sampled without what those will teach.
     """
     begun = []
-    if number_blocked >= MIN_PARKED and number_blocked >= _count_segments(session, study_id) - 1:
+    if number_blocked >= MIN_PARKED and _has_enough(session, study_id, number_blocked):
         begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)]
     waiting = (Trials.study_id == study_id, Trials.state == TrialState.WAITING)
     return [*waiting, *begun, Trials.trial_id.not_in(_blocked(study_id))]
@@ -358,15 +358,18 @@ def _blocked(study_id: int) -> Select[Any]:
     )
 
 
-def _count_segments(session: Session, study_id: int) -> int:
-    """Count the segments that live workers train."""
-    trained = (
+def _has_enough(session: Session, study_id: int, number_blocked: int) -> bool:
+    """Tell whether as many trials are under way as there are workers, though some wait for what others train."""
+    running = (
         select(func.count())
-        .select_from(SegmentRow)
-        .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
+        .select_from(AttemptRow)
         .join(Trials, Trials.trial_id == AttemptRow.trial_id)
+        .where(Trials.study_id == study_id, *_live())
     )
-    return session.scalar(trained.where(Trials.study_id == study_id, *_live())) or 0
+    serving = or_(WorkerRow.study_id == study_id, WorkerRow.study_id.is_(None))
+    workers = select(func.count()).select_from(WorkerRow).where(serving)
+    number_running, number_workers = session.execute(select(running.scalar_subquery(), workers.scalar_subquery())).one()
+    return bool(number_running + number_blocked >= number_workers)
 
 
 def _live() -> tuple[ColumnElement[bool], ...]:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from hpo import queue, study
+from hpo import control, queue, study
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.data import Dataset
 from hpo.errors import VerificationFailed
@@ -231,19 +231,23 @@ def test_no_new_trial_is_begun_while_two_are_parked(checkpoints: Checkpoints, di
     assert queue.claim(storage, study_id, WORKER) is None
 
 
-def test_beside_many_segments_nearly_as_many_trials_may_be_parked(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("serves_all", [True, False])
+def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoints, serves_all: bool) -> None:
     storage = checkpoints.storage
-    attempts = claim(storage, 11)
-    trained = [Segment(key=f"segment {n}", start=0, end=12) for n in range(6)]
-    for attempt, segment in zip(attempts, trained, strict=False):
-        assert checkpoints.enter(attempt, segment)
     study_id = study.load(storage, "shared").study_id
+    for number in range(6):
+        control.show_life(
+            storage, replace(WORKER, name=f"worker {number}"), None if serves_all else study_id, lease_s=60.0
+        )
+    [ahead] = claim(storage, 1)
+    segment = Segment(key="segment", start=0, end=12)
+    assert checkpoints.enter(ahead, segment)
     begun = []
-    for attempt in attempts[6:]:
-        assert not checkpoints.enter(attempt, trained[0])
+    while attempt := queue.claim(storage, study_id, WORKER):
+        assert not checkpoints.enter(attempt, segment)
         queue.hand_back(storage, attempt, NOTHING, "parked")
-        begun.append(queue.claim(storage, study_id, WORKER))
-    assert [attempt and attempt.trial_number for attempt in begun] == [11, 12, 13, 14, None]
+        begun.append(attempt.trial_number)
+    assert begun == [1, 2, 3, 4, 5], "with the one that trains as many as there are workers"
 
 
 def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:
