@@ -234,12 +234,11 @@ def test_no_new_trial_is_begun_while_two_are_parked(checkpoints: Checkpoints, di
 @pytest.mark.parametrize("serves_all", [True, False])
 def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoints, serves_all: bool) -> None:
     storage = checkpoints.storage
+    [ahead] = claim(storage, 1)
     study_id = study.load(storage, "shared").study_id
     for number in range(6):
-        control.show_life(
-            storage, replace(WORKER, name=f"worker {number}"), None if serves_all else study_id, lease_s=60.0
-        )
-    [ahead] = claim(storage, 1)
+        served = None if serves_all else study_id
+        control.show_life(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
     segment = Segment(key="segment", start=0, end=12)
     assert checkpoints.enter(ahead, segment)
     begun = []
