@@ -354,7 +354,7 @@ def _blocked(study_id: int) -> Select[Any]:
         .join(SegmentRow, SegmentRow.segment == ParkedRow.segment)
         .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
         .where(Trials.study_id == study_id, Trials.state == TrialState.WAITING)
-        .where(*_live(), AttemptRow.iteration < ParkedRow.end)
+        .where(*_live(), AttemptRow.iteration <= ParkedRow.end)  # at the end it has yet to save what others want
     )
 
 

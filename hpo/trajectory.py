@@ -298,7 +298,7 @@ class Checkpoints:
             ).first()
             if holder is None:
                 upsert(session, SegmentRow, [row], ("segment",))
-            elif holder.attempt_id != attempt.attempt_id and holder.iteration < segment.end:
+            elif holder.attempt_id != attempt.attempt_id and holder.iteration <= segment.end:
                 parked = {"trial_id": attempt.trial_id, "segment": segment.key, "end": segment.end}
                 upsert(session, ParkedRow, [parked], ("trial_id",))
                 return False

@@ -198,6 +198,11 @@ def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Ch
 
     passed = Progress(iteration=path[0].end, trained_iterations=0, val_accuracy=None)
     queue.renew(storage, ahead, passed)
+    fourth = queue.claim(storage, study_id, WORKER)
+    assert fourth is not None
+    assert fourth.trial_number == 3, "the checkpoint at the end may not be there yet"
+
+    assert checkpoints.enter(ahead, path[1])
     again = queue.claim(storage, study_id, WORKER)
     assert again is not None
     assert (again.trial_number, again.number) == (1, 2)
