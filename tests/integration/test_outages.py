@@ -38,7 +38,7 @@ OUTAGES = 3
 START_S = 120.0
 CPU = torch.device("cpu")
 # Long enough for an outage in the midst of training; without a pruner, nothing has to wait for its decision.
-LONG = replace(SETTINGS, iterations=192, pruner="none")
+LONG = replace(SETTINGS, iterations=384, pruner="none")
 
 
 @pytest.fixture
