@@ -289,12 +289,13 @@ class Checkpoints:
             require_open(session, attempt)
             row = {"segment": segment.key, "attempt_id": attempt.attempt_id}
             upsert(session, SegmentRow, [row], ("segment",), update=False)
+            # Of several that come when a holder has ended, the second is to see that the first holds it now.
+            session.execute(select(SegmentRow.segment).where(SegmentRow.segment == segment.key).with_for_update())
             holder = session.execute(
                 select(AttemptRow.attempt_id, AttemptRow.iteration)
                 .join(SegmentRow, SegmentRow.attempt_id == AttemptRow.attempt_id)
                 .where(SegmentRow.segment == segment.key, AttemptRow.ended_s.is_(None))
                 .where(AttemptRow.lease_until_s >= now_s())
-                .with_for_update(of=SegmentRow)
             ).first()
             if holder is None:
                 upsert(session, SegmentRow, [row], ("segment",))

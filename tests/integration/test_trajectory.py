@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hpo import control, queue, study
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.data import Dataset
 from hpo.errors import VerificationFailed
-from hpo.queue import Outcome, Progress
+from hpo.queue import Attempt, Outcome, Progress
 from hpo.recipe import Recipe
 from hpo.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
@@ -215,6 +216,22 @@ def test_the_segment_of_a_dead_worker_is_free(checkpoints: Checkpoints, digits: 
     queue.renew(checkpoints.storage, dead, NOTHING, lease_s=-1.0)
     assert checkpoints.enter(alive, path[0])
     assert not checkpoints.enter(dead, path[0])
+
+
+def test_of_several_that_come_when_a_holder_has_ended_one_holds_the_segment(checkpoints: Checkpoints) -> None:
+    storage, segment = checkpoints.storage, Segment(key="segment", start=0, end=12)
+    [holder, *others] = claim(storage, 61)
+    assert checkpoints.enter(holder, segment)
+    with ThreadPoolExecutor(4) as pool:
+        for coming in batched(others, 4):
+            queue.hand_back(storage, holder, NOTHING, "stopped")
+            entered = list(pool.map(lambda attempt: checkpoints.enter(attempt, segment), coming))
+            assert sum(entered) == 1
+            holder = coming[entered.index(True)]
+
+
+def batched(attempts: list[Attempt], size: int) -> list[list[Attempt]]:
+    return [attempts[start : start + size] for start in range(0, len(attempts), size)]
 
 
 def test_a_worker_that_goes_on_to_the_next_segment_leaves_the_last(checkpoints: Checkpoints, digits: Dataset) -> None:
