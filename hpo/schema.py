@@ -61,11 +61,17 @@ def require_tables(connection: Connection, shown: str) -> str:
     return found
 
 
-def optuna_mismatch(shown: str, found: RuntimeError) -> BadInput:
-    """Say what to do about Optuna's tables of another release, of which Optuna speaks at length."""
-    newer = "pip install" in str(found)
-    remedy = "a newer Optuna made them: `pip install --upgrade hpo optuna`" if newer else UPGRADE
-    return BadInput(f"storage {shown}: its tables are of another release of Optuna; {remedy}")
+def require_optuna_revision(backend: RDBStorage, shown: str) -> None:
+    """Refuse Optuna's tables of another revision than the installed Optuna's.
+
+    Raises:
+        BadInput: They are older or newer, with what to do about it.
+    """
+    theirs = backend.get_current_version()
+    if theirs != backend.get_head_version():
+        newer = theirs not in backend.get_all_versions()
+        remedy = "a newer Optuna made them: `pip install --upgrade hpo optuna`" if newer else UPGRADE
+        raise BadInput(f"storage {shown}: its tables are of another release of Optuna; {remedy}")
 
 
 def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:

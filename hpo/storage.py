@@ -38,7 +38,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.patience import Patience, connector, first_line, patient
-from hpo.schema import create_tables, optuna_mismatch, require_revision, require_tables, upgrade_tables
+from hpo.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
 from hpo.search import SearchStorage
 from hpo.settings import StudyState
 
@@ -228,16 +228,23 @@ class Storage:
 
 
 def open_storage(
-    url: str, access: Literal["create", "write", "read"] = "write", patience: Patience | None = None
+    url: str,
+    access: Literal["create", "write", "read"] = "write",
+    patience: Patience | None = None,
+    *,
+    one_connection: bool = False,
 ) -> Storage:
     """Open a database by URL, in one try.
 
     Args:
         access: `create` makes what is missing; the others want a database that is there. `read` cannot write.
         patience: How long the later calls are tried again; None for not at all.
+        one_connection: Let all threads of a process take turns at one connection to PostgreSQL, as a worker's do: there
+            may be hundreds of these, and each connection is a process of the server.
 
     Raises:
-        BadInput: The URL is malformed, of another kind of database, or names a file that is not there.
+        BadInput: The URL is malformed, of another kind of database, or names a file that is not there; or its tables
+            are of another release.
         StorageUnavailable: The database did not answer within its deadline.
 
     Side effects:
@@ -251,13 +258,14 @@ def open_storage(
     try:
         if access != "create":
             _check_our_tables(parsed, shown, patience, require_revision)
-        backend = _open_with_retries(parsed, access, patience)
-        if access == "create":
-            _create_our_tables(backend, shown)
+        backend = _open_with_retries(parsed, access, patience, one_connection)
+        with _closed_if_refused(backend.engine):
+            require_optuna_revision(backend, shown)
+            if access == "create":
+                with backend.engine.begin() as connection:
+                    create_tables(connection, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
-    except RuntimeError as error:  # Optuna's word for tables of another release
-        raise optuna_mismatch(shown, error) from error
     # At the latest when the process ends: SQLite then leaves one file, which people may copy.
     weakref.finalize(backend.engine, backend.engine.pool.dispose)
     return Storage(
@@ -288,10 +296,7 @@ def upgrade_storage(url: str) -> list[str]:
     try:
         _check_our_tables(parsed, shown, Patience(), require_tables)
         backend = _PatientStorage(
-            parsed.render_as_string(hide_password=False),
-            patience=Patience(),
-            skip_compatibility_check=True,
-            skip_table_creation=True,
+            parsed.render_as_string(hide_password=False), {}, patience=Patience(), skip_table_creation=True
         )
         try:
             return upgrade_tables(backend, shown)
@@ -351,10 +356,13 @@ def _check_sqlite_file(path: Path, access: str) -> None:
 class _PatientStorage(RDBStorage):
     """Be Optuna's storage, but try calls again, and leave no connection behind where it refuses a database."""
 
-    def __init__(self, *arguments: Any, patience: Patience, **options: Any) -> None:
+    def __init__(
+        self, url: str, engine_kwargs: dict[str, Any], *, patience: Patience, skip_table_creation: bool = False
+    ) -> None:
         self.patience = patience
         try:
-            super().__init__(*arguments, **options)
+            # Optuna's check speaks at length, and opens a second connection; `require_optuna_revision` is ours.
+            super().__init__(url, engine_kwargs, skip_compatibility_check=True, skip_table_creation=skip_table_creation)
         except Exception:
             if hasattr(self, "engine"):
                 self.engine.dispose()
@@ -365,11 +373,11 @@ for _name in BaseStorage.__abstractmethods__:
     setattr(_PatientStorage, _name, patient(getattr(RDBStorage, _name)))
 
 
-def _open_with_retries(url: URL, access: str, patience: Patience) -> RDBStorage:
+def _open_with_retries(url: URL, access: str, patience: Patience, one_connection: bool) -> RDBStorage:
     """Open Optuna's storage; of several processes that create the tables at once, all but one have to try again."""
     for remaining in reversed(range(CREATE_TRIES)):
         try:
-            return _open_optuna(url, access, patience)
+            return _open_optuna(url, access, patience, one_connection)
         except (SQLAlchemyError, StorageInternalError):
             if not remaining or access != "create" or url.get_backend_name() != "sqlite":
                 raise
@@ -377,23 +385,25 @@ def _open_with_retries(url: URL, access: str, patience: Patience) -> RDBStorage:
     raise AssertionError("unreachable")
 
 
-def _open_optuna(url: URL, access: str, patience: Patience) -> RDBStorage:
-    sqlite = url.get_backend_name() == "sqlite"
+def _open_optuna(url: URL, access: str, patience: Patience, one_connection: bool) -> RDBStorage:
     # Where a call is tried again, a connection that broke while it was idle needs no test of its own.
-    kwargs = {"pool_pre_ping": not patience.timeout_s} | (
-        _sqlite_options(access) if sqlite else _postgresql_options(url, access, patience)
-    )
+    pool = {"pool_pre_ping": not patience.timeout_s}
     plain_url = url.render_as_string(hide_password=False)
-    if not sqlite and access == "create":
-        with _creation_lock(plain_url, kwargs):
-            return _PatientStorage(plain_url, engine_kwargs=kwargs, patience=patience)
-    if not sqlite:  # Optuna opens a second connection now and then; of 128 workers with two each few servers would hear
-        kwargs |= {"pool_size": 1, "max_overflow": 4}
-    create = access == "create"
-    backend = _PatientStorage(plain_url, engine_kwargs=kwargs, skip_table_creation=not create, patience=patience)
-    if sqlite:
+    if url.get_backend_name() == "sqlite":
+        kwargs = pool | _sqlite_options(access)
+        backend = _PatientStorage(plain_url, kwargs, skip_table_creation=access != "create", patience=patience)
         _begin_immediately(backend.engine, access)
-    return backend
+        return backend
+    kwargs = pool | _postgresql_options(url, access, patience)
+    if access == "create":
+        with _creation_lock(plain_url, kwargs):
+            backend = _PatientStorage(plain_url, kwargs, patience=patience)
+        if not one_connection:
+            return backend
+        backend.engine.dispose()  # only to make tables, Optuna opens a second connection beside the first
+    if one_connection:
+        kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": patience.call_s}
+    return _PatientStorage(plain_url, kwargs, skip_table_creation=True, patience=patience)
 
 
 def _sqlite_options(access: str) -> dict[str, Any]:
@@ -436,12 +446,12 @@ def _creation_lock(url: str, kwargs: dict[str, Any]) -> Iterator[None]:
         engine.dispose()
 
 
-def _create_our_tables(backend: RDBStorage, shown: str) -> None:
+@contextmanager
+def _closed_if_refused(engine: Engine) -> Iterator[None]:
     try:
-        with backend.engine.begin() as connection:
-            create_tables(connection, shown)
+        yield
     except Exception:
-        backend.engine.dispose()
+        engine.dispose()
         raise
 
 

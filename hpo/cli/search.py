@@ -182,7 +182,7 @@ def worker(
     patience = Patience(storage_timeout, gives_up=stop.__bool__)
     # With --forever the first study may be made later, and with it the tables.
     access: Literal["create", "write"] = "create" if forever else "write"
-    database = patience.call(lambda: open_storage(storage, access, patience))
+    database = patience.call(lambda: open_storage(storage, access, patience, one_connection=True))
     place = pick_device(device)
     store = open_artifacts(artifacts)
     kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import alembic.command
 import optuna
@@ -220,6 +222,30 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         )
 
     assert dump(storage) == before
+
+
+@pytest.mark.parametrize("access", ["create", "write"])
+def test_the_threads_of_a_worker_take_turns_at_one_connection(
+    postgresql: PostgreSQL, opened: Open, access: Literal["create", "write"]
+) -> None:
+    url = postgresql.make_database()
+    if access == "write":
+        opened(url).close()
+    storage = open_storage(url, access, one_connection=True)
+    second = threading.Thread(target=make_study, args=[storage, 1])
+    try:
+        with storage.transaction() as session:
+            session.execute(text("SELECT 1"))
+            second.start()
+            second.join(0.5)
+            assert second.is_alive(), "waits for the connection"
+            assert postgresql.count_connections(url) == 1
+        second.join(10.0)
+        assert not second.is_alive()
+        assert len(optuna.get_all_study_names(storage.optuna)) == 1
+        assert postgresql.count_connections(url) == 1
+    finally:
+        storage.close()
 
 
 def test_a_database_that_is_refused_is_left_without_connections(postgresql: PostgreSQL, opened: Open) -> None:
