@@ -171,11 +171,16 @@ class Checkpoints:
             return None if row is None else _checkpoint(row)
 
     def note_use(self, attempt: Attempt, checkpoint: Checkpoint) -> None:
-        """Note that an attempt needs a checkpoint, so that it stays."""
+        """Note that an attempt needs a checkpoint, so that it stays.
+
+        Hundreds of workers may go on from one at once, and one of them is enough to note that it was used just now.
+        """
+        at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
+        unlocked = select(CheckpointRow.checkpoint_id).where(at).with_for_update(skip_locked=True)
+        used = update(CheckpointRow).where(CheckpointRow.checkpoint_id.in_(unlocked)).values(last_used_s=now_s())
         with self.storage.transaction() as session:
-            at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
-            session.execute(update(CheckpointRow).where(at).values(last_used_s=now_s()))
             _set_needed(session, attempt, checkpoint.checkpoint_id)
+            session.execute(used.execution_options(synchronize_session=False))
 
     def load(self, checkpoint: Checkpoint) -> State | None:
         """Read a checkpoint's state; None where the file is gone or damaged.
