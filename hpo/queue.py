@@ -332,12 +332,13 @@ def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
 def _claimable(session: Session, study_id: int, number_blocked: int) -> list[ColumnElement[bool]]:
     """List the conditions on a trial that may be given out now.
 
-    One that waits for another's segment is passed over while that is being trained. When several wait and there is one
-    under way for each worker, no new trial is begun: its parameters would be sampled without what those will teach.
+    One that waits for another's segment is passed over while that is being trained. When several wait, and as many as
+    there are idle workers, no new trial is begun: its parameters would be sampled without what those will teach.
     """
     begun = []
-    if number_blocked >= MIN_PARKED and _has_enough(session, study_id, number_blocked):
-        begun = [exists().where(AttemptRow.trial_id == Trials.trial_id)]
+    if number_blocked >= MIN_PARKED and number_blocked >= (session.scalar(_count_idle(study_id)) or 0):
+        last = select(func.max(AttemptRow.trial_id)).scalar_subquery()  # thousands may wait behind it
+        begun = [Trials.trial_id <= last, exists().where(AttemptRow.trial_id == Trials.trial_id)]
     waiting = (Trials.study_id == study_id, Trials.state == TrialState.WAITING)
     return [*waiting, *begun, Trials.trial_id.not_in(_blocked(study_id))]
 
@@ -358,18 +359,11 @@ def _blocked(study_id: int) -> Select[Any]:
     )
 
 
-def _has_enough(session: Session, study_id: int, number_blocked: int) -> bool:
-    """Tell whether as many trials are under way as there are workers, though some wait for what others train."""
-    running = (
-        select(func.count())
-        .select_from(AttemptRow)
-        .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-        .where(Trials.study_id == study_id, *_live())
-    )
+def _count_idle(study_id: int) -> Select[Any]:
+    """Select the number of live workers that have nothing to train, though they serve a study."""
     serving = or_(WorkerRow.study_id == study_id, WorkerRow.study_id.is_(None))
-    workers = select(func.count()).select_from(WorkerRow).where(serving)
-    number_running, number_workers = session.execute(select(running.scalar_subquery(), workers.scalar_subquery())).one()
-    return bool(number_running + number_blocked >= number_workers)
+    busy = WorkerRow.name.in_(select(AttemptRow.worker).where(*_live()))
+    return select(func.count()).where(serving, WorkerRow.seen_s + WorkerRow.lease_s >= now_s(), ~busy)
 
 
 def _live() -> tuple[ColumnElement[bool], ...]:

@@ -26,7 +26,7 @@ from hpo.recipe import Recipe
 from hpo.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
 from hpo.train import Training, numerics
-from hpo.trajectory import Checkpoints, Segment, Sharing, compare_with_scratch, encode, segments
+from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments
 
 from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
 from .support import NOTHING, SETTINGS, WORKER
@@ -184,6 +184,29 @@ def checkpoint_row(iteration: int, last_used_s: float) -> CheckpointRow:
     )
 
 
+def test_a_checkpoint_that_is_gone_on_from_counts_as_used_just_now(checkpoints: Checkpoints) -> None:
+    storage = checkpoints.storage
+    [first, second] = claim(storage, 2)
+    with storage.transaction() as session:
+        row = checkpoint_row(5, last_used_s=1.0)
+        session.add(row)
+        session.flush()
+        found = _checkpoint(row)
+
+    checkpoints.note_use(first, found)
+    with storage.transaction() as session:
+        used_s = session.scalars(select(CheckpointRow.last_used_s)).one()
+        assert used_s > 1.0
+        if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time
+            session.execute(update(CheckpointRow).values(last_used_s=used_s))
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(checkpoints.note_use, second, found).result(timeout=10.0)
+    checkpoints.note_use(second, found)
+    with storage.transaction() as session:
+        assert set(session.scalars(select(AttemptRow.checkpoint_id))) == {found.checkpoint_id}
+        assert session.scalars(select(CheckpointRow.last_used_s)).one() > used_s
+
+
 def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Checkpoints, digits: Dataset) -> None:
     storage = checkpoints.storage
     [ahead, behind] = claim(storage, 2)
@@ -261,6 +284,8 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
     for number in range(6):
         served = None if serves_all else study_id
         control.show_life(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
+    control.show_life(storage, WORKER, served, lease_s=60.0)
+    control.show_life(storage, replace(WORKER, name="dead"), served, lease_s=-1.0)
     segment = Segment(key="segment", start=0, end=12)
     assert checkpoints.enter(ahead, segment)
     begun = []
@@ -268,7 +293,7 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
         assert not checkpoints.enter(attempt, segment)
         queue.hand_back(storage, attempt, NOTHING, "parked")
         begun.append(attempt.trial_number)
-    assert begun == [1, 2, 3, 4, 5], "with the one that trains as many as there are workers"
+    assert begun == [1, 2, 3, 4, 5, 6], "one for each idle worker, none for the dead and for that which trains"
 
 
 def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:
