@@ -1,7 +1,8 @@
 """Fork workers that share a database server, and take down what they and the server spend.
 
-Counted are SQL statements as SQLAlchemy sends them (begin and commit not among them), the processor time of the workers
-(user and system), and that of all processes of the server, from /proc.
+Workers are threads, one or several a process, each with an engine of its own. Counted are SQL statements as SQLAlchemy
+sends them (begin and commit not among them), the processor time of the workers (user and system), and that of all
+processes of the server, from /proc.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Self, TypeVar
 from unittest.mock import patch
 
 from sqlalchemy import event
@@ -32,13 +33,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import PostgreSQL, serving_postgresql  # noqa: E402 - the tests' server is the benchmarks'
 from hpo.storage import Storage, open_storage  # noqa: E402
+from hpo.worker import StopSignal  # noqa: E402
 
 START_S = 300.0
+SWITCH_S = 0.5  # by default all threads that wait for the interpreter ask for it 200 times a second
 OUTSIDE = "trial"
 """Phase of what belongs to no other."""
 
+Shared = TypeVar("Shared")
 Patches = Mapping[tuple[Any, str], Any]
 _inside = threading.local()  # a worker's heartbeat is a thread of its own
+_adding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Span:
 
 @dataclass
 class Tally:
-    """Collect what one worker process measures.
+    """Collect what the workers of one process measure.
 
     Attributes:
         statements: How many were sent, by phase and second of the monotonic clock.
@@ -80,8 +85,13 @@ class Tally:
         try:
             yield
         finally:
-            self.spans[phase].append(Span(started, time.monotonic() - started, time.thread_time() - cpu_before))
+            self.add(phase, Span(started, time.monotonic() - started, time.thread_time() - cpu_before))
             _inside.phase = outer
+
+    def add(self, phase: str, span: Span) -> None:
+        """Add a stretch of time."""
+        with _adding:
+            self.spans[phase].append(span)
 
     def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Time every call of a function."""
@@ -95,11 +105,21 @@ class Tally:
 
     def count(self, *_: Any) -> None:
         """Count a statement; SQLAlchemy calls it before it sends one."""
-        self.statements[getattr(_inside, "phase", OUTSIDE), int(time.monotonic())] += 1
+        with _adding:
+            self.statements[getattr(_inside, "phase", OUTSIDE), int(time.monotonic())] += 1
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Count an exception, show it, and go on behind the context."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - counted, shown and part of the result
+            self.fail(f"{type(error).__name__}: {error}")
 
     def fail(self, message: str) -> None:
         """Count an error, and show it."""
-        self.errors += 1
+        with _adding:
+            self.errors += 1
         print(message, file=sys.stderr, flush=True)
 
 
@@ -115,6 +135,20 @@ class Warnings(logging.Handler):
         self._tally.fail(record.getMessage())
 
 
+class UncaughtSignals(StopSignal):
+    """Be what stops a worker that is a thread: signals reach the main thread of its process alone."""
+
+    @contextmanager
+    def installed(self) -> Iterator[Self]:
+        """Leave signals to whoever holds this."""
+        yield self
+
+    def wait(self, seconds: float) -> None:
+        """Wait in one piece: of hundreds of threads on few cores, those that look around have no time for more."""
+        if not self:
+            time.sleep(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """Be workers at work."""
@@ -128,7 +162,7 @@ class Fleet:
         return [process.pid for process in self.processes if process.pid is not None]
 
     def collect(self) -> list[Tally]:
-        """Wait for all workers to end, and give what they measured; one that gave nothing counts as an error."""
+        """Wait for all processes to end, and give what they measured; one that gave nothing counts as an error."""
         tallies: list[Tally] = []
         while len(tallies) < len(self.processes):
             try:
@@ -142,39 +176,60 @@ class Fleet:
 
 
 def start_fleet(
-    workers: int, url: str, work: Callable[[Storage, Tally], None], opened: Callable[[str], Storage] = open_storage
+    workers: int,
+    url: str,
+    work: Callable[[Storage, Shared], None],
+    prepared: Callable[[Tally], AbstractContextManager[Shared]],
+    opened: Callable[[str], Storage] = open_storage,
+    workers_a_process: int = 1,
 ) -> Fleet:
-    """Fork workers, and return when each has opened the database and all begin to work."""
+    """Fork workers, and return when each has opened the database and all begin to work.
+
+    Args:
+        work: What a worker does, with a storage and what all of its process share.
+        prepared: Entered by each process around the work of its workers.
+    """
+    sizes = [min(workers_a_process, workers - first) for first in range(0, workers, workers_a_process)]
     context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(workers + 1), context.Queue()
+    barrier, results = context.Barrier(len(sizes) + 1), context.Queue()
     gc.collect()
     gc.freeze()  # what was made before stays in memory that all share
-    processes = [context.Process(target=_be_worker, args=(url, opened, work, barrier, results)) for _ in range(workers)]
+
+    def be_workers(size: int) -> None:
+        tally = Tally()
+        logging.getLogger("hpo").addHandler(Warnings(tally))
+        with tally.failing():
+            try:
+                storages = [opened(url) for _ in range(size)]
+            finally:
+                barrier.wait(START_S)
+            before = time.process_time()
+            sys.setswitchinterval(SWITCH_S)
+            with prepared(tally) as shared:
+                run_threads(partial(be_worker, storage, shared, tally) for storage in storages)
+            tally.cpu_s = time.process_time() - before
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come when the tally is still on its way
+        results.put(tally)
+
+    def be_worker(storage: Storage, shared: Shared, tally: Tally) -> None:
+        event.listen(storage.engine, "before_cursor_execute", tally.count)
+        with tally.failing():
+            work(storage, shared)
+
+    processes = [context.Process(target=be_workers, args=(size,)) for size in sizes]
     for process in processes:
         process.start()
     barrier.wait(START_S)
     return Fleet(processes, results)
 
 
-def _be_worker(
-    url: str, opened: Callable[[str], Storage], work: Callable[[Storage, Tally], None], barrier: Any, results: Any
-) -> None:
-    tally = Tally()
-    logging.getLogger("hpo").addHandler(Warnings(tally))
-    before = 0.0
-    try:
-        try:
-            storage = opened(url)
-        finally:
-            barrier.wait(START_S)
-        event.listen(storage.engine, "before_cursor_execute", tally.count)
-        before = time.process_time()
-        work(storage, tally)
-    except Exception as error:  # noqa: BLE001 - counted, shown and part of the result
-        tally.fail(f"{type(error).__name__}: {error}")
-    tally.cpu_s = time.process_time() - before
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come when work is done, and the tally is still on its way
-    results.put(tally)
+def run_threads(calls: Iterable[Callable[[], None]]) -> None:
+    """Call all at once, and wait for them; signals reach the thread that waits."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager

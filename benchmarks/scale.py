@@ -27,12 +27,15 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,7 @@ from fleet import (
     Fleet,
     Span,
     Tally,
+    UncaughtSignals,
     opened_server,
     patched,
     processes_cpu_s,
@@ -72,11 +76,12 @@ from hpo.trajectory import Checkpoints, Trajectory, encode
 STEPS_PER_EPOCH = 351
 TRAINING_IMAGES, VALIDATION_IMAGES = 45_000, 5_000
 FORWARD_SHARE = 1 / 3
-SLICE_S = 0.25
+SLICE_S = 1.0
 """How long the stub sleeps before it looks whether it is to stop."""
 
 CHECKPOINT_BYTES = 2_200_000
 CONNECTING_AT_ONCE = 4
+ARRIVAL_SHARE = 0.4
 LAST_CALL_S = 600.0
 SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),
@@ -90,6 +95,7 @@ SETTINGS = StudySettings(
     align="phase",
 )
 TRAINING, IDLE = "training", "idle"
+process_id = worker.worker_id
 CALLS = (
     (queue, "reap", "poll"),
     (queue, "claim", "poll"),
@@ -120,6 +126,7 @@ class Plan:
     url: str
     name: str
     workers: int
+    workers_a_process: int
     trials: int
     warm_up_s: float
     window_s: float
@@ -169,7 +176,7 @@ class SleepingTraining:
             left_s = begun_s + (until - started) * self.step_s - time.monotonic()
             time.sleep(max(0.0, min(SLICE_S, left_s)))
             self.iteration = min(until, started + math.floor((time.monotonic() - begun_s) / self.step_s + 1e-6))
-        self._spent(begun_s)
+        self._took(begun_s)
         return self.iteration - started
 
     def measure(self, images: int) -> CurvePoint:
@@ -199,12 +206,12 @@ class SleepingTraining:
     def _evaluate(self, images: int) -> Measurement:
         begun_s = time.monotonic()
         time.sleep(FORWARD_SHARE * images / self.recipe.batch_size * self.step_s)
-        self._spent(begun_s)
+        self._took(begun_s)
         error = made_up_error(self.recipe, self.iteration)
         return Measurement(loss=2.5 * error, accuracy=1 - error, images=images)
 
-    def _spent(self, begun_s: float) -> None:
-        self.tally.spans[TRAINING].append(Span(begun_s, time.monotonic() - begun_s))
+    def _took(self, begun_s: float) -> None:
+        self.tally.add(TRAINING, Span(begun_s, time.monotonic() - begun_s))
 
 
 def made_up_error(recipe: Recipe, iteration: int) -> float:
@@ -245,31 +252,55 @@ def stub_dataset() -> Dataset:
     )
 
 
-def work(plan: Plan, dataset: Dataset, folder: str, storage: Storage, tally: Tally) -> None:
-    """Be `hpo worker`, with a stub in the place of training."""
+@contextmanager
+def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
+    """Put a stub in the place of training, time what is around it, and catch signals for all workers of a process."""
     SleepingTraining.tally = tally
-    stub_bytes = len(encode(SleepingTraining(studies.load(storage, plan.name).base, dataset, "fp32").state()))
+    stubs = {
+        (trajectory, "Training"): SleepingTraining,
+        (worker, "_load_checked"): lambda *_: dataset,
+        (worker, "worker_id"): thread_id,
+    }
+    stop = UncaughtSignals(last_call_s=LAST_CALL_S)
+    with patched(stubs | dict(timing(tally, CALLS))), worker.StopSignal.installed(stop):
+        yield stop
+
+
+def thread_id(device: torch.device) -> queue.WorkerId:
+    """Name a worker by its thread, as all of a process would have one name."""
+    return replace(process_id(device), name=worker.worker_name(threading.get_native_id()))
+
+
+def work(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:
+    """Be `hpo worker`, from some time in the first part of the warm-up on, as machines come up one by one."""
+    stop.wait(random.uniform(0, ARRIVAL_SHARE * plan.warm_up_s))
     budget_bytes = int(plan.checkpoint_gb * GIGABYTE * stub_bytes / CHECKPOINT_BYTES)
-    stubs = {(trajectory, "Training"): SleepingTraining, (worker, "_load_checked"): lambda *_: dataset}
-    with patched(stubs | dict(timing(tally, CALLS))):
-        worker.work(
-            studies.load(storage, plan.name),
-            device=torch.device("cpu"),
-            data_dir=Path(),
-            stop=worker.StopSignal(last_call_s=LAST_CALL_S),
-            checkpoints=Checkpoints(storage, open_artifacts(folder), budget_bytes),
-        )
+    worker.work(
+        studies.load(storage, plan.name),
+        device=torch.device("cpu"),
+        data_dir=Path(),
+        stop=stop,
+        checkpoints=Checkpoints(storage, open_artifacts(folder), budget_bytes),
+    )
 
 
 def run(plan: Plan, server: int | None) -> dict[str, Any]:
     """Run a study through warm-up and window, stop its workers, and describe what was measured."""
-    storage = open_storage(plan.url, "create")
+    storage = open_storage(plan.url, "create")  # and libraries loaded, before the fork
     study = studies.continue_or_create(storage, plan.name, SETTINGS, plan.trials)
+    dataset = stub_dataset()
+    stub_bytes = len(encode(SleepingTraining(study.base, dataset, "fp32").state()))
     storage.close()
+    gate = multiprocessing.get_context("fork").BoundedSemaphore(CONNECTING_AT_ONCE)
     with tempfile.TemporaryDirectory() as folder:
-        gate = multiprocessing.get_context("fork").BoundedSemaphore(CONNECTING_AT_ONCE)
-        inherited = partial(inherit, open_patiently(plan.url), gate)
-        fleet = start_fleet(plan.workers, plan.url, partial(work, plan, stub_dataset(), folder), inherited)
+        fleet = start_fleet(
+            plan.workers,
+            plan.url,
+            partial(work, plan, stub_bytes, folder),
+            partial(stubbed, dataset),
+            partial(open_patiently, gate),
+            plan.workers_a_process,
+        )
         started_s = time.monotonic()
         time.sleep(plan.warm_up_s)
         window = watch(plan, fleet, server)
@@ -281,21 +312,11 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
     return found | {"seconds": time.monotonic() - started_s}
 
 
-def open_patiently(url: str) -> Storage:
-    """Open a database as `hpo worker` does: where many come at once, some are told to come again."""
+def open_patiently(gate: Any, url: str) -> Storage:
+    """Open a database as `hpo worker` does, a few at once: where many come, some are told to come again."""
     patience = Patience(DEFAULT_STORAGE_TIMEOUT_S)
-    return patience.call(lambda: open_storage(url, patience=patience))
-
-
-def inherit(storage: Storage, gate: Any, _url: str) -> Storage:
-    """Take over what was opened before the fork, with a connection of its own.
-
-    To load libraries and look at revisions takes hundreds of milliseconds of processor time a worker: on two cores, of
-    512 workers at once, minutes.
-    """
-    storage.engine.dispose(close=False)
-    with gate, storage.engine.connect():
-        return storage
+    with gate:
+        return patience.call(lambda: open_storage(url, patience=patience, one_connection=True))
 
 
 def watch(plan: Plan, fleet: Fleet, server: int | None) -> Window:
@@ -465,6 +486,9 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument(
+        "--workers-a-process", type=int, default=32, help="threads, as hundreds of processes take all memory"
+    )
     parser.add_argument("--epoch-s", type=float, default=1.9, help="seconds that an epoch of training takes")
     parser.add_argument("--speed-up", type=float, default=1.0, help="train so many times as fast")
     parser.add_argument("--warm-up-s", type=float, default=150.0, help="before the window")
@@ -507,6 +531,7 @@ def run_on_own_server(arguments: argparse.Namespace, workers: int) -> dict[str, 
             url=url,
             name=f"scale-{workers}-{uuid4().hex[:8]}",
             workers=workers,
+            workers_a_process=arguments.workers_a_process,
             trials=workers * arguments.trials_each,
             warm_up_s=arguments.warm_up_s,
             window_s=arguments.window_s,

@@ -27,6 +27,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from uuid import uuid4
 
 import optuna
 import torch
-from fleet import Tally, opened_server, patched, server_cpu_s, start_fleet, timing
+from fleet import Tally, UncaughtSignals, opened_server, patched, server_cpu_s, start_fleet, timing
 from optuna.trial import TrialState
 
 from hpo import queue, worker
@@ -87,8 +88,9 @@ def accuracy(trial_number: int, iteration: int) -> float:
     return (0.5 + 0.4 * (trial_number * 0.618 % 1.0)) * (1 - 0.9 ** (iteration + 1))
 
 
-def work_ours(plan: Plan, storage: Storage, tally: Tally) -> None:
-    """Be `hpo worker`, with a stub in the place of training."""
+@contextmanager
+def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
+    """Put a stub in the place of training, and time what is around it."""
 
     def train(_task: Task, _data: object, supervisor: Supervisor, _sharing: object) -> Outcome:
         assert isinstance(supervisor, worker.TrialSupervisor)
@@ -106,7 +108,6 @@ def work_ours(plan: Plan, storage: Storage, tally: Tally) -> None:
         attrs = {"outcome": "complete", "iterations": REPORTS, "validation loss": 0.1, "standard error": 0.01}
         return Outcome(state="complete", value=value, attrs=attrs)
 
-    found = studies.load(storage, plan.name)
     calls = [
         (queue, "claim", "claim"),
         (worker.TrialSupervisor, "finish", "finish"),
@@ -115,7 +116,13 @@ def work_ours(plan: Plan, storage: Storage, tally: Tally) -> None:
     ]
     stubs = {(worker, "run_trial"): train, (worker, "_load_checked"): lambda *_: torch.zeros(1)}
     with patched(stubs | dict(timing(tally, calls))):
-        worker.work(found, device=torch.device("cpu"), data_dir=Path(), stop=worker.StopSignal())
+        yield tally
+
+
+def work_ours(plan: Plan, storage: Storage, _tally: Tally) -> None:
+    """Be `hpo worker`."""
+    study = studies.load(storage, plan.name)
+    worker.work(study, device=torch.device("cpu"), data_dir=Path(), stop=UncaughtSignals())
 
 
 def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, tally: Tally) -> None:
@@ -170,9 +177,10 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
             return bool(taken.value <= plan.trials)
 
     if plan.kind == "hpo":
-        fleet = start_fleet(plan.workers, plan.url, partial(work_ours, plan))
+        opened = partial(open_storage, one_connection=True)
+        fleet = start_fleet(plan.workers, plan.url, partial(work_ours, plan), partial(stubbed, plan), opened)
     else:
-        fleet = start_fleet(plan.workers, plan.url, partial(work_optuna, plan, next_trial), open_plain)
+        fleet = start_fleet(plan.workers, plan.url, partial(work_optuna, plan, next_trial), nullcontext, open_plain)
     server_before, started = server_cpu_s(server), time.perf_counter()
     tallies = fleet.collect()
     wall_s = time.perf_counter() - started
