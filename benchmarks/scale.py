@@ -401,6 +401,7 @@ def describe(plan: Plan, window: Window, tallies: Sequence[Tally]) -> dict[str, 
     looks = window.waits.total()
     return {
         "workers": plan.workers,
+        "epoch_s": STEPS_PER_EPOCH * SleepingTraining.step_s,
         "window_s": window.seconds,
         "finished": done,
         "trials_an_hour": 3600 * done / window.seconds,
@@ -451,20 +452,23 @@ def show(found: dict[str, Any]) -> None:
 
 
 def plot(runs: Sequence[dict[str, Any]]) -> bytes:
-    """Draw trials an hour, the database's load and redone iterations over the number of workers."""
+    """Draw trials, the database's load and redone iterations over the number of workers.
+
+    Time is told in epochs and load by the trial, so that runs with epochs of other lengths can stand side by side.
+    """
+    done = [found["trials_an_hour"] / 3600 * found["epoch_s"] * 1000 for found in runs]
+    server_s = [found["server_cpu_s_a_second"] * 3600 / found["trials_an_hour"] for found in runs]
     with drawing(2.4) as figure:
         trials, load, redone = figure.subplots(1, 3)
         at = [found["workers"] for found in runs]
-        ideal = [runs[0]["trials_an_hour"] * workers / at[0] for workers in at]
+        ideal = [done[0] * workers / at[0] for workers in at]
         trials.plot(at, ideal, color=LIGHT["quiet"], linestyle=(0, (2, 2)), label="in proportion")
-        trials.plot(
-            at, [r["trials_an_hour"] for r in runs], "o-", markersize=3.5, color=LIGHT["first"], label="measured"
-        )
+        trials.plot(at, done, "o-", markersize=3.5, color=LIGHT["first"], label="measured")
         use_log_scale(trials)
-        trials.set_title("Trials an hour")
+        trials.set_title("Trials in the time of 1,000 epochs")
         trials.legend(loc="upper left")
-        load.plot(at, [r["server_cpu_s_a_second"] for r in runs], "o-", markersize=3.5, color=LIGHT["first"])
-        load.set_title("Server: processor s a second")
+        load.plot(at, server_s, "o-", markersize=3.5, color=LIGHT["first"])
+        load.set_title("Server: processor s a trial")
         redone.plot(at, [r["redone"] / r["trained"] for r in runs], "o-", markersize=3.5, label="redone iterations")
         redone.plot(at, [r["share_idle"] for r in runs], "s-", markersize=3.5, label="workers' time idle")
         for line, colour in zip(redone.lines, ("first", "second"), strict=True):
