@@ -258,7 +258,7 @@ def test_the_death_of_the_head_ends_the_driver_in_a_line_and_the_study_goes_on_e
     storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     with _new_cluster(num_cpus=1) as doomed:
-        driver = start(*on(doomed, 2, 192), program=(sys.executable, "-c", HASTY))
+        driver = start(*on(doomed, 2, 960), program=(sys.executable, "-c", HASTY))
         made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
         wait_until_it_trains(made)
         [pid] = pids(made)
@@ -272,7 +272,7 @@ def test_the_death_of_the_head_ends_the_driver_in_a_line_and_the_study_goes_on_e
         wait_until(lambda: not is_running(pid), FINISH_S, "the end of the worker")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
-    again = start(*LOCAL_RUN, "--workers", "1", "--trials", "2", "--iterations", "192", "--json")
+    again = start(*LOCAL_RUN, "--workers", "1", "--trials", "2", "--iterations", "960", "--json")
     out, err = again.communicate(timeout=FINISH_S)
     assert again.returncode == 0, err
     trials = json.loads(out)["trials"]
