@@ -475,7 +475,7 @@ def plot(runs: Sequence[dict[str, Any]]) -> bytes:
             line.set_color(LIGHT[colour])
         redone.set_title("Shares")
         redone.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        redone.legend(loc="center left")
+        redone.legend(loc="lower right", bbox_to_anchor=(1.0, 0.1))
         for axes in (trials, load, redone):
             axes.set_xscale("log", base=2)
             axes.set_xticks(at, [str(workers) for workers in at])
