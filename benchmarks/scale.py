@@ -6,8 +6,12 @@ a loss and an accuracy that follow from the learning rates so far, so that recip
 curve. Its state is a few bytes; the budget of the checkpoints is scaled down with it, so that as many fit as in
 `--checkpoint-gb` of real ones. The figures of trials are not drawn.
 
-    python benchmarks/scale.py --json scale.json --plot docs/scale.png                 # 32, 128 and 512 workers
+    python benchmarks/scale.py --json scale.json --plot scale.png                      # 32, 128 and 512 workers
+    python benchmarks/scale.py --json scale.json --workers 512 --speed-up 0.25         # of two cores, 512 want more
     python benchmarks/scale.py --workers 64 --warm-up-s 20 --window-s 40 --speed-up 4  # a quick look
+
+Workers are threads, 32 a process, as hundreds of processes take all memory. They come one by one in the first part of
+the warm-up, as machines of a cluster do.
 
 An epoch, 351 steps of 128 images, takes 1.9 s by default (`--epoch-s`): `benchmarks/README.md` says where that is from.
 An evaluation takes a third of the time that training takes for as many images.

@@ -9,7 +9,7 @@ import alembic.config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from optuna.storages import RDBStorage
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from hpo.errors import BadInput
 
@@ -19,8 +19,8 @@ UPGRADE = "`hpo storage upgrade` brings them up to date"
 NEWER = "they were made by a newer release: `pip install --upgrade hpo`"
 
 
-def create_tables(connection: Connection, shown: str) -> None:
-    """Make our tables where there are none.
+def create_tables(engine: Engine, shown: str) -> None:
+    """Make our tables where there are none, in one transaction.
 
     Args:
         shown: The storage's URL for messages.
@@ -28,11 +28,12 @@ def create_tables(connection: Connection, shown: str) -> None:
     Raises:
         BadInput: There are tables of another revision.
     """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
-    if find_revision(connection) is None:
-        _upgrade(connection)
-    require_revision(connection, shown)
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('hpo'))")
+        if find_revision(connection) is None:
+            _upgrade(connection)
+        require_revision(connection, shown)
 
 
 def require_revision(connection: Connection, shown: str) -> None:

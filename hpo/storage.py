@@ -262,8 +262,7 @@ def open_storage(
         with _closed_if_refused(backend.engine):
             require_optuna_revision(backend, shown)
             if access == "create":
-                with backend.engine.begin() as connection:
-                    create_tables(connection, shown)
+                create_tables(backend.engine, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
     # At the latest when the process ends: SQLite then leaves one file, which people may copy.

@@ -160,7 +160,7 @@ def test_a_study_grows_in_the_browser_while_it_runs(
     command = [
         *SMALL,
         "--trials",
-        "24",  # the page asks every ten seconds, and the run must not end before
+        "24",  # the page asks now and then, and the run must not end before
         "--pruner",
         "none",
         "--workers",
