@@ -34,10 +34,10 @@ from train_step import usual_batches
 
 from hpo.data import CLASSES, Dataset, load_dataset, normalise
 from hpo.model import ResNet20
-from hpo.recipe import Recipe
-from hpo.schedule import learning_rate, scale
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import learning_rate, scale
+from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, default_data_dir
-from hpo.space import load_space
 
 SPACE = "smooth_lr"
 EVALUATION_BATCH = 500

@@ -34,8 +34,8 @@ from optuna.pruners import BasePruner, MedianPruner, PercentilePruner, Successiv
 from optuna.trial import TrialState
 
 from hpo import overview
-from hpo.recipe import Recipe
-from hpo.schedule import Align, distinct_iterations, reports, rungs
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import Align, distinct_iterations, reports, rungs
 from hpo.storage import Storage, open_storage
 from hpo.study import Study, load, make_pruner
 

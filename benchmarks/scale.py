@@ -69,10 +69,10 @@ from hpo.artifacts import open_artifacts
 from hpo.data import Dataset, Split
 from hpo.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.patience import Patience
-from hpo.recipe import REFERENCE_ITERATIONS, Recipe
-from hpo.schedule import CurvePoint, distinct_iterations, learning_rate_runs
+from hpo.recipes.recipe import REFERENCE_ITERATIONS, Recipe
+from hpo.recipes.schedule import CurvePoint, distinct_iterations, learning_rate_runs
+from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
-from hpo.space import load_space
 from hpo.storage import AttemptRow, Storage, open_storage
 from hpo.train import Measurement, Precision, State
 from hpo.trajectory import Checkpoints, Trajectory, encode

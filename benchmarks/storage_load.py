@@ -44,10 +44,10 @@ from hpo import study as studies
 from hpo.objective import Supervisor, Task
 from hpo.patience import Patience
 from hpo.queue import Outcome
-from hpo.schedule import REPORTS, CurvePoint, rungs
+from hpo.recipes.schedule import REPORTS, CurvePoint, rungs
+from hpo.recipes.space_file import load_space
 from hpo.search import SearchStorage
 from hpo.settings import StudySettings
-from hpo.space import load_space
 from hpo.storage import Storage, open_storage
 
 SETTINGS = StudySettings(

@@ -145,7 +145,7 @@ def torch_versions() -> str:
 def serve_ours(side: int, _threads: int) -> Served:
     import torch
 
-    from hpo.recipe import documented_runs
+    from hpo.recipes.recipe import documented_runs
     from hpo.train import Training, native_precision
 
     precision = native_precision(torch.device("cpu"))

@@ -14,11 +14,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
-from hpo.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.data import Split, read_cifar10, read_digits, read_fashion_mnist
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
-from hpo.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
+from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
+from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
 from hpo.settings import DatasetName, StudySettings
 from hpo.significance import Difference, Estimate, estimate, paired_difference
 from hpo.storage import Storage

@@ -10,8 +10,8 @@ from hpo.artifacts import Artifacts
 from hpo.errors import ArtifactsUnavailable
 from hpo.notes import figure_attrs, figure_path, note_attrs, trial_note
 from hpo.queue import Attempt, Outcome
-from hpo.recipe import Recipe
-from hpo.schedule import CurvePoint
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint
 from hpo.study import Study
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 
 from hpo.data import CLASSES, Dataset
 from hpo.model import count_parameters
-from hpo.schedule import CurvePoint, final_iteration
+from hpo.recipes.schedule import CurvePoint, final_iteration
 from hpo.settings import DatasetName
 from hpo.study import Best, Study
 from hpo.train import Training

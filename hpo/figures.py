@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from hpo.recipe import Recipe
-from hpo.schedule import CurvePoint, phases
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint, phases
 
 WIDTH_INCHES = 7.0  # the text width of a printed page
 PNG_DOTS_PER_INCH = 150

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from hpo.recipe import Head, ParameterCounts
+from hpo.recipes.recipe import Head, ParameterCounts
 
 WIDTHS = (16, 32, 64)
 BLOCKS_PER_STAGE = 3  # n = 3 of the 6n+2 layers (He et al. 2015, §4.2)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.recipe import Recipe
+from hpo.recipes.recipe import Recipe
 from hpo.settings import DEFAULT_ITERATIONS, StudySettings
 
 NOTE_PIECE = 2045

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from hpo.data import Dataset
 from hpo.queue import FinalState, Outcome
-from hpo.recipe import Recipe
-from hpo.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
 from hpo.settings import Precision
 from hpo.train import Measurement, Training
 from hpo.trajectory import Blocked, Sharing, Trajectory

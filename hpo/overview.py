@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from sqlalchemy import func, select
 
 from hpo.patience import patient
-from hpo.schedule import CurvePoint
+from hpo.recipes.schedule import CurvePoint
 from hpo.storage import AttemptRow, CurveRow, Storage
 
 Trials = models.TrialModel

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from hpo.errors import LeaseLost, StudyNotFound
 from hpo.notes import note_attrs
 from hpo.patience import patient
-from hpo.schedule import CurvePoint
+from hpo.recipes.schedule import CurvePoint
 from hpo.search import Draft
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow, WorkerRow, now_s, upsert

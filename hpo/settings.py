@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from hpo.errors import BadInput, StudyMismatch
-from hpo.schedule import Align
+from hpo.recipes.schedule import Align
 
 DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]

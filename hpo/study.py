@@ -29,15 +29,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import control, overview, queue
-from hpo.comparison import Comparison
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.overview import Counts
 from hpo.queue import Attempt
-from hpo.recipe import Recipe, derive_seed
-from hpo.schedule import RUNGS, CurvePoint
+from hpo.recipes.comparison import Comparison
+from hpo.recipes.recipe import Recipe, derive_seed
+from hpo.recipes.schedule import RUNGS, CurvePoint
+from hpo.recipes.space import Param, SearchSpace
 from hpo.search import Draft
 from hpo.settings import PrunerName, SamplerName, StudySettings
-from hpo.space import Param, SearchSpace
 from hpo.storage import Storage
 
 METRIC = "validation accuracy"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hpo.data import CLASSES, Batches, Dataset, Split, normalise
 from hpo.model import ResNet20
-from hpo.recipe import Recipe, derive_seed
-from hpo.schedule import CurvePoint, phases
+from hpo.recipes.recipe import Recipe, derive_seed
+from hpo.recipes.schedule import CurvePoint, phases
 from hpo.settings import Precision
 
 EVALUATION_BATCH = 500

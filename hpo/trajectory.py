@@ -25,16 +25,10 @@ from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifact, Artifacts
 from hpo.data import Dataset
-from hpo.errors import (
-    ArtifactDamaged,
-    ArtifactMissing,
-    ArtifactsUnavailable,
-    StorageUnavailable,
-    VerificationFailed,
-)
+from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, StorageUnavailable, VerificationFailed
 from hpo.queue import Attempt, require_open
-from hpo.recipe import Recipe
-from hpo.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
 from hpo.storage import AttemptRow, CheckpointRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 from hpo.train import Measurement, Numerics, State, Training, numerics

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpo.control import LiveWorker, Stopped
     from hpo.model import LayerRow
     from hpo.overview import Counts, Running
-    from hpo.recipe import ParameterCounts
+    from hpo.recipes.recipe import ParameterCounts
     from hpo.significance import Estimate
     from hpo.study import Best
 

@@ -23,15 +23,15 @@ import torch
 
 from hpo import control, overview, queue
 from hpo.artifacts import Artifacts
-from hpo.comparison import Comparison
 from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.exhibit import exhibit, withdraw
 from hpo.objective import AtEnd, Task, run_trial
 from hpo.overview import Counts
 from hpo.queue import Attempt, FinalState, Outcome, Progress, WorkerId
-from hpo.schedule import CurvePoint
-from hpo.space import Param
+from hpo.recipes.comparison import Comparison
+from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.space import Param
 from hpo.storage import Storage
 from hpo.study import Study, is_hopeless
 from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch

@@ -29,7 +29,7 @@ from hpo.cli.options import (
 from hpo.cli.output import print_json, say, show
 from hpo.cli.search import choose_data, choose_precision
 from hpo.errors import BadInput, StudyFailed
-from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
+from hpo.recipes.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,

@@ -44,7 +44,7 @@ def model(
 def spaces_list(json_output: JsonOption = False) -> None:
     """List the shipped search spaces."""
     from hpo import view
-    from hpo.space import list_shipped, load_space
+    from hpo.recipes.space_file import list_shipped, load_space
 
     found = [load_space(name) for name in list_shipped()]
     entries = [(s.name, str(s.base), len(s.distributions()), s.description) for s in found]
@@ -56,7 +56,7 @@ def spaces_list(json_output: JsonOption = False) -> None:
 
 def spaces_show(name: str) -> None:
     """Print a shipped space's YAML."""
-    from hpo.space import load_space, shipped_dir
+    from hpo.recipes.space_file import load_space, shipped_dir
 
     load_space(name)
     path = shipped_dir() / f"{name}.yaml"
@@ -65,7 +65,7 @@ def spaces_show(name: str) -> None:
 
 def spaces_check(file: str) -> None:
     """Check a space file, and name file, line, key, bad value and what is allowed."""
-    from hpo.space import load_space
+    from hpo.recipes.space_file import load_space
 
     found = load_space(file)
     print(f"{file}: a good space: {found.name}, {len(found.distributions())} parameters around {found.base}")
@@ -73,7 +73,7 @@ def spaces_check(file: str) -> None:
 
 def spaces_schema() -> None:
     """Print the JSON Schema of space files, for editors."""
-    from hpo.space import json_schema
+    from hpo.recipes.space_file import json_schema
 
     print_json(json_schema())
 

@@ -37,7 +37,7 @@ from hpo.cli.options import (
 )
 from hpo.cli.output import exit_if_stopped, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
-from hpo.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
+from hpo.recipes.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,
@@ -106,7 +106,7 @@ def run(
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.notes import study_note
     from hpo.patience import Patience
-    from hpo.space import load_space
+    from hpo.recipes.space_file import load_space
     from hpo.storage import open_storage
     from hpo.worker import StopSignal
 

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hpo.figures import LIGHT, RAMP, drawing, label_iterations, use_log_scale
+from hpo.recipes.schedule import phases
 from hpo.report.facts import Facts, Trial
 from hpo.report.tree import Branch
-from hpo.schedule import phases
 
 COLUMNS = 4
 ROW_INCHES = 0.16

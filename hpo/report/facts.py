@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import overview
 from hpo import study as studies
 from hpo.errors import StudyNotFound
-from hpo.recipe import DocumentedRun, Recipe, documented_runs
+from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
+from hpo.recipes.schedule import CurvePoint
 from hpo.report.tree import Branch, grow
-from hpo.schedule import CurvePoint
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, StudySettings
 from hpo.study import Study
 from hpo.trajectory import cut_path

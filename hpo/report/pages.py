@@ -7,14 +7,14 @@ from statistics import mean, stdev
 
 import torch
 
-import hpo.report.charts as charts
 from hpo.figures import training_figure
 from hpo.model import ResNet20, count_parameters
-from hpo.recipe import DocumentedRun, ParameterCounts, Recipe
+from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
+from hpo.recipes.schedule import scale
+from hpo.report import charts
 from hpo.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
 from hpo.report.tree import distinct_iterations
-from hpo.schedule import scale
 from hpo.settings import DatasetName
 
 SHAPES: dict[DatasetName, tuple[int, int, int]] = {

@@ -13,8 +13,8 @@ from hpo import overview, queue, study
 from hpo.data import Dataset, load_dataset
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome
-from hpo.recipe import Recipe
-from hpo.schedule import CurvePoint
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint
 from hpo.storage import Storage
 from hpo.trajectory import Checkpoints, Sharing
 

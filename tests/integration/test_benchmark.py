@@ -14,13 +14,13 @@ from sqlalchemy import update
 from hpo import benchmark, export, overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import load_test_split
-from hpo.comparison import Comparison
 from hpo.data import load_dataset
 from hpo.errors import BadInput, DataUnavailable, StorageUnavailable, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
 from hpo.queue import Outcome
-from hpo.recipe import Recipe, documented_runs
-from hpo.schedule import evaluation, final_iteration
+from hpo.recipes.comparison import Comparison
+from hpo.recipes.recipe import Recipe, documented_runs
+from hpo.recipes.schedule import evaluation, final_iteration
 from hpo.settings import StudySettings
 from hpo.storage import AttemptRow, Storage
 from hpo.train import Training

@@ -23,8 +23,8 @@ from hpo.artifacts import open_artifacts
 from hpo.dashboard import make_app
 from hpo.data import Dataset
 from hpo.errors import ArtifactDamaged, ArtifactMissing
-from hpo.recipe import Recipe
-from hpo.schedule import distinct_iterations
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import distinct_iterations
 from hpo.storage import AttemptRow, Storage
 from hpo.study import Study
 from hpo.trajectory import Checkpoints

@@ -18,7 +18,7 @@ from hpo import overview, queue, study
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
 from hpo.overview import Counts, Running
 from hpo.queue import Attempt, Outcome, Progress, WorkerId
-from hpo.schedule import CurvePoint
+from hpo.recipes.schedule import CurvePoint
 from hpo.settings import StudySettings
 from hpo.storage import Storage, open_storage
 from integration.support import (

@@ -16,15 +16,15 @@ from hpo import queue
 from hpo.errors import BadInput, StudyNotFound
 from hpo.figures import to_svg
 from hpo.queue import Outcome, Progress
-from hpo.recipe import documented_runs
+from hpo.recipes.recipe import documented_runs
+from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.space_file import load_space
 from hpo.report import charts, write_report
 from hpo.report.document import Grid, Heading, Paragraph, Plate
 from hpo.report.facts import Benchmarked, Facts, find_test_results, is_comparable, load_facts
 from hpo.report.pages import network_counts, write_blocks
 from hpo.report.tree import distinct_iterations
-from hpo.schedule import CurvePoint
 from hpo.settings import StudySettings
-from hpo.space import load_space
 from hpo.storage import Storage
 from hpo.study import Study
 

@@ -17,7 +17,7 @@ from hpo.artifacts import open_artifacts
 from hpo.data import load_dataset
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Attempt, Progress
-from hpo.schedule import grid, rungs
+from hpo.recipes.schedule import grid, rungs
 from hpo.settings import PrunerName, SamplerName, StudySettings
 from hpo.storage import Storage
 from hpo.trajectory import Checkpoints

@@ -22,8 +22,8 @@ from hpo.artifacts import Artifacts, open_artifacts
 from hpo.data import Dataset
 from hpo.errors import VerificationFailed
 from hpo.queue import Attempt, Outcome, Progress
-from hpo.recipe import Recipe
-from hpo.schedule import evaluation
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
 from hpo.train import Training, numerics
 from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments

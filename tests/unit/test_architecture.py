@@ -53,8 +53,9 @@ ORDER = (
     "train",
     "model",
     "data",
-    "space",
-    "comparison",
+    "recipes.space_file",
+    "recipes.space",
+    "recipes.comparison",
     "migrations",
     "removal",
     "control",
@@ -68,8 +69,9 @@ ORDER = (
     "notes",
     "figures",
     "settings",
-    "schedule",
-    "recipe",
+    "recipes.schedule",
+    "recipes.recipe",
+    "recipes",
     "errors",
     "__init__",
 )
@@ -145,7 +147,7 @@ def test_the_view_knows_records_by_their_types_only():
     assert imports_of(runtime_tree(PACKAGE / "view.py")) == set()
 
 
-@pytest.mark.parametrize("module", ["hpo.cli", "hpo.view", "hpo.schedule", "hpo.settings"])
+@pytest.mark.parametrize("module", ["hpo.cli", "hpo.view", "hpo.recipes.schedule", "hpo.settings"])
 def test_what_answers_at_once_loads_nothing_heavy(module):
     script = f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))"
 

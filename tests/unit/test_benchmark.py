@@ -19,7 +19,7 @@ from hpo.cli.benchmark import benchmark as command
 from hpo.cli.options import DatasetChoice, PrecisionChoice
 from hpo.data import DEBIAN_FASHION_MNIST
 from hpo.errors import BadInput, DataDamaged, DataUnavailable
-from hpo.recipe import documented_runs
+from hpo.recipes.recipe import documented_runs
 
 NOWHERE = Path("/nonexistent")
 DOCUMENTED = documented_runs()

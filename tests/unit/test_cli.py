@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hpo import cli
 from hpo.cli import search
-from hpo.space import shipped_dir
+from hpo.recipes.space_file import shipped_dir
 
 PASSWORD = "correct-horse"
 SHIPPED = yaml.safe_load((shipped_dir() / "full.yaml").read_text())

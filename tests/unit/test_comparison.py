@@ -4,8 +4,8 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from hpo.comparison import BASELINE, CANDIDATE, SEEDS, Comparison
-from hpo.recipe import documented_runs
+from hpo.recipes.comparison import BASELINE, CANDIDATE, SEEDS, Comparison
+from hpo.recipes.recipe import documented_runs
 from hpo.study import fixed_sampler
 
 RUNS = documented_runs()
@@ -36,7 +36,7 @@ def test_seeds_are_fresh_distinct_and_small_enough_to_be_stored_exactly(searched
 
 
 def test_a_search_of_the_seed_that_would_come_first_gets_another(monkeypatch):
-    monkeypatch.setattr("hpo.comparison.derive_seed", lambda _purpose, _searched, index: (3, 3, 5, 5, 8)[index])
+    monkeypatch.setattr("hpo.recipes.comparison.derive_seed", lambda _purpose, _searched, index: (3, 3, 5, 5, 8)[index])
 
     assert [PAIR.seed(0), PAIR.seed(1)] == [5, 8]
 

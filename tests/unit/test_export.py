@@ -13,10 +13,10 @@ import hpo
 from hpo import export
 from hpo.export import Exported
 from hpo.model import load_network
-from hpo.recipe import documented_runs
-from hpo.schedule import CurvePoint
+from hpo.recipes.recipe import documented_runs
+from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.space_file import load_space, parse_space
 from hpo.settings import StudySettings
-from hpo.space import load_space, parse_space
 from hpo.study import Best, Study
 from hpo.train import Training
 

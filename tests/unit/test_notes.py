@@ -8,7 +8,7 @@ import optuna_dashboard
 import pytest
 
 from hpo.notes import NOTE_PIECE, continue_command, figure_attrs, figure_path, note_attrs, study_note, trial_note
-from hpo.recipe import Recipe, documented_runs
+from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.settings import StudySettings
 
 SETTINGS = StudySettings(

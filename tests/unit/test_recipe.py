@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import BadInput
-from hpo.recipe import BOUNDARY_GRID, HEADS, ParameterCounts, Recipe, derive_seed, documented_runs
+from hpo.recipes.recipe import BOUNDARY_GRID, HEADS, ParameterCounts, Recipe, derive_seed, documented_runs
 
 PLAIN = Recipe(
     head="dropout",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, documented_runs
-from hpo.schedule import (
+from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, documented_runs
+from hpo.recipes.schedule import (
     CurvePoint,
     Evaluation,
     Phase,

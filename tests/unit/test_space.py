@@ -11,8 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 
 from hpo.errors import SpaceError
-from hpo.recipe import BOUNDARY_GRID, Recipe, documented_runs
-from hpo.space import SearchSpace, json_schema, list_shipped, load_space, parse_space, shipped_dir
+from hpo.recipes.recipe import BOUNDARY_GRID, Recipe, documented_runs
+from hpo.recipes.space import SearchSpace
+from hpo.recipes.space_file import json_schema, list_shipped, load_space, parse_space, shipped_dir
 
 SHIPPED = ["baseline", "dense", "dense_early_stopping", "dropout", "full", "smooth_lr"]
 SPACES = {name: load_space(name) for name in SHIPPED}

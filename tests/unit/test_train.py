@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpo.data import normalise
-from hpo.recipe import documented_runs
+from hpo.recipes.recipe import documented_runs
 from hpo.train import Numerics, Training, native_precision, numerics
 
 # 180 images to train: an epoch has 9 steps. The rate drops after steps 8 and 12.

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from hpo.recipe import Recipe
-from hpo.schedule import Evaluation, evaluation, learning_rate
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
 from hpo.train import Numerics, Training
 from hpo.trajectory import Segment, decode, encode, segment_at, segment_of, segments
 

@@ -141,7 +141,7 @@ class DocumentedRun:
 @cache
 def documented_runs() -> dict[str, DocumentedRun]:
     """Load the five documented experiments, by name, in their documented order."""
-    text = resources.files("hpo").joinpath("documented_runs.yaml").read_text(encoding="utf-8")
+    text = resources.files("hpo.recipes").joinpath("documented_runs.yaml").read_text(encoding="utf-8")
     return {entry["name"]: _documented_run(entry) for entry in yaml.safe_load(text)}
 
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Recipe
+from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Recipe
 
 Align = Literal["phase", "iteration"]
 

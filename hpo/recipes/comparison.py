@@ -9,7 +9,7 @@ from typing import Any, Self
 from optuna import Trial
 from pydantic import BaseModel, ConfigDict
 
-from hpo.recipe import Recipe, derive_seed
+from hpo.recipes.recipe import Recipe, derive_seed
 
 BASELINE = "baseline"
 CANDIDATE = "candidate"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
-import yaml
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import (
@@ -17,14 +15,13 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from hpo.errors import BadInput, SpaceError
-from hpo.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
+from hpo.errors import BadInput
+from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
 
 MAX_MEMBERS = 1_000
 
@@ -310,123 +307,3 @@ def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Param:
         case CategoricalDistribution():
             return cast(Param, trial.suggest_categorical(name, distribution.choices))
     raise AssertionError(distribution)
-
-
-def shipped_dir() -> Path:
-    """Give the folder of the shipped spaces: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "search_spaces"
-    return installed if installed.is_dir() else package.parent / "search_spaces"
-
-
-def list_shipped() -> list[str]:
-    """List the names of the shipped spaces."""
-    return sorted(path.stem for path in shipped_dir().glob("*.yaml"))
-
-
-def load_space(name_or_file: str) -> SearchSpace:
-    """Load a shipped space by name, or one from a YAML file.
-
-    Raises:
-        SpaceError: There is no such space, or it is malformed.
-    """
-    if name_or_file in list_shipped():
-        return parse_space((shipped_dir() / f"{name_or_file}.yaml").read_text("utf-8"), f"{name_or_file}.yaml")
-    path = Path(name_or_file)
-    if not path.is_file():
-        raise SpaceError(
-            f"space {name_or_file!r} is neither a file nor a shipped space; shipped: {', '.join(list_shipped())}"
-        )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    return parse_space(text, str(path))
-
-
-def parse_space(text: str, source: str) -> SearchSpace:
-    """Read a space from YAML.
-
-    Raises:
-        SpaceError: Naming source, line, key, bad value and what is allowed.
-    """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpaceError(f"{source}: {_yaml_problem(error)}") from error
-    if not isinstance(content, dict) or not isinstance(root, yaml.MappingNode):
-        raise SpaceError(f"{source}: line 1: a space is a mapping with the keys {', '.join(SearchSpace.model_fields)}")
-    _refuse_repeated_keys(root, source)
-    try:
-        return SearchSpace.model_validate(content)
-    except ValidationError as error:
-        problems = [_problem(entry, root) for entry in error.errors()]
-        raise SpaceError("; ".join(f"{source}: {problem}" for problem in problems)) from error
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"not YAML: {' '.join(str(error).split())}"
-    return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {getattr(error, 'problem', error)}"
-
-
-def _refuse_repeated_keys(node: yaml.Node, source: str, above: tuple[yaml.Node, ...] = ()) -> None:
-    if node in above:
-        raise SpaceError(f"{source}: line {node.start_mark.line + 1}: what stands here contains itself")
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise SpaceError(f"{source}: line {key.start_mark.line + 1}: key {key.value!r} stands twice")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            _refuse_repeated_keys(value, source, (*above, node))
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value, source, (*above, node))
-
-
-def _problem(entry: Mapping[str, Any], root: yaml.Node) -> str:
-    place = entry.get("ctx", {}).get("place", entry["loc"])
-    keys = [key for key in place if key not in ("range", "choices", "str", "dict[str,any]")]
-    where = ".".join(map(str, keys)) or "space"
-    message = entry["msg"].removeprefix("Value error, ")
-    if entry["type"] == "extra_forbidden":
-        message = f"unknown key; allowed: {', '.join(_allowed_keys(keys[:-1]))}"
-    shown = "" if entry["type"] in ("missing", "value_error", "space") else f" is {_short(entry['input'])}"
-    return f"line {_line(root, keys)}: {where}{shown}: {message}"
-
-
-def _allowed_keys(parents: list[Any]) -> list[str]:
-    if not parents:
-        return list(SearchSpace.model_fields)
-    return list(Search.model_fields if parents == ["search"] else IntRange.model_fields)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _line(node: yaml.Node, keys: list[Any]) -> int:
-    """Find the line of the deepest node on the way that `keys` describes."""
-    line = node.start_mark.line + 1
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def json_schema() -> dict[str, Any]:
-    """Give the JSON Schema of a space, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SearchSpace.model_json_schema()

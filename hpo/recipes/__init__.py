@@ -1,0 +1,1 @@
+"""Recipes, schedules and search spaces: records, and pure functions over them."""
