@@ -32,12 +32,13 @@ from optuna.trial import TrialState
 from torch import nn
 from train_step import usual_batches
 
-from hpo.data import CLASSES, Dataset, load_dataset, normalise
-from hpo.model import ResNet20
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import learning_rate, scale
 from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, default_data_dir
+from hpo.training.data import CLASSES, Dataset, normalise
+from hpo.training.datasets import load_dataset
+from hpo.training.model import ResNet20
 
 SPACE = "smooth_lr"
 EVALUATION_BATCH = 500

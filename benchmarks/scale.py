@@ -66,7 +66,6 @@ from sqlalchemy import func, select
 from hpo import control, overview, queue, trajectory, worker
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
-from hpo.data import Dataset, Split
 from hpo.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.patience import Patience
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, Recipe
@@ -74,7 +73,8 @@ from hpo.recipes.schedule import CurvePoint, distinct_iterations, learning_rate_
 from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
 from hpo.storage import AttemptRow, Storage, open_storage
-from hpo.train import Measurement, Precision, State
+from hpo.training.data import Dataset, Split
+from hpo.training.train import Measurement, Precision, State
 from hpo.trajectory import Checkpoints, Trajectory, encode
 
 STEPS_PER_EPOCH = 351
@@ -164,7 +164,7 @@ class Window:
 
 
 class SleepingTraining:
-    """Stand in for `hpo.train.Training`: take its time, and make up what it would measure."""
+    """Stand in for `hpo.training.train.Training`: take its time, and make up what it would measure."""
 
     step_s = 1.9 / STEPS_PER_EPOCH
     tally: Tally

@@ -1,6 +1,6 @@
 """Measure images per second of the training loop, side by side with the loops that one would write instead.
 
-Measured is `hpo.train.Training.advance`: ResNet-20 with the linear head, batches of 128, on the CPU, evaluations not
+Measured is `hpo.training.train.Training.advance`: ResNet-20 with the linear head, batches of 128, on the CPU, evaluations not
 included. Beside it, on the same network and batch size:
 
     bare        forward, backward and optimizer step on one resident, normalised batch: what the loop itself may cost
@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hpo.data import Dataset
+    from hpo.training.data import Dataset
 
 BATCH = 128
 TRAINING_IMAGES = {32: 45_000, 8: 1_293}
@@ -96,7 +96,8 @@ def load(side: int) -> Dataset:
     """Make 32x32x3 images of random pixels, or load the 8x8x1 digits."""
     import torch
 
-    from hpo.data import CLASSES, VALIDATION_SHARE, Split, load_dataset, split_dataset
+    from hpo.training.data import CLASSES, VALIDATION_SHARE, Split, split_dataset
+    from hpo.training.datasets import load_dataset
 
     if side == 8:
         return load_dataset("digits", Path())
@@ -111,8 +112,8 @@ def resnet(dataset: Dataset) -> nn.Module:
     """Build the network that `hpo` trains, with the linear head."""
     import torch
 
-    from hpo.data import CLASSES
-    from hpo.model import ResNet20
+    from hpo.training.data import CLASSES
+    from hpo.training.model import ResNet20
 
     return ResNet20(
         channels=dataset.image_shape[2],
@@ -146,7 +147,7 @@ def serve_ours(side: int, _threads: int) -> Served:
     import torch
 
     from hpo.recipes.recipe import documented_runs
-    from hpo.train import Training, native_precision
+    from hpo.training.train import Training, native_precision
 
     precision = native_precision(torch.device("cpu"))
     training = Training(documented_runs()["baseline"].recipe, load(side), precision)
@@ -158,8 +159,8 @@ def serve_ours(side: int, _threads: int) -> Served:
 def serve_bare(side: int, _threads: int) -> Served:
     import torch
 
-    from hpo.data import normalise
-    from hpo.train import keep_memory, native_precision
+    from hpo.training.data import normalise
+    from hpo.training.train import keep_memory, native_precision
 
     keep_memory()
     precision = native_precision(torch.device("cpu"))
@@ -282,7 +283,7 @@ def keras_batches(side: int) -> Any:
 
 
 def keras_resnet(side: int, channels: int) -> Any:
-    """Build the layers of `hpo.model.ResNet20` with the linear head in Keras."""
+    """Build the layers of `hpo.training.model.ResNet20` with the linear head in Keras."""
     import keras
     import tensorflow as tf
     from keras import layers
@@ -307,7 +308,7 @@ def keras_resnet(side: int, channels: int) -> Any:
 def serve_matmul(precision: str) -> Served:
     import torch
 
-    from hpo.train import native_precision
+    from hpo.training.train import native_precision
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     native = precision == "fp32" or native_precision(torch.device("cpu")) == "bf16"

@@ -14,7 +14,6 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
-from hpo.data import Split, read_cifar10, read_digits, read_fashion_mnist
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
@@ -23,7 +22,9 @@ from hpo.settings import DatasetName, StudySettings
 from hpo.significance import Difference, Estimate, estimate, paired_difference
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.train import Training
+from hpo.training.data import Split
+from hpo.training.datasets import read_cifar10, read_digits, read_fashion_mnist
+from hpo.training.train import Training
 
 DOCUMENTED_DATASET: DatasetName = "cifar10"
 P_LIMIT = 0.05

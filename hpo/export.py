@@ -18,12 +18,12 @@ import torch
 import yaml
 from safetensors.torch import save as save_tensors
 
-from hpo.data import CLASSES, Dataset
-from hpo.model import count_parameters
 from hpo.recipes.schedule import CurvePoint, final_iteration
 from hpo.settings import DatasetName
 from hpo.study import Best, Study
-from hpo.train import Training
+from hpo.training.data import CLASSES, Dataset
+from hpo.training.model import count_parameters
+from hpo.training.train import Training
 from hpo.trajectory import Checkpoints, training_at
 
 LIBRARIES = ("hpo", "torch", "torchvision", "optuna", "numpy", "safetensors")
@@ -215,7 +215,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
-from hpo.model import load_network
+from hpo.training.model import load_network
 
 network, facts = load_network(Path(__file__).with_name("weights.safetensors"))
 picture = Image.open(sys.argv[1]).convert(facts["mode"]).resize(facts["size"])

@@ -12,13 +12,14 @@ import torch
 from hpo import control, overview, queue
 from hpo import study as studies
 from hpo.control import Standing
-from hpo.data import Dataset, load_dataset
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
 from hpo.objective import AtEnd
 from hpo.overview import Counts
 from hpo.settings import DatasetName
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.training.data import Dataset
+from hpo.training.datasets import load_dataset
 from hpo.worker import (
     Equipment,
     Idleness,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpo.data import Dataset
 from hpo.queue import FinalState, Outcome
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
 from hpo.settings import Precision
-from hpo.train import Measurement, Training
+from hpo.training.data import Dataset
+from hpo.training.train import Measurement, Training
 from hpo.trajectory import Blocked, Sharing, Trajectory
 
 AtEnd = Callable[[Training], dict[str, Any]]

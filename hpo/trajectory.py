@@ -24,14 +24,14 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifact, Artifacts
-from hpo.data import Dataset
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, StorageUnavailable, VerificationFailed
 from hpo.queue import Attempt, require_open
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
 from hpo.storage import AttemptRow, CheckpointRow, ParkedRow, SegmentRow, Storage, now_s, upsert
-from hpo.train import Measurement, Numerics, State, Training, numerics
+from hpo.training.data import Dataset
+from hpo.training.train import Measurement, Numerics, State, Training, numerics
 
 FORMAT = 1
 """Part of every key; to be raised when a change of the training code changes its results."""

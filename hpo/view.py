@@ -15,11 +15,11 @@ from rich.text import Text
 if TYPE_CHECKING:
     from hpo.benchmark import Result, Run
     from hpo.control import LiveWorker, Stopped
-    from hpo.model import LayerRow
     from hpo.overview import Counts, Running
     from hpo.recipes.recipe import ParameterCounts
     from hpo.significance import Estimate
     from hpo.study import Best
+    from hpo.training.model import LayerRow
 
 
 def accuracy(value: float | None) -> str:

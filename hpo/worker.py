@@ -23,7 +23,6 @@ import torch
 
 from hpo import control, overview, queue
 from hpo.artifacts import Artifacts
-from hpo.data import Dataset, load_dataset
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.exhibit import exhibit, withdraw
 from hpo.objective import AtEnd, Task, run_trial
@@ -34,6 +33,8 @@ from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param
 from hpo.storage import Storage
 from hpo.study import Study, is_hopeless
+from hpo.training.data import Dataset
+from hpo.training.datasets import load_dataset
 from hpo.trajectory import Blocked, Checkpoints, Sharing, compare_with_scratch
 
 BEATS_PER_LEASE = 6

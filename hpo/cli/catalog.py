@@ -24,7 +24,7 @@ def model(
     import torch
 
     from hpo import view
-    from hpo.model import ResNet20, count_parameters, layer_table
+    from hpo.training.model import ResNet20, count_parameters, layer_table
 
     built = ResNet20(
         channels=3,
@@ -80,7 +80,7 @@ def spaces_schema() -> None:
 
 def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
     """Download a data set unless it is there."""
-    from hpo.data import fetch_dataset
+    from hpo.training.datasets import fetch_dataset
 
     folder = data_dir or default_data_dir()
     fetch_dataset(name.value, folder)
@@ -89,8 +89,8 @@ def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
 
 def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
     """Say which data sets are here, and whether they are whole."""
-    from hpo.data import load_dataset
     from hpo.errors import DataDamaged, DataUnavailable
+    from hpo.training.datasets import load_dataset
 
     folder = data_dir or default_data_dir()
     found: dict[str, str] = {}

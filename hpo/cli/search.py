@@ -265,7 +265,7 @@ def _driver(given: str) -> int | None:
 
 def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
     """Find the data set, and give its name and the checksum of its splits."""
-    from hpo.data import choose_dataset, load_dataset
+    from hpo.training.datasets import choose_dataset, load_dataset
 
     name, why_not_cifar10 = choose_dataset(wanted, folder)
     if why_not_cifar10 is not None:
@@ -275,7 +275,7 @@ def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[Da
 
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Resolve `auto` to what this machine computes natively."""
-    from hpo.train import native_precision
+    from hpo.training.train import native_precision
     from hpo.worker import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted

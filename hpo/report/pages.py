@@ -8,7 +8,6 @@ from statistics import mean, stdev
 import torch
 
 from hpo.figures import training_figure
-from hpo.model import ResNet20, count_parameters
 from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
 from hpo.recipes.schedule import scale
 from hpo.report import charts
@@ -16,6 +15,7 @@ from hpo.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
 from hpo.report.tree import distinct_iterations
 from hpo.settings import DatasetName
+from hpo.training.model import ResNet20, count_parameters
 
 SHAPES: dict[DatasetName, tuple[int, int, int]] = {
     "cifar10": (32, 32, 3),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpo.data import Dataset, Split, load_dataset, split_dataset
+from hpo.training.data import Dataset, Split, split_dataset
+from hpo.training.datasets import load_dataset
 
 
 @pytest.fixture(scope="session")

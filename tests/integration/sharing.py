@@ -10,12 +10,13 @@ import torch
 from optuna.trial import TrialState
 
 from hpo import overview, queue, study
-from hpo.data import Dataset, load_dataset
 from hpo.objective import Task, run_trial
 from hpo.queue import Attempt, Outcome
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.storage import Storage
+from hpo.training.data import Dataset
+from hpo.training.datasets import load_dataset
 from hpo.trajectory import Checkpoints, Sharing
 
 from .support import NOTHING, SETTINGS, WORKER

@@ -14,7 +14,6 @@ from sqlalchemy import update
 from hpo import benchmark, export, overview, queue, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import load_test_split
-from hpo.data import load_dataset
 from hpo.errors import BadInput, DataUnavailable, StorageUnavailable, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
 from hpo.queue import Outcome
@@ -23,7 +22,8 @@ from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import evaluation, final_iteration
 from hpo.settings import StudySettings
 from hpo.storage import AttemptRow, Storage
-from hpo.train import Training
+from hpo.training.datasets import load_dataset
+from hpo.training.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.support import NOTHING, SETTINGS, claim, complete, dump, make_study, suggest

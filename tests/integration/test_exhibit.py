@@ -20,9 +20,9 @@ from sqlalchemy import update
 
 from hpo import queue
 from hpo.artifacts import Artifacts, open_artifacts
-from hpo.data import Dataset
 from hpo.storage import AttemptRow, Storage
 from hpo.study import Study, continue_or_create
+from hpo.training.data import Dataset
 from hpo.worker import Equipment, StopSignal, train_attempt
 
 from .support import SETTINGS, SPACE, claim, make_study

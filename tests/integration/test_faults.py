@@ -26,7 +26,7 @@ from hpo.artifacts import open_artifacts
 from hpo.errors import DeviceLost, StudyFailed
 from hpo.overview import Counts
 from hpo.storage import CheckpointRow, Storage, open_storage
-from hpo.train import Training
+from hpo.training.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.sharing import require_undisturbed

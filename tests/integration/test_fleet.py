@@ -27,7 +27,7 @@ from hpo.errors import HpoError
 from hpo.fleet import Fleet
 from hpo.overview import Counts
 from hpo.storage import AttemptRow, Storage
-from hpo.train import Training
+from hpo.training.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import Equipment, StopSignal
 from integration.conftest import Start

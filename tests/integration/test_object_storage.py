@@ -21,12 +21,12 @@ from conftest import PostgreSQL, free_port
 from hpo import queue, study
 from hpo.artifacts import open_artifacts
 from hpo.dashboard import make_app
-from hpo.data import Dataset
 from hpo.errors import ArtifactDamaged, ArtifactMissing
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import distinct_iterations
 from hpo.storage import AttemptRow, Storage
 from hpo.study import Study
+from hpo.training.data import Dataset
 from hpo.trajectory import Checkpoints
 from hpo.worker import Equipment, StopSignal, train_attempt, verify
 from integration.conftest import Start

@@ -14,12 +14,12 @@ from optuna.trial import TrialState
 
 from hpo import overview, queue, study
 from hpo.artifacts import open_artifacts
-from hpo.data import load_dataset
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.queue import Attempt, Progress
 from hpo.recipes.schedule import grid, rungs
 from hpo.settings import PrunerName, SamplerName, StudySettings
 from hpo.storage import Storage
+from hpo.training.datasets import load_dataset
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.support import (

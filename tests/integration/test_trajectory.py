@@ -19,13 +19,13 @@ from sqlalchemy import select, update
 
 from hpo import control, queue, study
 from hpo.artifacts import Artifacts, open_artifacts
-from hpo.data import Dataset
 from hpo.errors import VerificationFailed
 from hpo.queue import Attempt, Outcome, Progress
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import evaluation
 from hpo.storage import AttemptRow, CheckpointRow, Storage
-from hpo.train import Training, numerics
+from hpo.training.data import Dataset
+from hpo.training.train import Training, numerics
 from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments
 
 from .sharing import BUDGET, RECIPE, claim, train, train_and_finish

@@ -258,7 +258,7 @@ BROKEN_WORKER = """#!/bin/sh
 shift 2  # -m hpo
 exec {python} -c "
 from hpo.cli import main
-from hpo.train import Training
+from hpo.training.train import Training
 def fail(*_): raise MemoryError('none is left')
 Training.advance = fail
 main()" "$@"

@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 import torch
 
-from hpo.data import Dataset, Split, load_dataset, split_dataset
+from hpo.training.data import Dataset, Split, split_dataset
+from hpo.training.datasets import load_dataset
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 

@@ -50,9 +50,11 @@ ORDER = (
     "study",
     "objective",
     "trajectory",
-    "train",
-    "model",
-    "data",
+    "training.train",
+    "training.model",
+    "training.datasets",
+    "training.data",
+    "training",
     "recipes.space_file",
     "recipes.space",
     "recipes.comparison",
@@ -173,14 +175,14 @@ def test_the_help_loads_nothing_heavy_either():
     assert [name for name in json.loads(loaded) if name in HEAVY] == []
 
 
-# What leads to test images, and who may name it. The digits come in one piece, which `data` has to cut.
+# What leads to test images, and who may name it. The digits come in one piece, which `datasets` has to cut.
 TEST_SPLITS = {
     "test_list": {"benchmark"},
     "FASHION_MNIST_TEST": {"benchmark"},
     "load_test_split": {"benchmark"},
-    "read_digits": {"benchmark", "data"},
-    "load_digits": {"data"},
-    "DIGITS_TEST_SHARE": {"data"},
+    "read_digits": {"benchmark", "training.datasets"},
+    "load_digits": {"training.datasets"},
+    "DIGITS_TEST_SHARE": {"training.datasets"},
 }
 
 
@@ -204,7 +206,7 @@ def test_only_the_benchmark_can_read_a_test_split():
 
 
 def test_the_search_takes_the_part_of_the_digits_that_is_not_for_the_test():
-    tree = ast.parse((PACKAGE / "data.py").read_text())
+    tree = ast.parse((PACKAGE / "training" / "datasets.py").read_text())
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "read_digits"]
     first = [
         node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and ast.unparse(node) == "read_digits()[0]"

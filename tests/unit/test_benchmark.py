@@ -17,9 +17,9 @@ from hpo import benchmark
 from hpo.benchmark import Result, Run, load_test_split, to_dict, verdict
 from hpo.cli.benchmark import benchmark as command
 from hpo.cli.options import DatasetChoice, PrecisionChoice
-from hpo.data import DEBIAN_FASHION_MNIST
 from hpo.errors import BadInput, DataDamaged, DataUnavailable
 from hpo.recipes.recipe import documented_runs
+from hpo.training.datasets import DEBIAN_FASHION_MNIST
 
 NOWHERE = Path("/nonexistent")
 DOCUMENTED = documented_runs()

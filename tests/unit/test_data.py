@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, FashionMNIST
 
-from hpo import data
-from hpo.data import Batches, Dataset, Split, choose_dataset, fetch_dataset, load_dataset, normalise, stratified_split
 from hpo.errors import DataDamaged, DataUnavailable
+from hpo.training import data, datasets
+from hpo.training.data import Batches, Dataset, Split, normalise, stratified_split
+from hpo.training.datasets import choose_dataset, fetch_dataset, load_dataset
 
 NOWHERE = Path("/nonexistent")
 
@@ -435,8 +436,8 @@ def test_fashion_mnist_that_is_nowhere_is_unavailable(tmp_path, monkeypatch):
 
 
 def test_debians_fashion_mnist_is_whole():
-    if not data.DEBIAN_FASHION_MNIST.is_dir():
-        pytest.skip(f"Debian's dataset-fashion-mnist is not installed: there is no {data.DEBIAN_FASHION_MNIST}")
+    if not datasets.DEBIAN_FASHION_MNIST.is_dir():
+        pytest.skip(f"Debian's dataset-fashion-mnist is not installed: there is no {datasets.DEBIAN_FASHION_MNIST}")
 
     found = load_dataset("fashion_mnist", NOWHERE)
 
@@ -551,7 +552,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_limit():
         with pytest.raises(
             DataUnavailable, match=r"^cifar10 could not be fetched: (no answer within 0\.3 s|.*timed out.*)$"
         ):
-            data.require_reachable("cifar10", url, limit_s=0.3)
+            datasets.require_reachable("cifar10", url, limit_s=0.3)
         took_s = time.monotonic() - started
 
     assert took_s < 3
@@ -559,14 +560,14 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_limit():
 
 def test_a_server_that_does_not_speak_http_is_unavailable_and_not_a_crash():
     with raw_server(answer=b"220 this is a mail server\r\n") as url, pytest.raises(DataUnavailable) as refused:
-        data.require_reachable("cifar10", url, limit_s=5)
+        datasets.require_reachable("cifar10", url, limit_s=5)
 
     assert str(refused.value) == "cifar10 could not be fetched: 220 this is a mail server"
 
 
 def test_a_server_that_has_no_such_file_is_unavailable():
     with http_server({}) as url, pytest.raises(DataUnavailable) as refused:
-        data.require_reachable("cifar10", f"{url}/file", limit_s=5)
+        datasets.require_reachable("cifar10", f"{url}/file", limit_s=5)
 
     assert str(refused.value) == "cifar10 could not be fetched: HTTP Error 404: Not Found"
     refused.value.__cause__.close()
@@ -574,7 +575,7 @@ def test_a_server_that_has_no_such_file_is_unavailable():
 
 def test_a_server_that_answers_is_reachable():
     with http_server({"/file": b"content"}) as url:
-        assert data.require_reachable("cifar10", f"{url}/file", limit_s=5) is None
+        assert datasets.require_reachable("cifar10", f"{url}/file", limit_s=5) is None
 
 
 def test_auto_takes_digits_and_says_why_where_cifar10_cannot_be_fetched(tmp_path, monkeypatch):

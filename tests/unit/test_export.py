@@ -12,13 +12,13 @@ import torch
 import hpo
 from hpo import export
 from hpo.export import Exported
-from hpo.model import load_network
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space_file import load_space, parse_space
 from hpo.settings import StudySettings
 from hpo.study import Best, Study
-from hpo.train import Training
+from hpo.training.model import load_network
+from hpo.training.train import Training
 
 RECIPE = documented_runs()["dense"].recipe.at(iterations=32, seed=5)
 CURVE = tuple(CurvePoint(iteration=i, train_loss=2.0 - i / 10, val_loss=2.5, val_accuracy=0.1 * i) for i in range(1, 4))

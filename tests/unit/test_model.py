@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.model import PadShortcut, ResNet20, SeededDropout, count_parameters, layer_table
 from hpo.recipes.recipe import documented_runs
+from hpo.training.model import PadShortcut, ResNet20, SeededDropout, count_parameters, layer_table
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 

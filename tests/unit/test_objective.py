@@ -9,7 +9,7 @@ from hpo.objective import Task, run_trial, standard_error
 from hpo.queue import Outcome
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import best_point, evaluation, reports, rungs, stops_early
-from hpo.train import Training
+from hpo.training.train import Training
 
 BASE = replace(documented_runs()["baseline"].recipe, boundaries=(16_000, 32_000), batch_size=20, iterations=32, seed=5)
 

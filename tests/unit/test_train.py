@@ -9,9 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hpo.data import normalise
 from hpo.recipes.recipe import documented_runs
-from hpo.train import Numerics, Training, native_precision, numerics
+from hpo.training.data import normalise
+from hpo.training.train import Numerics, Training, native_precision, numerics
 
 # 180 images to train: an epoch has 9 steps. The rate drops after steps 8 and 12.
 RECIPE = replace(

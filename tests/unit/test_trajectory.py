@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
-from hpo.train import Numerics, Training
+from hpo.training.train import Numerics, Training
 from hpo.trajectory import Segment, decode, encode, segment_at, segment_of, segments
 
 BUDGET = 64

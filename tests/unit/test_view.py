@@ -12,10 +12,10 @@ from rich.console import Console
 from hpo import view
 from hpo.benchmark import Result, Run
 from hpo.control import LiveWorker, Stopped
-from hpo.model import LayerRow
 from hpo.overview import Counts, Running
 from hpo.recipes.recipe import ParameterCounts, documented_runs
 from hpo.study import Best
+from hpo.training.model import LayerRow
 
 COUNTS = Counts(complete=3, pruned=4, failed=0, running=2, waiting=11)
 

@@ -1,7 +1,4 @@
-"""Load data sets as tensors, split them, and draw augmented batches.
-
-The test splits are not loaded here.
-"""
+"""Load the data sets that have a name, and fetch those that are not on this machine."""
 
 from __future__ import annotations
 
@@ -12,28 +9,24 @@ import pickle
 import shutil
 import socket
 import threading
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from hpo.errors import DataDamaged, DataUnavailable
 from hpo.settings import DatasetName
+from hpo.training.data import Dataset, Split, split_dataset, stratified_split
 
-CLASSES = 10
-VALIDATION_SHARE = 0.1
 DIGITS_TEST_SHARE = 0.2  # scikit-learn's digits come without a test split of their own
-SPLIT_SEED = 0  # the splits are the same for every study, so that studies can be compared
 DOWNLOAD_START_S = 10.0
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -42,68 +35,6 @@ FASHION_MNIST_TRAIN = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """Hold images and labels of one split.
-
-    Attributes:
-        images: uint8 [N, H, W, C].
-        labels: int64 [N], in [0, CLASSES).
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> Split:
-        """Select some of the images, in the order of `indices` (int64 [n])."""
-        return Split(images=self.images[indices], labels=self.labels[indices])
-
-    def to(self, device: torch.device) -> Split:
-        """Copy the split to a device."""
-        return Split(images=self.images.to(device), labels=self.labels.to(device))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dataset:
-    """Hold a data set's training and validation split, and how it is augmented.
-
-    Attributes:
-        mean: Of the training split per channel, of pixels in [0, 255], float32 [C].
-        std: Likewise.
-        padding: Zero pixels on each side before a random crop of the original size.
-        flip: Whether half of the images are mirrored left to right.
-        checksum: SHA-256 of both splits.
-    """
-
-    name: DatasetName
-    train: Split
-    validation: Split
-    mean: Tensor
-    std: Tensor
-    padding: int
-    flip: bool
-    checksum: str
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Give height, width and channels."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
-
-    def to(self, device: torch.device) -> Dataset:
-        """Copy the whole data set to a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,92 +94,6 @@ def choose_dataset(name: DatasetName | Literal["auto"], data_dir: Path) -> tuple
     except DataUnavailable as error:
         return "digits", str(error)
     return "cifar10", None
-
-
-def split_dataset(name: DatasetName, whole: Split, *, padding: int, flip: bool) -> Dataset:
-    """Set aside a stratified tenth for validation, with the same seed every time."""
-    train, validation = stratified_split(whole, VALIDATION_SHARE)
-    pixels = train.images.to(torch.float32)
-    return Dataset(
-        name=name,
-        train=train,
-        validation=validation,
-        mean=pixels.mean(dim=(0, 1, 2)),
-        std=pixels.std(dim=(0, 1, 2)),
-        padding=padding,
-        flip=flip,
-        checksum=_checksum(train, validation),
-    )
-
-
-def stratified_split(whole: Split, share: float) -> tuple[Split, Split]:
-    """Split in two, the second of the given share, with equal proportions of the classes."""
-    first, second = train_test_split(
-        np.arange(len(whole)), test_size=share, stratify=whole.labels.numpy(), random_state=SPLIT_SEED
-    )
-    return whole.take(torch.from_numpy(np.sort(first))), whole.take(torch.from_numpy(np.sort(second)))
-
-
-def _checksum(*splits: Split) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        digest.update(split.images.numpy().tobytes())
-        digest.update(split.labels.numpy().tobytes())
-    return digest.hexdigest()
-
-
-class Batches:
-    """Draw augmented training batches, each from the counters of its seed alone.
-
-    Args:
-        dataset: On the device on which the batches are wanted.
-    """
-
-    def __init__(self, dataset: Dataset, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
-        height, width, channels = dataset.image_shape
-        pad = dataset.padding
-        padded = torch.nn.functional.pad(dataset.train.images, (0, 0, pad, pad, pad, pad))
-        self._pixels = padded.reshape(-1, channels)
-        self._padded_shape = (height + 2 * pad, width + 2 * pad)
-        self._rows = torch.arange(height, device=padded.device)
-        self._columns = torch.arange(width, device=padded.device)
-        self._dataset = dataset
-        self._batch_size = min(batch_size, len(dataset.train))
-        self._dtype = dtype
-
-    @property
-    def per_epoch(self) -> int:
-        """Count the full batches in the training split."""
-        return len(self._dataset.train) // self._batch_size
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        """Draw an epoch's batches as indices, int64 [per_epoch, batch]."""
-        device = self._pixels.device
-        order = torch.randperm(len(self._dataset.train), generator=generator, device=device)
-        return order[: self.per_epoch * self._batch_size].reshape(self.per_epoch, self._batch_size)
-
-    def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crop, mirror and normalise the images at `indices` (int64 [N]).
-
-        Returns:
-            Images [N, C, H, W], channels last in memory, and labels int64 [N].
-        """
-        padded_height, padded_width = self._padded_shape
-        device, n, shifts = indices.device, len(indices), 2 * self._dataset.padding + 1
-        dy, dx = torch.randint(shifts, (2, n, 1), generator=generator, device=device)
-        rows, columns = self._rows + dy, (self._columns + dx)
-        if self._dataset.flip:
-            mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        first = indices[:, None] * padded_height + rows
-        at = first[:, :, None] * padded_width + columns[:, None, :]
-        pixels = self._pixels.index_select(0, at.reshape(-1)).reshape(*at.shape, -1)
-        return normalise(pixels, self._dataset, self._dtype), self._dataset.train.labels[indices]
-
-
-def normalise(images: Tensor, dataset: Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn uint8 [N, H, W, C] into [N, C, H, W] of mean 0 and deviation 1 over the training split."""
-    return ((images.to(dtype) - dataset.mean) / dataset.std).permute(0, 3, 1, 2)
 
 
 def read_digits() -> tuple[Split, Split]:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpo.data import CLASSES, Batches, Dataset, Split, normalise
-from hpo.model import ResNet20
 from hpo.recipes.recipe import Recipe, derive_seed
 from hpo.recipes.schedule import CurvePoint, phases
 from hpo.settings import Precision
+from hpo.training.data import CLASSES, Batches, Dataset, Split, normalise
+from hpo.training.model import ResNet20
 
 EVALUATION_BATCH = 500
 SUBSET_SEED = 0

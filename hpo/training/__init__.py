@@ -1,0 +1,1 @@
+"""The training loop, the network, and data sets as tensors."""
