@@ -1,7 +1,7 @@
 """Measure images per second of the training loop, side by side with the loops that one would write instead.
 
-Measured is `hpo.training.train.Training.advance`: ResNet-20 with the linear head, batches of 128, on the CPU, evaluations not
-included. Beside it, on the same network and batch size:
+Measured is `hpo.training.train.Training.advance`: ResNet-20 with the linear head, batches of 128, on the CPU,
+evaluations not included. Beside it, on the same network and batch size:
 
     bare        forward, backward and optimizer step on one resident, normalised batch: what the loop itself may cost
     usual-0     torchvision transforms on PIL images in a DataLoader without workers, default memory format, plain SGD,

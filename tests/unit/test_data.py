@@ -392,7 +392,7 @@ def write_fashion(folder):
 @pytest.fixture
 def fashion_checksums(monkeypatch):
     sums = {name: hashlib.sha256(idx(array)).hexdigest() for name, array in fashion_arrays().items()}
-    monkeypatch.setattr(data, "FASHION_MNIST_TRAIN", sums)
+    monkeypatch.setattr(datasets, "FASHION_MNIST_TRAIN", sums)
     return sums
 
 
@@ -419,13 +419,13 @@ def test_the_test_images_of_fashion_mnist_are_not_opened(tmp_path, fashion_check
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch, fashion_checksums):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", write_fashion(tmp_path / "debian"))
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", write_fashion(tmp_path / "debian"))
 
     assert len(load_dataset("fashion_mnist", tmp_path / "empty").train) == 108
 
 
 def test_fashion_mnist_that_is_nowhere_is_unavailable(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
 
     with pytest.raises(DataUnavailable) as refused:
         load_dataset("fashion_mnist", tmp_path)
@@ -644,7 +644,7 @@ def test_an_archive_that_is_not_cifar10_is_unavailable_and_leaves_no_data_set(tm
 @pytest.fixture
 def fashion_files(monkeypatch, tmp_path, fashion_checksums):
     """Make the four files of Fashion-MNIST, and let torchvision and us expect them."""
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     arrays = fashion_arrays()
     train = {f"{name}.gz": gzip.compress(idx(array), mtime=0) for name, array in arrays.items()}
     files = train | {name.replace("train", "t10k"): content for name, content in train.items()}
