@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import PostgreSQL, serving_postgresql  # noqa: E402 - the tests' server is the benchmarks'
-from hpo.storage import Storage, open_storage  # noqa: E402
+from hpo.database.storage import Storage, open_storage  # noqa: E402
 from hpo.worker import StopSignal  # noqa: E402
 
 START_S = 300.0

@@ -33,10 +33,10 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from hpo import overview
+from hpo.database import overview
+from hpo.database.storage import Storage, open_storage
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, distinct_iterations, reports, rungs
-from hpo.storage import Storage, open_storage
 from hpo.study import Study, load, make_pruner
 
 ALIGNS: tuple[Align, ...] = ("phase", "iteration")

@@ -63,16 +63,19 @@ from fleet import (
 )
 from sqlalchemy import func, select
 
-from hpo import control, overview, queue, trajectory, worker
 from hpo import study as studies
+from hpo import trajectory, worker
 from hpo.artifacts import open_artifacts
+from hpo.database import overview, queue, study_state
+from hpo.database.attempt import WorkerId
+from hpo.database.retry import Patience
+from hpo.database.storage import Storage, open_storage
+from hpo.database.tables import AttemptRow
 from hpo.figures import LIGHT, drawing, to_png, use_log_scale
-from hpo.patience import Patience
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, Recipe
 from hpo.recipes.schedule import CurvePoint, distinct_iterations, learning_rate_runs
 from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
-from hpo.storage import AttemptRow, Storage, open_storage
 from hpo.training.data import Dataset, Split
 from hpo.training.train import Measurement, Precision, State
 from hpo.trajectory import Checkpoints, Trajectory, encode
@@ -104,7 +107,7 @@ CALLS = (
     (queue, "reap", "poll"),
     (queue, "claim", "poll"),
     (worker.Presence, "show", "poll"),
-    (control, "find_state", "poll"),
+    (study_state, "find_state", "poll"),
     (overview, "count", "poll"),
     (worker.Idleness, "wait", IDLE),
     (worker.TrialSupervisor, "sample", "sample"),
@@ -270,7 +273,7 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
         yield stop
 
 
-def thread_id(device: torch.device) -> queue.WorkerId:
+def thread_id(device: torch.device) -> WorkerId:
     """Name a worker by its thread, as all of a process would have one name."""
     return replace(process_id(device), name=worker.worker_name(threading.get_native_id()))
 

@@ -39,16 +39,17 @@ import torch
 from fleet import Tally, UncaughtSignals, opened_server, patched, server_cpu_s, start_fleet, timing
 from optuna.trial import TrialState
 
-from hpo import queue, worker
 from hpo import study as studies
+from hpo import worker
+from hpo.database import queue
+from hpo.database.attempt import Outcome
+from hpo.database.optuna_view import SearchStorage
+from hpo.database.retry import Patience
+from hpo.database.storage import Storage, open_storage
 from hpo.objective import Supervisor, Task
-from hpo.patience import Patience
-from hpo.queue import Outcome
 from hpo.recipes.schedule import REPORTS, CurvePoint, rungs
 from hpo.recipes.space_file import load_space
-from hpo.search import SearchStorage
 from hpo.settings import StudySettings
-from hpo.storage import Storage, open_storage
 
 SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),

@@ -27,9 +27,9 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
+from hpo.database.storage import open_storage
 from hpo.recipes.schedule import distinct_iterations
 from hpo.settings import DEFAULT_ITERATIONS
-from hpo.storage import open_storage
 from hpo.study import load
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
+from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
 from hpo.settings import DatasetName, StudySettings
 from hpo.significance import Difference, Estimate, estimate, paired_difference
-from hpo.storage import Storage
 from hpo.study import Study
 from hpo.training.data import Split
 from hpo.training.datasets import read_cifar10, read_digits, read_fashion_mnist

@@ -24,8 +24,8 @@ from hpo.access import (
     require_login,
 )
 from hpo.artifacts import Artifacts
+from hpo.database.storage import Storage
 from hpo.errors import BadInput
-from hpo.storage import Storage
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from hpo import overview
 from hpo.artifacts import Artifacts
+from hpo.database import overview
+from hpo.database.attempt import Attempt, Outcome
+from hpo.database.note_attrs import figure_attrs, figure_path, note_attrs
 from hpo.errors import ArtifactsUnavailable
-from hpo.notes import figure_attrs, figure_path, note_attrs, trial_note
-from hpo.queue import Attempt, Outcome
+from hpo.notes import trial_note
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.study import Study

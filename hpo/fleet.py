@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from hpo import control, overview, queue
 from hpo import study as studies
-from hpo.control import Standing
+from hpo.database import overview, queue, study_state
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
+from hpo.database.study_state import Standing
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
 from hpo.objective import AtEnd
-from hpo.overview import Counts
 from hpo.settings import DatasetName
-from hpo.storage import Storage
 from hpo.study import Study
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
@@ -116,7 +116,7 @@ class Fleet:
             while not stop:
                 presence.show()
                 queue.reap(self.storage, None)
-                standings = control.list_standings(self.storage, self.only)
+                standings = study_state.list_standings(self.storage, self.only)
                 self._forget_all_but({key_of(standing) for standing in standings})
                 order = turn_order(standings, self._refused, self._last_turns)
                 ended = self._serve_first(order, presence, stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +9,6 @@ from typing import Any
 from hpo.recipes.recipe import Recipe
 from hpo.settings import DEFAULT_ITERATIONS, StudySettings
 
-NOTE_PIECE = 2045
-"""Characters that optuna-dashboard puts into one attribute."""
-
-FIGURE_NAME = "training and validation.png"
 _DEFAULTS: Mapping[str, Any] = {"sampler": "tpe", "pruner": "median", "align": "phase", "seed": 0}
 _WHY_PRUNED = {
     "median": "its best accuracy so far was under the median of the earlier trials",
@@ -21,28 +16,6 @@ _WHY_PRUNED = {
     "hyperband": "it was not in the best third of the trials of its bracket",
     "wilcoxon": "a signed-rank test found it worse than the best trial",
 }
-
-
-def note_attrs(body: str, trial_id: int | None = None) -> dict[str, Any]:
-    """Give a note as the study's system attributes in which optuna-dashboard looks for it.
-
-    Args:
-        trial_id: None for the note of the study itself.
-    """
-    owner = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
-    pieces = [body[start : start + NOTE_PIECE] for start in range(0, len(body), NOTE_PIECE)]
-    return {f"{owner}note_ver": 1} | {f"{owner}note_str:{index}": piece for index, piece in enumerate(pieces)}
-
-
-def figure_attrs(artifact_id: str) -> dict[str, Any]:
-    """Give a stored figure as the trial's system attribute in which Optuna looks for artifacts."""
-    about = {"artifact_id": artifact_id, "filename": FIGURE_NAME, "mimetype": "image/png", "encoding": None}
-    return {f"artifacts:{artifact_id}": json.dumps(about)}
-
-
-def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:
-    """Give the path at which optuna-dashboard serves a trial's figure."""
-    return f"/artifacts/{study_id}/{trial_id}/{artifact_id}"
 
 
 def study_note(name: str, settings: StudySettings, space_name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpo.queue import FinalState, Outcome
+from hpo.database.attempt import FinalState, Outcome
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
 from hpo.settings import Precision

@@ -8,8 +8,9 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from hpo import overview, view
-from hpo.overview import Counts
+from hpo import view
+from hpo.database import overview
+from hpo.database.overview import Counts
 from hpo.study import Study
 
 PLAIN_EVERY_S = 10.0

@@ -28,17 +28,18 @@ from optuna.samplers import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import control, overview, queue
+from hpo.database import overview, studies, study_state
+from hpo.database.attempt import Attempt
+from hpo.database.optuna_tables import METRIC_NAMES
+from hpo.database.optuna_view import Draft
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
 from hpo.errors import StudyMismatch, StudyNotFound
-from hpo.overview import Counts
-from hpo.queue import Attempt
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe, derive_seed
 from hpo.recipes.schedule import RUNGS, CurvePoint
 from hpo.recipes.space import Param, SearchSpace
-from hpo.search import Draft
 from hpo.settings import PrunerName, SamplerName, StudySettings
-from hpo.storage import Storage
 
 METRIC = "validation accuracy"
 TARGET = "trials"
@@ -149,17 +150,17 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     with storage.translated():
         try:
             study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
-            storage.optuna.set_study_system_attr(study_id, "study:metric_names", [METRIC])
+            storage.optuna.set_study_system_attr(study_id, METRIC_NAMES, [METRIC])
         except DuplicatedStudyError:
             study_id = storage.optuna.get_study_id_from_name(name)
             _require_ours(storage, study_id, name)
-    stored = queue.describe_study(storage, study_id, settings.to_attrs())
+    stored = studies.describe_study(storage, study_id, settings.to_attrs())
     settings.require(_settings(stored, name), name)
     if note:
-        queue.add_note(storage, study_id, note)
+        studies.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
-    queue.fill(storage, study_id, total, first=study.space.base_params())
-    control.reopen(storage, study_id)
+    studies.fill(storage, study_id, total, first=study.space.base_params())
+    study_state.reopen(storage, study_id)
     with storage.translated():
         storage.optuna.set_study_user_attr(study_id, TARGET, overview.count(storage, study_id).total)
     return study
@@ -202,7 +203,7 @@ def status(study: Study) -> dict[str, Any]:
         "dataset": study.settings.dataset,
         "iterations": study.settings.iterations,
         "target": target(study),
-        "state": control.shown_state(control.find_state(study.storage, study.study_id), counts),
+        "state": study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts),
         "trials": asdict(counts),
         "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
         "iterations_spent": {

@@ -15,21 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from optuna.storages._rdb.models import TrialModel, TrialValueModel
-from optuna.trial import TrialState
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from sqlalchemy import and_, delete, func, or_, select, update
-from sqlalchemy.orm import Session
 
-from hpo.artifacts import Artifact, Artifacts
+from hpo.artifacts import Artifacts
+from hpo.database import checkpoint_index
+from hpo.database.attempt import Attempt
+from hpo.database.checkpoint_index import Checkpoint
+from hpo.database.parking import take_segment
+from hpo.database.storage import Storage
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, StorageUnavailable, VerificationFailed
-from hpo.queue import Attempt, require_open
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid, learning_rate_runs
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE, Precision
-from hpo.storage import AttemptRow, CheckpointRow, ParkedRow, SegmentRow, Storage, now_s, upsert
 from hpo.training.data import Dataset
 from hpo.training.train import Measurement, Numerics, State, Training, numerics
 
@@ -46,16 +45,6 @@ class Segment:
     key: str
     start: int
     end: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """Be a state in the store, and the curve up to it."""
-
-    checkpoint_id: int
-    iteration: int
-    curve: tuple[CurvePoint, ...]
-    artifact: Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,29 +141,12 @@ class Checkpoints:
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
-        on_path = [
-            and_(CheckpointRow.segment == s.key, CheckpointRow.iteration <= min(s.end, at_most))
-            for s in path
-            if s.start < at_most
-        ]
-        if not on_path:
-            return None
-        query = select(CheckpointRow).where(or_(*on_path), CheckpointRow.artifact_id.not_in(self._missing))
-        with self.storage.transaction() as session:
-            row = session.scalars(query.order_by(CheckpointRow.iteration.desc()).limit(1)).first()
-            return None if row is None else _checkpoint(row)
+        reached = [(s.key, min(s.end, at_most)) for s in path if s.start < at_most]
+        return checkpoint_index.find_checkpoint(self.storage, reached, self._missing)
 
     def note_use(self, attempt: Attempt, checkpoint: Checkpoint) -> None:
-        """Note that an attempt needs a checkpoint, so that it stays.
-
-        Hundreds of workers may go on from one at once, and one of them is enough to note that it was used just now.
-        """
-        at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
-        unlocked = select(CheckpointRow.checkpoint_id).where(at).with_for_update(skip_locked=True)
-        used = update(CheckpointRow).where(CheckpointRow.checkpoint_id.in_(unlocked)).values(last_used_s=now_s())
-        with self.storage.transaction() as session:
-            _set_needed(session, attempt, checkpoint.checkpoint_id)
-            session.execute(used.execution_options(synchronize_session=False))
+        """Note that an attempt needs a checkpoint, so that it stays."""
+        checkpoint_index.note_use(self.storage, attempt, checkpoint)
 
     def load(self, checkpoint: Checkpoint) -> State | None:
         """Read a checkpoint's state; None where the file is gone or damaged.
@@ -189,7 +161,7 @@ class Checkpoints:
             self._missing.add(checkpoint.artifact.artifact_id)
         except (ArtifactDamaged, SafetensorError) as error:
             log.warning("%s; it is dropped", error)
-            self.storage.patience.call(lambda: self._drop([checkpoint.artifact.artifact_id]))
+            self._drop(checkpoint.artifact.artifact_id)
         return None
 
     def load_deepest(self, path: Sequence[Segment], at_most: int) -> State | None:
@@ -235,7 +207,10 @@ class Checkpoints:
 
     def _index(self) -> None:
         while self._unindexed:
-            self._index_one(self._unindexed[0].attempt, self._unindexed[0].row)
+            first = self._unindexed[0]
+            self._remove_files(
+                checkpoint_index.add_checkpoint(self.storage, first.attempt, first.row, self.budget_bytes)
+            )
             del self._unindexed[0]
 
     def leave(self) -> None:
@@ -265,60 +240,23 @@ class Checkpoints:
         self.index()
         self._remove_files([name])
 
-    def _index_one(self, attempt: Attempt, row: dict[str, Any]) -> None:
-        with self.storage.transaction() as session:
-            same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
-            replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
-            gone = list(session.scalars(replaced))
-            upsert(session, CheckpointRow, [row | {"last_used_s": now_s()}], ("segment", "iteration"))
-            made = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
-            _set_needed(session, attempt, made)
-            gone += _evict(session, self.budget_bytes)
-        self._remove_files(gone)
-
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
-        """Take the lease on a segment, unless a live worker is training it and has not passed its end.
-
-        Where it is refused, the trial is marked as waiting for the segment.
+        """Take the lease on a segment; where another has it, mark the trial as waiting for the segment.
 
         Raises:
             LeaseLost: The attempt has ended.
         """
-        with self.storage.transaction() as session:
-            require_open(session, attempt)
-            row = {"segment": segment.key, "attempt_id": attempt.attempt_id}
-            upsert(session, SegmentRow, [row], ("segment",), update=False)
-            # Of several that come when a holder has ended, the second is to see that the first holds it now.
-            session.execute(select(SegmentRow.segment).where(SegmentRow.segment == segment.key).with_for_update())
-            holder = session.execute(
-                select(AttemptRow.attempt_id, AttemptRow.iteration)
-                .join(SegmentRow, SegmentRow.attempt_id == AttemptRow.attempt_id)
-                .where(SegmentRow.segment == segment.key, AttemptRow.ended_s.is_(None))
-                .where(AttemptRow.lease_until_s >= now_s())
-            ).first()
-            if holder is None:
-                upsert(session, SegmentRow, [row], ("segment",))
-            elif holder.attempt_id != attempt.attempt_id and holder.iteration <= segment.end:
-                parked = {"trial_id": attempt.trial_id, "segment": segment.key, "end": segment.end}
-                upsert(session, ParkedRow, [parked], ("trial_id",))
-                return False
-            left = (SegmentRow.attempt_id == attempt.attempt_id, SegmentRow.segment != segment.key)
-            session.execute(delete(SegmentRow).where(*left))
-            session.execute(delete(ParkedRow).where(ParkedRow.trial_id == attempt.trial_id))
-        return True
+        return take_segment(self.storage, attempt, segment.key, segment.end)
 
     def collect_garbage(self) -> int:
         """Bring the files under the cap, and return how many bytes are left."""
-        with self.storage.transaction() as session:
-            evicted = _evict(session, self.budget_bytes)
-            left = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0)
-        self._remove_files(evicted)
-        return left
+        unnamed, left_bytes = checkpoint_index.evict(self.storage, self.budget_bytes)
+        self._remove_files(unnamed)
+        return left_bytes
 
-    def _drop(self, artifact_ids: Sequence[str]) -> None:
-        with self.storage.transaction() as session:
-            session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(artifact_ids)))
-        self._remove_files(artifact_ids)
+    def _drop(self, artifact_id: str) -> None:
+        self.storage.patience.call(lambda: checkpoint_index.drop_checkpoint(self.storage, artifact_id))
+        self._remove_files([artifact_id])
 
     def _remove_files(self, artifact_ids: Sequence[str]) -> None:
         """Delete files that no row names any more."""
@@ -583,52 +521,3 @@ def decode(content: bytes) -> State:
         loss_sum=float.fromhex(facts["loss_sum"]),
         loss_count=facts["loss_count"],
     )
-
-
-def _checkpoint(row: CheckpointRow) -> Checkpoint:
-    return Checkpoint(
-        checkpoint_id=row.checkpoint_id,
-        iteration=row.iteration,
-        curve=tuple(CurvePoint(**point) for point in json.loads(row.curve)),
-        artifact=Artifact(artifact_id=row.artifact_id, size_bytes=row.size_bytes, sha256=row.sha256),
-    )
-
-
-def _set_needed(session: Session, attempt: Attempt, checkpoint_id: int) -> None:
-    at = AttemptRow.attempt_id == attempt.attempt_id
-    session.execute(update(AttemptRow).where(at).values(checkpoint_id=checkpoint_id))
-
-
-def _evict(session: Session, budget_bytes: int) -> list[str]:
-    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
-    over = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0) - budget_bytes
-    if over <= 0:
-        return []
-    before = func.sum(CheckpointRow.size_bytes).over(order_by=(CheckpointRow.last_used_s, CheckpointRow.checkpoint_id))
-    oldest = (
-        select(CheckpointRow.artifact_id, (before - CheckpointRow.size_bytes).label("before"))
-        .where(CheckpointRow.checkpoint_id.not_in(needed_checkpoints(session)))
-        .subquery()
-    )
-    gone = list(session.scalars(select(oldest.c.artifact_id).where(oldest.c.before < over)))
-    session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(gone)))
-    return gone
-
-
-def needed_checkpoints(session: Session) -> set[int]:
-    """List the checkpoints that running trials go on from, and those of each study's best trial."""
-    has_one = AttemptRow.checkpoint_id.is_not(None)
-    running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
-    best_first = (TrialValueModel.value.desc(), TrialModel.number, AttemptRow.number.desc())
-    ranked = (
-        select(
-            AttemptRow.checkpoint_id,
-            func.row_number().over(partition_by=TrialModel.study_id, order_by=best_first).label("place"),
-        )
-        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
-        .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)
-        .where(TrialModel.state == TrialState.COMPLETE, has_one)
-        .subquery()
-    )
-    best = select(ranked.c.checkpoint_id).where(ranked.c.place == 1)
-    return {*session.scalars(running), *session.scalars(best)}

@@ -14,8 +14,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hpo.benchmark import Result, Run
-    from hpo.control import LiveWorker, Stopped
-    from hpo.overview import Counts, Running
+    from hpo.database.overview import Counts, Running
+    from hpo.database.study_state import Stopped
+    from hpo.database.workers import LiveWorker
     from hpo.recipes.recipe import ParameterCounts
     from hpo.significance import Estimate
     from hpo.study import Best

@@ -21,17 +21,17 @@ from typing import Literal, Self
 import optuna
 import torch
 
-from hpo import control, overview, queue
 from hpo.artifacts import Artifacts
+from hpo.database import overview, queue, study_state, workers
+from hpo.database.attempt import Attempt, FinalState, Outcome, Progress, WorkerId
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.exhibit import exhibit, withdraw
 from hpo.objective import AtEnd, Task, run_trial
-from hpo.overview import Counts
-from hpo.queue import Attempt, FinalState, Outcome, Progress, WorkerId
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param
-from hpo.storage import Storage
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
@@ -282,7 +282,7 @@ class Presence:
     _due_s: float = field(default=-math.inf, init=False)
 
     def __enter__(self) -> Self:
-        control.forget_the_dead(self.storage)
+        workers.forget_the_dead(self.storage)
         self.show()
         return self
 
@@ -290,14 +290,14 @@ class Presence:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         try:
-            self.storage.patience.once(lambda: control.leave(self.storage, self.worker))
+            self.storage.patience.once(lambda: workers.leave(self.storage, self.worker))
         except StorageUnavailable as error:
             log.info("%s; this worker is listed until its lease is over", error)
 
     def show(self) -> None:
         """Give a sign of life where one is due; while a trial is trained, its lease is one."""
         if time.monotonic() >= self._due_s:
-            control.show_life(self.storage, self.worker, self.study_id, self.lease_s)
+            workers.show_life(self.storage, self.worker, self.study_id, self.lease_s)
             self._due_s = time.monotonic() + beat_s(self.lease_s)
 
 
@@ -423,8 +423,8 @@ def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, 
             if ended == "failed":
                 require_hope(study, before, torch.device(presence.worker.device))
             continue
-        state = control.find_state(study.storage, study.study_id)
-        if control.is_over(state, overview.count(study.storage, study.study_id)):
+        state = study_state.find_state(study.storage, study.study_id)
+        if study_state.is_over(state, overview.count(study.storage, study.study_id)):
             break
         # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
         idleness.wait(stop)

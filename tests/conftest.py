@@ -22,8 +22,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hpo.patience import Patience
-from hpo.storage import Storage, open_storage
+from hpo.database.retry import Patience
+from hpo.database.storage import Storage, open_storage
 
 Kind = Literal["sqlite", "postgresql"]
 KINDS: tuple[Kind, ...] = ("sqlite", "postgresql")

@@ -43,7 +43,7 @@ from hpo.settings import (
 )
 
 if TYPE_CHECKING:
-    from hpo.storage import Storage
+    from hpo.database.storage import Storage
     from hpo.study import Study
 
 
@@ -78,9 +78,9 @@ def benchmark(
     from hpo import benchmark as benchmarks
     from hpo import view
     from hpo.artifacts import check_artifacts_url
+    from hpo.database.retry import Patience
+    from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
-    from hpo.patience import Patience
-    from hpo.storage import open_storage
     from hpo.worker import StopSignal
 
     _check_options(all_documented, study, dataset, precision)
@@ -141,8 +141,8 @@ def _documented_settings(
 
 def _load_search(storage: Storage, name: str | None) -> Study:
     """Load the study to be benchmarked, and say so where it is still under way."""
-    from hpo import overview
     from hpo import study as studies
+    from hpo.database import overview
 
     found = studies.load(storage, name)
     counts = overview.count(storage, found.study_id)

@@ -12,8 +12,8 @@ from hpo.cli.output import exit_if_stopped, say
 from hpo.errors import BadInput
 
 if TYPE_CHECKING:
+    from hpo.database.overview import Counts
     from hpo.launch.supervise import Launcher, Workers
-    from hpo.overview import Counts
     from hpo.progress import Progress
     from hpo.study import Study
     from hpo.worker import StopSignal
@@ -74,7 +74,7 @@ def worker_options(
 def worker_environment(storage: str, artifacts: str) -> dict[str, str]:
     """Name the shared places to workers, which may work in another folder."""
     from hpo.artifacts import absolute_artifacts
-    from hpo.storage import absolute_url
+    from hpo.database.storage import absolute_url
 
     return {"HPO_STORAGE": absolute_url(storage), "HPO_ARTIFACTS": absolute_artifacts(artifacts)}
 
@@ -104,7 +104,7 @@ def drive(
 
 
 def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSignal) -> None:
-    from hpo import overview
+    from hpo.database import overview
     from hpo.progress import Progress
 
     counts = overview.count(study.storage, study.study_id)
@@ -118,9 +118,9 @@ def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSi
 
 def _look(study: Study, counts: Counts, note: str, shown: Progress, stop: StopSignal) -> None:
     """Show how a study stands, and let its driver end when somebody has stopped it."""
-    from hpo import control
+    from hpo.database import study_state
 
-    state = control.find_state(study.storage, study.study_id)
-    shown.update(counts, control.shown_state(state, counts), note)
-    if control.is_over(state, counts) and counts.waiting + counts.running:
+    state = study_state.find_state(study.storage, study.study_id)
+    shown.update(counts, study_state.shown_state(state, counts), note)
+    if study_state.is_over(state, counts) and counts.waiting + counts.running:
         stop.reason = stop.reason or "stopped"

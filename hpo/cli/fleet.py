@@ -20,10 +20,11 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
     """List the live workers of all studies: where they are, what they train, and when they were last heard of."""
     from dataclasses import asdict
 
-    from hpo import control, view
-    from hpo.storage import open_storage
+    from hpo import view
+    from hpo.database import workers
+    from hpo.database.storage import open_storage
 
-    found = control.list_workers(open_storage(storage, "read"))
+    found = workers.list_workers(open_storage(storage, "read"))
     if json_output:
         print_json([asdict(worker) for worker in found])
     elif found:
@@ -34,14 +35,14 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
 
 def pause(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Give out no more trials of a study; those that run go on to their ends, and workers wait."""
-    from hpo import control, overview
+    from hpo.database import overview, study_state
 
     found = _load(storage, study)
     counts = overview.count(found.storage, found.study_id)
     if counts.waiting + counts.running == 0:
         print(f"study {found.name} is done: there is nothing to pause")
         return
-    control.set_state(found.storage, found.study_id, "paused")
+    study_state.set_state(found.storage, found.study_id, "paused")
     print(
         f"study {found.name} is paused: {counts.running} running trials go on to their ends, "
         f"{counts.waiting} wait. `hpo resume --study {found.name}` lets it go on"
@@ -50,10 +51,10 @@ def pause(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -
 
 def resume(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Let a paused or stopped study go on, and workers that gave it up try it again."""
-    from hpo import control, overview
+    from hpo.database import overview, study_state
 
     found = _load(storage, study)
-    before = control.set_state(found.storage, found.study_id, "running")
+    before = study_state.set_state(found.storage, found.study_id, "running")
     counts = overview.count(found.storage, found.study_id)
     was = {"running": "ran", "paused": "was paused"}.get(before, "was stopped")
     print(f"study {found.name} {was} and goes on: {counts.running} trials run, {counts.waiting} wait for workers")
@@ -70,12 +71,13 @@ def stop(
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Stop a study: hand back its running trials, end its driver and workers, and wait until nothing runs."""
-    from hpo import control, view
+    from hpo import view
+    from hpo.database import study_state, workers
 
     found = _load(storage, study)
-    if left := control.list_workers_on(found.storage, found.study_id):
+    if left := workers.list_workers_on(found.storage, found.study_id):
         say(f"study {found.name}: waiting for {', '.join(left)}")
-    done = control.stop(found.storage, found.study_id, found.name, finish=finish, timeout_s=timeout)
+    done = study_state.stop(found.storage, found.study_id, found.name, finish=finish, timeout_s=timeout)
     print(view.stopped(found.name, done))
 
 
@@ -86,8 +88,8 @@ def delete(
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
     """Delete a study with its trials and their figures; checkpoints stay, as other studies may start from them."""
-    from hpo import removal
     from hpo.artifacts import open_artifacts
+    from hpo.database import removal
 
     found = _load(storage, study)
     store = open_artifacts(artifacts, create=False)
@@ -103,7 +105,7 @@ def delete(
 
 def _load(storage: str, name: str | None) -> Study:
     from hpo import study as studies
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     return studies.load(open_storage(storage), name)
 
@@ -114,7 +116,7 @@ def _confirm(study: Study) -> None:
     Raises:
         BadInput: Something else was typed, or nothing.
     """
-    from hpo import overview
+    from hpo.database import overview
 
     counts = overview.count(study.storage, study.study_id)
     say(f"study {study.name} has {counts.total} trials, {counts.finished} of them finished; deleting cannot be undone")

@@ -31,7 +31,7 @@ def best(
 
     from hpo import study as studies
     from hpo import view
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     found_study = studies.load(open_storage(storage, "read" if export is None else "write"), study)
     found = studies.best(found_study)
@@ -67,7 +67,7 @@ def verify(
     """Train a finished trial's recipe from scratch, and compare curve and weights bit for bit."""
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
     from hpo.trajectory import Checkpoints
     from hpo.worker import verify as verify_trial
 
@@ -86,8 +86,8 @@ def report(
 ) -> None:
     """Write what a study found, with figures: one HTML page that needs no network, and the same in Markdown."""
     from hpo import study as studies
+    from hpo.database.storage import open_storage
     from hpo.report import write_report
-    from hpo.storage import open_storage
 
     found = studies.load(open_storage(storage, "read"), study)
     for path in write_report(found, out or Path(f"{found.name}-report")):
@@ -101,7 +101,7 @@ def gc(
 ) -> None:
     """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
     from hpo.artifacts import open_artifacts
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
     from hpo.trajectory import Checkpoints
 
     kept = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
@@ -126,7 +126,7 @@ def dashboard(
     from hpo.access import find_credentials, is_loopback
     from hpo.artifacts import open_artifacts
     from hpo.dashboard import bind, guard, make_app
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)
     opened = open_storage(storage, "write" if read_write else "read")
@@ -142,7 +142,7 @@ def dashboard(
 
 def storage_upgrade(storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Bring the storage's tables up to date, Optuna's and ours; nobody else may use it meanwhile."""
-    from hpo.storage import upgrade_storage
+    from hpo.database.storage import upgrade_storage
 
     for line in upgrade_storage(storage):
         print(line)

@@ -56,7 +56,7 @@ from hpo.settings import (
 if TYPE_CHECKING:
     from torch import device
 
-    from hpo.storage import Storage
+    from hpo.database.storage import Storage
     from hpo.study import Study
     from hpo.worker import Equipment, StopSignal
 
@@ -103,11 +103,11 @@ def run(
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
+    from hpo.database.retry import Patience
+    from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.notes import study_note
-    from hpo.patience import Patience
     from hpo.recipes.space_file import load_space
-    from hpo.storage import open_storage
     from hpo.worker import StopSignal
 
     if study is not None:
@@ -169,9 +169,9 @@ def worker(
 ) -> None:
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo.artifacts import open_artifacts
+    from hpo.database.retry import Patience
+    from hpo.database.storage import open_storage
     from hpo.launch.process import DRIVER_ENV
-    from hpo.patience import Patience
-    from hpo.storage import open_storage
     from hpo.trajectory import Checkpoints
     from hpo.worker import Equipment, StopSignal, pick_device
 
@@ -195,9 +195,9 @@ def worker(
 def _serve_one(
     storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
 ) -> None:
-    from hpo import control
     from hpo import study as studies
     from hpo.benchmark import end_of_run
+    from hpo.database import study_state
     from hpo.worker import work
 
     found = studies.load(storage, name)
@@ -212,7 +212,7 @@ def _serve_one(
         at_end=end_of_run(found, data_dir),
     )
     say(f"finished {finished} trials of {found.name}")
-    if not stop and control.find_state(storage, found.study_id) in ("stopped", "finishing"):
+    if not stop and study_state.find_state(storage, found.study_id) in ("stopped", "finishing"):
         say(f"study {found.name} was stopped; `hpo resume --study {found.name}` lets it go on")
 
 
@@ -243,7 +243,7 @@ def status(
 ) -> None:
     """Say how a study stands."""
     from hpo import study as studies
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     found = studies.load(open_storage(storage, "read"), study)
     if watch and not json_output:
@@ -286,7 +286,7 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
     """Serve optuna-dashboard beside a run, and say where."""
     from hpo.artifacts import open_artifacts
     from hpo.dashboard import serve_beside
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:
         say(f"optuna-dashboard on {address} (read-only) until the run ends")
@@ -294,13 +294,13 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
 
 
 def _watch(study: Study) -> None:
-    from hpo import control, overview
+    from hpo.database import overview, study_state
     from hpo.progress import Progress
 
     with Progress(study) as shown:
         while True:
             counts = overview.count(study.storage, study.study_id)
-            shown.update(counts, control.shown_state(control.find_state(study.storage, study.study_id), counts))
+            shown.update(counts, study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts))
             if counts.waiting + counts.running == 0:
                 return
             time.sleep(1.0)

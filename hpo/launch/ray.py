@@ -17,10 +17,10 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
+from hpo.database.storage import is_one_file
 from hpo.errors import BadInput, ClusterUnavailable
 from hpo.launch.keeper import Keeper, Where
 from hpo.launch.supervise import TERMINATE_S, Ended, Workers
-from hpo.storage import is_one_file
 from hpo.study import Study
 
 ALLOWED_ADDRESSES = "auto, local, or HOST:PORT of a running cluster"

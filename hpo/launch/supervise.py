@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpo import overview, queue
+from hpo.database import overview, queue
+from hpo.database.overview import Counts
 from hpo.errors import StudyFailed
-from hpo.overview import Counts
 from hpo.study import Study, is_hopeless
 from hpo.worker import LAST_CALL_S, StopSignal
 

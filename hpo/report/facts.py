@@ -11,8 +11,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import overview
 from hpo import study as studies
+from hpo.database import overview
 from hpo.errors import StudyNotFound
 from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
 from hpo.recipes.schedule import CurvePoint

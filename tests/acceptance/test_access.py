@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Error, Page, expect
 
 from conftest import PASSWORD, PostgreSQL, free_port
-from hpo.storage import Storage
+from hpo.database.storage import Storage
 from integration.support import dump
 
 from .conftest import SMALL

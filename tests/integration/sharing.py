@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from optuna.trial import TrialState
 
-from hpo import overview, queue, study
+from hpo import study
+from hpo.database import overview, queue
+from hpo.database.attempt import Attempt, Outcome
+from hpo.database.storage import Storage
 from hpo.objective import Task, run_trial
-from hpo.queue import Attempt, Outcome
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
-from hpo.storage import Storage
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
 from hpo.trajectory import Checkpoints, Sharing

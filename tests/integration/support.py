@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import MetaData, select
 
-from hpo import overview, queue, study
+from hpo import study
+from hpo.database import overview, queue
+from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
+from hpo.database.storage import Storage
 from hpo.errors import HpoError
-from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.settings import StudySettings
-from hpo.storage import Storage
 
 START_S = 120.0  # to import torch on a busy machine
 PROCESSES_S = 60.0  # the machine may be busy

@@ -11,17 +11,19 @@ import pytest
 import torch
 from sqlalchemy import update
 
-from hpo import benchmark, export, overview, queue, study
+from hpo import benchmark, export, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import load_test_split
+from hpo.database import overview, queue
+from hpo.database.attempt import Outcome
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.errors import BadInput, DataUnavailable, StorageUnavailable, StudyMismatch, StudyNotFound
 from hpo.objective import AtEnd
-from hpo.queue import Outcome
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import evaluation, final_iteration
 from hpo.settings import StudySettings
-from hpo.storage import AttemptRow, Storage
 from hpo.training.datasets import load_dataset
 from hpo.training.train import Training
 from hpo.trajectory import Checkpoints

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from hpo import control, overview, queue, removal, study
+from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.control import LiveWorker, Standing
+from hpo.database import overview, queue, removal, studies, study_state, workers
+from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
+from hpo.database.note_attrs import figure_attrs
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage, open_storage
+from hpo.database.study_state import Standing
+from hpo.database.tables import AttemptRow, StudyRow, WorkerRow
+from hpo.database.workers import LiveWorker
 from hpo.errors import BadInput, StillRunning, StudyNotFound
-from hpo.notes import figure_attrs
-from hpo.overview import Counts
-from hpo.queue import Outcome, Progress, WorkerId
 from hpo.settings import StudyState
-from hpo.storage import AttemptRow, Storage, StudyRow, WorkerRow, open_storage
 from integration.support import (
     NOTHING,
     PROCESSES_S,
@@ -44,14 +47,14 @@ def made(storage: Storage) -> study.Study:
 
 
 def state_of(made: study.Study) -> StudyState:
-    return control.find_state(made.storage, made.study_id)
+    return study_state.find_state(made.storage, made.study_id)
 
 
 def set_state(made: study.Study, state: StudyState) -> StudyState:
-    return control.set_state(made.storage, made.study_id, state)
+    return study_state.set_state(made.storage, made.study_id, state)
 
 
-def try_to_claim(made: study.Study) -> queue.Attempt | None:
+def try_to_claim(made: study.Study) -> Attempt | None:
     return queue.claim(made.storage, made.study_id, WORKER)
 
 
@@ -95,7 +98,7 @@ def _claim_or_pause(url: str, study_id: int, number: int) -> int | None:
     try:
         if number == 0:
             wait_until(lambda: overview.count(storage, study_id).running >= 20, PROCESSES_S, "claims")
-            control.set_state(storage, study_id, "paused")
+            study_state.set_state(storage, study_id, "paused")
             return overview.count(storage, study_id).running
         while queue.claim(storage, study_id, WORKER):
             pass
@@ -136,7 +139,7 @@ def test_standings_are_those_of_all_our_studies_the_oldest_first(storage: Storag
     complete(other, claim(other), 0.5)
     set_state(other, "paused")
 
-    found = control.list_standings(storage)
+    found = study_state.list_standings(storage)
 
     changed = {standing.name: standing.changed_s for standing in found}
     assert changed["small"] < changed["other"]
@@ -149,24 +152,24 @@ def test_standings_are_those_of_all_our_studies_the_oldest_first(storage: Storag
         ),
     ]
     assert found == expected
-    assert control.list_standings(storage, "other") == expected[1:]
-    assert control.list_standings(storage, "third") == []
+    assert study_state.list_standings(storage, "other") == expected[1:]
+    assert study_state.list_standings(storage, "third") == []
 
 
 def list_workers(storage: Storage) -> list[LiveWorker]:
-    return control.list_workers(storage)
+    return workers.list_workers(storage)
 
 
 def test_workers_are_listed_while_they_wait_and_while_they_train(storage: Storage, made: study.Study) -> None:
     idle = WorkerId(name="idle:2", host="idle", device="cuda:1")
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)
-    control.show_life(storage, idle, None, LEASE_S)
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.show_life(storage, idle, None, LEASE_S)
     attempt = claim(made)
     queue.renew(storage, attempt, Progress(iteration=16, trained_iterations=16, val_accuracy=0.5))
     _let_rows_age(storage, 3600.0)
     assert [worker.worker for worker in list_workers(storage)] == ["host:1"], "its lease is a sign of life"
 
-    control.show_life(storage, idle, None, LEASE_S)
+    workers.show_life(storage, idle, None, LEASE_S)
     busy, waiting = list_workers(storage)
 
     assert (busy.worker, busy.host, busy.device, busy.study, busy.state, busy.trial, busy.iteration) == (
@@ -189,7 +192,7 @@ def _let_rows_age(storage: Storage, seconds: float) -> None:
 def test_a_worker_that_died_leaves_the_list_with_its_lease_and_the_table_with_the_next_worker(
     storage: Storage, made: study.Study
 ) -> None:
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
     with storage.transaction() as session:
         session.execute(update(AttemptRow).values(lease_until_s=AttemptRow.lease_until_s - 2 * LEASE_S))
@@ -197,35 +200,35 @@ def test_a_worker_that_died_leaves_the_list_with_its_lease_and_the_table_with_th
     assert list_workers(storage) == []
     assert len(dump(storage)["hpo_workers"]) == 1
 
-    control.forget_the_dead(storage)
+    workers.forget_the_dead(storage)
 
     assert dump(storage)["hpo_workers"] == []
 
 
 def test_no_live_worker_is_forgotten(storage: Storage, made: study.Study) -> None:
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
     _let_rows_age(storage, 3600.0)
-    control.show_life(storage, WorkerId(name="idle:2", host="idle", device="cpu"), None, LEASE_S)
+    workers.show_life(storage, WorkerId(name="idle:2", host="idle", device="cpu"), None, LEASE_S)
     before = dump(storage)
-    control.forget_the_dead(storage)
+    workers.forget_the_dead(storage)
     assert dump(storage) == before
 
 
 def test_a_worker_of_the_name_of_a_dead_one_does_not_train_its_trial(storage: Storage, made: study.Study) -> None:
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)  # as after the restart of a container
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)  # as after the restart of a container
     assert [(worker.worker, worker.trial) for worker in list_workers(storage)] == [("host:1", None)]
     assert claim(made).trial_number == 1
     assert [(worker.worker, worker.trial) for worker in list_workers(storage)] == [("host:1", 1)]
 
 
 def test_a_worker_that_ends_leaves_the_list(storage: Storage, made: study.Study) -> None:
-    control.show_life(storage, WORKER, made.study_id, LEASE_S)
-    assert control.list_workers_on(storage, made.study_id) == ["host:1"]
-    control.leave(storage, WORKER)
-    assert control.list_workers_on(storage, made.study_id) == []
+    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    assert workers.list_workers_on(storage, made.study_id) == ["host:1"]
+    workers.leave(storage, WORKER)
+    assert workers.list_workers_on(storage, made.study_id) == []
     assert dump(storage)["hpo_workers"] == []
 
 
@@ -246,24 +249,24 @@ def test_stopping_waits_until_trials_are_handed_back_and_says_what_became_of_the
 
     worker = threading.Thread(target=work_on)
     worker.start()
-    done = control.stop(storage, made.study_id, "small", finish=False, timeout_s=PROCESSES_S)
+    done = study_state.stop(storage, made.study_id, "small", finish=False, timeout_s=PROCESSES_S)
     worker.join()
 
-    assert done == control.Stopped(handed_back=1, finished=1, counts=Counts(complete=2, waiting=3))
+    assert done == study_state.Stopped(handed_back=1, finished=1, counts=Counts(complete=2, waiting=3))
     assert made.trials()[1].params == params
     assert state_of(made) == "stopped"
 
 
 def test_stopping_reaps_whoever_died_and_names_whoever_does_not_end(storage: Storage, made: study.Study) -> None:
     claim(made, lease_s=0.5)  # its worker is dead
-    done = control.stop(storage, made.study_id, "small", finish=True, timeout_s=PROCESSES_S)
-    assert done == control.Stopped(handed_back=1, finished=0, counts=Counts(waiting=3))
+    done = study_state.stop(storage, made.study_id, "small", finish=True, timeout_s=PROCESSES_S)
+    assert done == study_state.Stopped(handed_back=1, finished=0, counts=Counts(waiting=3))
     assert state_of(made) == "finishing"
 
     set_state(made, "running")
     claim(made)
     with pytest.raises(StillRunning) as late:
-        control.stop(storage, made.study_id, "small", finish=False, timeout_s=0.1)
+        study_state.stop(storage, made.study_id, "small", finish=False, timeout_s=0.1)
     assert str(late.value) == "study small is stopped, but after 0.1 s not yet left by host:1"
     assert state_of(made) == "stopped"
 
@@ -273,13 +276,13 @@ def test_stopping_gives_up_where_somebody_resumes(storage_url: str, made: study.
     theirs = opened(storage_url)
 
     def resume() -> None:
-        wait_until(lambda: control.find_state(theirs, made.study_id) == "stopped", PROCESSES_S, "the stop")
-        control.set_state(theirs, made.study_id, "running")
+        wait_until(lambda: study_state.find_state(theirs, made.study_id) == "stopped", PROCESSES_S, "the stop")
+        study_state.set_state(theirs, made.study_id, "running")
 
     other = threading.Thread(target=resume)
     other.start()
     with pytest.raises(StillRunning, match="study small was resumed before its last trial had ended"):
-        control.stop(made.storage, made.study_id, "small", finish=False, timeout_s=PROCESSES_S)
+        study_state.stop(made.storage, made.study_id, "small", finish=False, timeout_s=PROCESSES_S)
     other.join()
 
 
@@ -316,7 +319,7 @@ def test_a_study_that_workers_are_on_is_not_deleted(
     if on_it == "trains":
         claim(made)
     else:
-        control.show_life(storage, WORKER, made.study_id, LEASE_S)
+        workers.show_life(storage, WORKER, made.study_id, LEASE_S)
     before = dump(storage)
     for refuse in (
         lambda: removal.require_unused(storage, made.study_id, "small"),
@@ -345,6 +348,6 @@ def test_a_state_that_another_tool_left_behind_does_not_hold_back_a_new_study(st
     made = make_study(storage, 1)
     with storage.transaction() as session:
         session.execute(update(StudyRow).values(state="paused"))
-    queue.fill(storage, made.study_id, 0, first={})  # what is left of a study deleted without our tables
-    queue.fill(storage, made.study_id, 1, first={})
+    studies.fill(storage, made.study_id, 0, first={})  # what is left of a study deleted without our tables
+    studies.fill(storage, made.study_id, 1, first={})
     assert state_of(made) == "running"

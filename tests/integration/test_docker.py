@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import PASSWORD, PostgreSQL, free_port
-from hpo.storage import open_storage
+from hpo.database.storage import open_storage
 
 from .deployment import ROOT, Deployment, find_dangling
 from .support import wait_until

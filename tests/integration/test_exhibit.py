@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from sqlalchemy import update
 
-from hpo import queue
 from hpo.artifacts import Artifacts, open_artifacts
-from hpo.storage import AttemptRow, Storage
+from hpo.database import queue
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.study import Study, continue_or_create
 from hpo.training.data import Dataset
 from hpo.worker import Equipment, StopSignal, train_attempt

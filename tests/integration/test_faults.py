@@ -21,11 +21,13 @@ import torch
 from optuna.trial import TrialState
 from sqlalchemy import select
 
-from hpo import overview, queue, study
+from hpo import study
 from hpo.artifacts import open_artifacts
+from hpo.database import overview, queue
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage, open_storage
+from hpo.database.tables import CheckpointRow
 from hpo.errors import DeviceLost, StudyFailed
-from hpo.overview import Counts
-from hpo.storage import CheckpointRow, Storage, open_storage
 from hpo.training.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work

@@ -20,13 +20,15 @@ import yaml
 from optuna.trial import TrialState
 from sqlalchemy import select
 
-from hpo import benchmark, control, overview, removal, study
+from hpo import benchmark, study
 from hpo.artifacts import open_artifacts
 from hpo.benchmark import end_of_run
+from hpo.database import overview, removal, study_state, workers
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError
 from hpo.fleet import Fleet
-from hpo.overview import Counts
-from hpo.storage import AttemptRow, Storage
 from hpo.training.train import Training
 from hpo.trajectory import Checkpoints
 from hpo.worker import Equipment, StopSignal
@@ -69,7 +71,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     paused = "study small is paused: 0 running trials go on to their ends, 8 wait. "
     assert said(start("pause")).startswith(paused)
     workers = [start("worker"), start("worker")]
-    wait_until(lambda: len(control.list_workers(storage)) == 2, START_S, "two workers")
+    wait_until(lambda: len(workers.list_workers(storage)) == 2, START_S, "two workers")
     listed = json.loads(said(start("workers", "--json")))
     assert [(row["study"], row["trial"], row["iteration"], row["device"]) for row in listed] == [
         ("small", None, None, "cpu")
@@ -79,7 +81,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
 
     assert said(start("resume")) == "study small was paused and goes on: 0 trials run, 8 wait for workers\n"
     wait_until_it_trains(made, workers=2)
-    control.set_state(storage, made.study_id, "paused")
+    study_state.set_state(storage, made.study_id, "paused")
     begun = {trial.number for trial in made.trials() if trial.state != TrialState.WAITING}
     wait_until(lambda: not overview.count(storage, made.study_id).running, FINISH_S, "trials that came to their ends")
     assert re.search(r"^state +paused +$", said(start("status")), re.MULTILINE)
@@ -87,7 +89,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     assert overview.count(storage, made.study_id).waiting == 8 - len(begun) > 0
     assert [worker.poll() for worker in workers] == [None, None]
 
-    control.set_state(storage, made.study_id, "running")
+    study_state.set_state(storage, made.study_id, "running")
     assert all(said(worker) for worker in workers)
     assert overview.count(storage, made.study_id) == Counts(complete=8)
     assert said(start("workers")) == "no worker is alive\n"
@@ -102,15 +104,15 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     command += ["--trials", "3", "--workers", "2", "--pruner", "none", "--precision", "fp32"]
     said(start(*command, "--submit"))
     made = study.load(opened(storage_url), "small")
-    control.set_state(made.storage, made.study_id, "paused")
+    study_state.set_state(made.storage, made.study_id, "paused")
     driver = start(*command)
-    wait_until(lambda: len(control.list_workers(made.storage)) == 2, START_S, "two workers that wait")
+    wait_until(lambda: len(workers.list_workers(made.storage)) == 2, START_S, "two workers that wait")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
 
-    control.set_state(made.storage, made.study_id, "running")
+    study_state.set_state(made.storage, made.study_id, "running")
     wait_until_it_trains(made, workers=2)
     params = [(trial.number, trial.params) for trial in made.trials() if trial.params]
-    done = control.stop(made.storage, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
+    done = study_state.stop(made.storage, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
     output = said(driver).splitlines()
 
     assert done.handed_back >= 1
@@ -161,9 +163,9 @@ def test_stopping_may_let_a_trial_come_to_its_end(storage: Storage, start: Start
     worker = start("worker")
     wait_until_it_trains(made)
 
-    done = control.stop(storage, made.study_id, "small", finish=True, timeout_s=FINISH_S)
+    done = study_state.stop(storage, made.study_id, "small", finish=True, timeout_s=FINISH_S)
 
-    assert done == control.Stopped(handed_back=0, finished=1, counts=Counts(complete=1, waiting=1))
+    assert done == study_state.Stopped(handed_back=0, finished=1, counts=Counts(complete=1, waiting=1))
     assert said(worker).endswith(ENDED.format(1))
 
 
@@ -180,13 +182,13 @@ def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_sign
 
     third = study.continue_or_create(storage, "third", replace(SETTINGS, iterations=6400, seed=2), 1)
     wait_until_it_trains(third)
-    [listed] = control.list_workers(storage)
+    [listed] = workers.list_workers(storage)
     assert (listed.study, listed.trial) == ("third", 0)
     assert (listed.iteration or 0) > 0
     output = drain(worker)
     assert output[-2:] == ["finished 6 trials", "terminated; the same command continues"]
     assert overview.count(storage, third.study_id) == Counts(waiting=1)
-    assert control.list_workers(storage) == []
+    assert workers.list_workers(storage) == []
 
 
 def drain(worker: subprocess.Popen[str]) -> list[str]:
@@ -217,16 +219,16 @@ def test_a_worker_waits_for_the_first_study_and_drains_while_it_waits(
     assert _workers_of(storage_url, opened) == []
 
 
-def _workers_of(url: str, opened: Open) -> list[control.LiveWorker]:
+def _workers_of(url: str, opened: Open) -> list[workers.LiveWorker]:
     try:
-        return control.list_workers(opened(url, "read"))
+        return workers.list_workers(opened(url, "read"))
     except HpoError:  # its tables are not made yet
         return []
 
 
 def _served(storage: Storage) -> list[str]:
     """List the studies of all attempts, in their order."""
-    names = {standing.study_id: standing.name for standing in control.list_standings(storage)}
+    names = {standing.study_id: standing.name for standing in study_state.list_standings(storage)}
     owners = {row[0]: names[row[2]] for row in dump(storage)["trials"]}
     return [owners[row[1]] for row in sorted(dump(storage)["hpo_attempts"])]
 
@@ -293,7 +295,7 @@ def test_a_study_in_which_everything_fails_is_given_up_until_it_is_resumed(
     def mend_when_given_up() -> bool:
         if count(broken).failed == 5 and count(whole).finished == 6 and "is given up" in caplog.text:
             monkeypatch.setattr(Training, "advance", advance)
-            control.set_state(storage, broken.study_id, "running")  # as `hpo resume` does
+            study_state.set_state(storage, broken.study_id, "running")  # as `hpo resume` does
         return not count(broken).waiting + count(broken).running
 
     serve_until(storage, tmp_path, mend_when_given_up)
@@ -324,8 +326,8 @@ def test_a_stopped_study_is_handed_back_and_one_made_in_the_place_of_a_deleted_o
 
     def replace_it() -> bool:
         wait_until_it_trains(made)
-        done = control.stop(theirs, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
-        assert done == control.Stopped(handed_back=1, finished=0, counts=Counts(waiting=1))
+        done = study_state.stop(theirs, made.study_id, "small", finish=False, timeout_s=NOTICED_S)
+        assert done == study_state.Stopped(handed_back=1, finished=0, counts=Counts(waiting=1))
         removal.delete_study(theirs, made.study_id, "small", open_artifacts(str(tmp_path / "artifacts")))
         made_again.append(make_study(opened(storage_url), 2))
         wait_until(lambda: count(made_again[0]).finished == 2, FINISH_S, "the new study")

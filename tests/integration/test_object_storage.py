@@ -18,13 +18,15 @@ from sqlalchemy import func, select, text
 from werkzeug.test import Client
 
 from conftest import PostgreSQL, free_port
-from hpo import queue, study
+from hpo import study
 from hpo.artifacts import open_artifacts
 from hpo.dashboard import make_app
+from hpo.database import queue
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.errors import ArtifactDamaged, ArtifactMissing
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import distinct_iterations
-from hpo.storage import AttemptRow, Storage
 from hpo.study import Study
 from hpo.training.data import Dataset
 from hpo.trajectory import Checkpoints

@@ -18,12 +18,14 @@ from optuna.trial import TrialState
 from sqlalchemy import update
 
 from conftest import PostgreSQL, RestartablePostgreSQL
-from hpo import overview, queue, study
+from hpo import study
 from hpo.artifacts import open_artifacts
+from hpo.database import overview, queue
+from hpo.database.overview import Counts
+from hpo.database.retry import Patience
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError, StorageUnavailable
-from hpo.overview import Counts
-from hpo.patience import Patience
-from hpo.storage import AttemptRow, Storage
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.conftest import Start

@@ -10,17 +10,18 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
-from hpo import overview, queue, study
+from hpo import study
+from hpo.database import overview, queue, studies
+from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
+from hpo.database.optuna_tables import TrialModel
+from hpo.database.overview import Counts, Running
+from hpo.database.storage import Storage, open_storage
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
-from hpo.overview import Counts, Running
-from hpo.queue import Attempt, Outcome, Progress, WorkerId
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import StudySettings
-from hpo.storage import Storage, open_storage
 from integration.support import (
     NOTHING,
     PROCESSES_S,
@@ -117,18 +118,18 @@ def test_processes_that_fill_to_different_totals_leave_one_of_these(storage_url:
 
 def _fill(url: str, study_id: int, total: int) -> None:
     storage = open_storage(url)
-    queue.fill(storage, study_id, total, first={})
+    studies.fill(storage, study_id, total, first={})
     storage.close()
 
 
 def test_filling_again_changes_nothing(storage: Storage, made: study.Study) -> None:
     before = dump(storage)
-    queue.fill(storage, made.study_id, 3, first={"other": 1})
+    studies.fill(storage, made.study_id, 3, first={"other": 1})
     assert dump(storage) == before
 
 
 def test_the_first_trial_alone_has_fixed_parameters(made: study.Study) -> None:
-    queue.fill(made.storage, made.study_id, 5, first={"other": 1})
+    studies.fill(made.storage, made.study_id, 5, first={"other": 1})
     assert [trial.system_attrs for trial in made.trials()] == [
         {"fixed_params": made.space.base_params()},
         {},
@@ -145,20 +146,20 @@ def test_a_smaller_total_takes_away_waiting_trials_but_none_that_was_begun(stora
     claim(made)
     begun = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
 
-    queue.fill(storage, made.study_id, 5, first={})
+    studies.fill(storage, made.study_id, 5, first={})
     assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING), (4, TrialState.WAITING)]
 
-    queue.fill(storage, made.study_id, 1, first={})
+    studies.fill(storage, made.study_id, 1, first={})
     assert _states(made) == [*enumerate(begun)]
 
-    queue.fill(storage, made.study_id, 4, first={})
+    studies.fill(storage, made.study_id, 4, first={})
     assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING)]
 
 
 def test_trials_that_were_taken_away_are_listed_no_more(storage: Storage) -> None:
     made = make_study(storage, 5)
     assert len(made.trials()) == 5
-    queue.fill(storage, made.study_id, 2, first={})
+    studies.fill(storage, made.study_id, 2, first={})
     assert [trial.number for trial in made.trials()] == [0, 1]
 
 
@@ -168,7 +169,7 @@ def test_a_waiting_trial_before_one_that_was_begun_stays(storage: Storage) -> No
     complete(made, second, 0.5)
     queue.hand_back(storage, first, NOTHING, "stopped")
 
-    queue.fill(storage, made.study_id, 1, first={})
+    studies.fill(storage, made.study_id, 1, first={})
 
     assert _states(made) == [(0, TrialState.WAITING), (1, TrialState.COMPLETE)]
 
@@ -180,8 +181,8 @@ def test_a_trial_that_takes_the_place_of_another_inherits_nothing(storage: Stora
     suggest(made, attempt)
     queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
     queue.hand_back(storage, attempt, HALFWAY, "stopped")
-    queue.fill(storage, made.study_id, 1, first={})
-    queue.fill(storage, made.study_id, 2, first={})
+    studies.fill(storage, made.study_id, 1, first={})
+    studies.fill(storage, made.study_id, 2, first={})
 
     again = claim(made)
 
@@ -428,7 +429,7 @@ def test_a_study_that_several_processes_describe_at_once_has_one_description(
 
 def _describe(url: str, study_id: int, name: str) -> dict[str, Any]:
     storage = open_storage(url)
-    found = queue.describe_study(storage, study_id, {"described by": name})
+    found = studies.describe_study(storage, study_id, {"described by": name})
     storage.close()
     return found
 
@@ -479,7 +480,7 @@ def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
     optuna.delete_study(study_name=made.name, storage=opened(storage_url).optuna)
 
     with pytest.raises(StudyNotFound):
-        queue.fill(storage, made.study_id, 5, first={})
+        studies.fill(storage, made.study_id, 5, first={})
     assert queue.claim(storage, made.study_id, WORKER) is None
     assert queue.reap(storage, made.study_id) == []
     assert overview.count(storage, made.study_id) == Counts()
@@ -525,7 +526,7 @@ def _delete_with_optuna_alone(url: str, name: str) -> None:
 def _states(made: study.Study) -> list[tuple[int, TrialState]]:
     """List number and state of the trials as another process would see them."""
     with made.storage.engine.connect() as connection:
-        trials = models.TrialModel
+        trials = TrialModel
         rows = connection.execute(select(trials.number, trials.state).where(trials.study_id == made.study_id))
         return sorted((number, state) for number, state in rows)
 

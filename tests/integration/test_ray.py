@@ -19,9 +19,10 @@ import pytest
 import torch
 import yaml
 
-from hpo import overview, study
-from hpo.overview import Counts
-from hpo.storage import Storage
+from hpo import study
+from hpo.database import overview
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
 from hpo.worker import StopSignal, work
 from integration.conftest import Start
 from integration.sharing import require_undisturbed

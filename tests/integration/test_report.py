@@ -12,10 +12,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from hpo import queue
+from hpo.database import queue, studies
+from hpo.database.attempt import Outcome, Progress
+from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyNotFound
 from hpo.figures import to_svg
-from hpo.queue import Outcome, Progress
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space_file import load_space
@@ -25,7 +26,6 @@ from hpo.report.facts import Benchmarked, Facts, find_test_results, is_comparabl
 from hpo.report.pages import network_counts, write_blocks
 from hpo.report.tree import distinct_iterations
 from hpo.settings import StudySettings
-from hpo.storage import Storage
 from hpo.study import Study
 
 from .support import SETTINGS, claim, make_study, suggest
@@ -126,7 +126,7 @@ def test_a_benchmark_beside_the_study_gives_the_test_results_of_its_recipes(stor
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('facts')}/hpo.db", "create")
     found = load_facts(write_study(storage))
@@ -257,7 +257,7 @@ def test_a_report_never_replaces_a_file_by_a_folder(
 
 def test_states_that_are_not_finished_are_left_out(storage: Storage) -> None:
     made = write_study(storage, (32, 8))
-    queue.fill(made.storage, made.study_id, 4, first={})
+    studies.fill(made.storage, made.study_id, 4, first={})
     claim(made)
 
     facts = load_facts(made)

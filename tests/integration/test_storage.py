@@ -17,10 +17,13 @@ from optuna.storages import RDBStorage
 from sqlalchemy import select, text
 
 from conftest import PASSWORD, PostgreSQL, free_port
-from hpo import overview, queue, schema, study
+from hpo import study
+from hpo.database import overview, queue, schema, studies
+from hpo.database.attempt import WorkerId
+from hpo.database.schema import NEWER, UPGRADE, VERSION_TABLE
+from hpo.database.storage import Storage, open_storage, upgrade_storage
+from hpo.database.tables import now_s
 from hpo.errors import BadInput, HpoError, StorageUnavailable
-from hpo.schema import NEWER, UPGRADE, VERSION_TABLE
-from hpo.storage import Storage, now_s, open_storage, upgrade_storage
 from integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
 
 Open = Callable[..., Storage]
@@ -66,16 +69,16 @@ def _create_study(url: str) -> int:
 def test_read_access_cannot_write(storage_url: str, opened: Open) -> None:
     writer = opened(storage_url)
     made = make_study(writer, 2)
-    attempt = queue.claim(writer, made.study_id, queue.WorkerId(name="w", host="h", device="cpu"))
+    attempt = queue.claim(writer, made.study_id, WorkerId(name="w", host="h", device="cpu"))
     assert attempt is not None
     before = dump(writer)
 
     reader = opened(storage_url, "read")
     for write in (
-        lambda: queue.fill(reader, made.study_id, 5, first={}),
-        lambda: queue.claim(reader, made.study_id, queue.WorkerId(name="w", host="h", device="cpu")),
+        lambda: studies.fill(reader, made.study_id, 5, first={}),
+        lambda: queue.claim(reader, made.study_id, WorkerId(name="w", host="h", device="cpu")),
         lambda: queue.renew(reader, attempt, NOTHING),
-        lambda: queue.describe_study(reader, made.study_id, {"new": 1}),
+        lambda: studies.describe_study(reader, made.study_id, {"new": 1}),
         lambda: make_study(reader, 5),
     ):
         with pytest.raises(StorageUnavailable, match=r"read-?only"):
@@ -315,7 +318,7 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
 def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: str, opened: Open) -> None:
     storage = opened(storage_url)
     made = make_study(storage, 2)
-    assert queue.claim(storage, made.study_id, queue.WorkerId(name="w", host="h", device="cpu")) is not None
+    assert queue.claim(storage, made.study_id, WorkerId(name="w", host="h", device="cpu")) is not None
     optuna.create_study(study_name="theirs", storage=storage.optuna)
     now = dump(storage)
     _downgrade(storage, "0001")

@@ -12,13 +12,14 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo import overview, queue, study
+from hpo import study
 from hpo.artifacts import open_artifacts
+from hpo.database import overview, queue
+from hpo.database.attempt import Attempt, Progress
+from hpo.database.storage import Storage
 from hpo.errors import StudyMismatch, StudyNotFound
-from hpo.queue import Attempt, Progress
 from hpo.recipes.schedule import grid, rungs
 from hpo.settings import PrunerName, SamplerName, StudySettings
-from hpo.storage import Storage
 from hpo.training.datasets import load_dataset
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
@@ -70,7 +71,7 @@ def _threads_as_before() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Run the study that others are compared with: one worker, SQLite, everything from scratch."""
-    from hpo.storage import open_storage
+    from hpo.database.storage import open_storage
 
     storage = open_storage(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/hpo.db", "create")
     made = make_study(storage, TRIALS)

@@ -17,16 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from hpo import control, queue, study
+from hpo import study
 from hpo.artifacts import Artifacts, open_artifacts
+from hpo.database import queue, workers
+from hpo.database.attempt import Attempt, Outcome, Progress
+from hpo.database.checkpoint_index import _checkpoint
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow, CheckpointRow
 from hpo.errors import VerificationFailed
-from hpo.queue import Attempt, Outcome, Progress
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import evaluation
-from hpo.storage import AttemptRow, CheckpointRow, Storage
 from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
-from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments
+from hpo.trajectory import Checkpoints, Segment, Sharing, compare_with_scratch, encode, segments
 
 from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
 from .support import NOTHING, SETTINGS, WORKER
@@ -282,9 +285,9 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
     study_id = study.load(storage, "shared").study_id
     for number in range(6):
         served = None if serves_all else study_id
-        control.show_life(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
-    control.show_life(storage, WORKER, served, lease_s=60.0)
-    control.show_life(storage, replace(WORKER, name="dead"), served, lease_s=-1.0)
+        workers.show_life(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
+    workers.show_life(storage, WORKER, served, lease_s=60.0)
+    workers.show_life(storage, replace(WORKER, name="dead"), served, lease_s=-1.0)
     segment = Segment(key="segment", start=0, end=12)
     assert checkpoints.enter(ahead, segment)
     begun = []

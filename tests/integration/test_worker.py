@@ -18,10 +18,12 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select, update
 
-from hpo import overview, study
+from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.overview import Counts
-from hpo.storage import AttemptRow, Storage
+from hpo.database import overview
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow
 from hpo.trajectory import Checkpoints
 from hpo.worker import StopSignal, work
 from integration.conftest import Start

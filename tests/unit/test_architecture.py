@@ -58,15 +58,24 @@ ORDER = (
     "recipes.space_file",
     "recipes.space",
     "recipes.comparison",
-    "migrations",
-    "removal",
-    "control",
-    "queue",
-    "overview",
-    "storage",
-    "search",
-    "patience",
-    "schema",
+    "database.removal",
+    "database.study_state",
+    "database.queue",
+    "database.studies",
+    "database.workers",
+    "database.checkpoint_index",
+    "database.parking",
+    "database.overview",
+    "database.storage",
+    "database.optuna_view",
+    "database.migrations",
+    "database.schema",
+    "database.retry",
+    "database.tables",
+    "database.attempt",
+    "database.note_attrs",
+    "database.optuna_tables",
+    "database",
     "artifacts",
     "notes",
     "figures",
@@ -83,8 +92,8 @@ HEAVY = ("torch", "torchvision", "optuna", "sqlalchemy", "alembic", "sklearn", "
 
 def name_of(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    if parts[0] == "migrations":
-        return "migrations"
+    if parts[:2] == ("database", "migrations"):
+        return "database.migrations"
     return ".".join(parts).removesuffix(".__init__")
 
 

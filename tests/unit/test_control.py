@@ -2,8 +2,9 @@
 
 import pytest
 
-from hpo.control import LiveWorker, is_over, live_workers, shown_state
-from hpo.overview import Counts
+from hpo.database.overview import Counts
+from hpo.database.study_state import is_over, shown_state
+from hpo.database.workers import LiveWorker, live_workers
 
 NOTHING_LEFT = Counts(complete=3)
 WAITING = Counts(complete=1, waiting=2)

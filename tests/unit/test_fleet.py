@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.control import Standing
+from hpo.database.study_state import Standing
 from hpo.fleet import key_of, turn_order
 
 

@@ -7,7 +7,8 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from hpo.notes import NOTE_PIECE, continue_command, figure_attrs, figure_path, note_attrs, study_note, trial_note
+from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, note_attrs
+from hpo.notes import continue_command, study_note, trial_note
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.settings import StudySettings
 

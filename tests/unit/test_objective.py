@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from hpo.database.attempt import Outcome
 from hpo.objective import Task, run_trial, standard_error
-from hpo.queue import Outcome
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import best_point, evaluation, reports, rungs, stops_early
 from hpo.training.train import Training

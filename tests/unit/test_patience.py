@@ -7,8 +7,8 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from hpo.database.retry import CALL_S, Patience, is_transient, patient
 from hpo.errors import BadInput, StorageUnavailable
-from hpo.patience import CALL_S, Patience, is_transient, patient
 
 GONE = OperationalError("SELECT 1", {}, sqlite3.OperationalError("the server is gone"))
 

@@ -10,10 +10,10 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from hpo import queue
-from hpo.queue import Outcome, Progress, WorkerId
-from hpo.search import Draft, DraftParam
-from hpo.storage import open_storage
+from hpo.database import queue, studies
+from hpo.database.attempt import Outcome, Progress, WorkerId
+from hpo.database.optuna_view import Draft, DraftParam
+from hpo.database.storage import open_storage
 
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
 NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
@@ -36,7 +36,7 @@ def study_id(storage):
 
 def make_study(storage):
     made = optuna.create_study(storage=storage.optuna, direction="maximize")
-    queue.fill(storage, made._study_id, TRIALS, first={})
+    studies.fill(storage, made._study_id, TRIALS, first={})
     return made._study_id
 
 

@@ -9,15 +9,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo import overview, queue
+from hpo.database import overview, queue
+from hpo.database.attempt import Outcome, Progress, WorkerId
+from hpo.database.storage import open_storage
 from hpo.errors import StudyMismatch, StudyNotFound
-from hpo.queue import Outcome, Progress, WorkerId
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint, grid, rungs
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings
-from hpo.storage import open_storage
 from hpo.study import Best, best, continue_or_create, find_best_trial, load, make_pruner, status, target
 
 SPACE = load_space("smooth_lr")

@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from hpo.schema import VERSION_TABLE
-from hpo.storage import Base
+from hpo.database.schema import VERSION_TABLE
+from hpo.database.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Base.metadata, version_table=VERSION_TABLE

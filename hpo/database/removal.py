@@ -8,18 +8,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.storages._rdb import models
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from hpo.artifacts import Artifacts
-from hpo.control import workers_on
+from hpo.database.optuna_tables import (
+    ARTIFACT_PREFIX,
+    StudyDirectionModel,
+    StudyModel,
+    StudySystemAttributeModel,
+    StudyUserAttributeModel,
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
+from hpo.database.retry import patient
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow, CurveRow, ParkedRow, SegmentRow, StudyRow
+from hpo.database.workers import workers_on
 from hpo.errors import ArtifactsUnavailable, BadInput
-from hpo.patience import patient
-from hpo.storage import AttemptRow, CurveRow, ParkedRow, SegmentRow, Storage, StudyRow
-
-ARTIFACT_PREFIX = "artifacts:"
-"""Begins the attributes in which Optuna notes the files of a trial or a study."""
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +38,20 @@ _OF_TRIALS: tuple[Any, ...] = (
     CurveRow,
     ParkedRow,
     AttemptRow,
-    models.TrialParamModel,
-    models.TrialValueModel,
-    models.TrialIntermediateValueModel,
-    models.TrialUserAttributeModel,
-    models.TrialSystemAttributeModel,
-    models.TrialHeartbeatModel,
+    TrialParamModel,
+    TrialValueModel,
+    TrialIntermediateValueModel,
+    TrialUserAttributeModel,
+    TrialSystemAttributeModel,
+    TrialHeartbeatModel,
 )
 _OF_STUDIES: tuple[Any, ...] = (
     StudyRow,
-    models.TrialModel,
-    models.StudyDirectionModel,
-    models.StudyUserAttributeModel,
-    models.StudySystemAttributeModel,
-    models.StudyModel,
+    TrialModel,
+    StudyDirectionModel,
+    StudyUserAttributeModel,
+    StudySystemAttributeModel,
+    StudyModel,
 )
 
 
@@ -88,7 +99,7 @@ def _delete_rows(storage: Storage, study_id: int, name: str) -> tuple[int, list[
         # Claims hold this lock, so none comes between the look at the workers and the end.
         session.execute(select(StudyRow.state).where(StudyRow.study_id == study_id).with_for_update())
         _require_unused(session, study_id, name)
-        trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study_id)
+        trials = select(TrialModel.trial_id).where(TrialModel.study_id == study_id)
         number = session.scalar(select(func.count()).select_from(trials.subquery())) or 0
         artifact_ids = _list_files(session, study_id, trials)
         attempts = select(AttemptRow.attempt_id).where(AttemptRow.trial_id.in_(trials))
@@ -110,7 +121,7 @@ def _require_unused(session: Session, study_id: int, name: str) -> None:
 
 
 def _list_files(session: Session, study_id: int, trials: Select[Any]) -> list[str]:
-    of_trials, of_studies = models.TrialSystemAttributeModel, models.StudySystemAttributeModel
+    of_trials, of_studies = TrialSystemAttributeModel, StudySystemAttributeModel
     keys = (
         select(of_trials.value_json).where(of_trials.trial_id.in_(trials), of_trials.key.startswith(ARTIFACT_PREFIX)),
         select(of_studies.value_json).where(

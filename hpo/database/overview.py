@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import func, select
 
-from hpo.patience import patient
+from hpo.database.optuna_tables import TrialModel, TrialValueModel
+from hpo.database.retry import patient
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow, CurveRow
 from hpo.recipes.schedule import CurvePoint
-from hpo.storage import AttemptRow, CurveRow, Storage
-
-Trials = models.TrialModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +52,7 @@ def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
         rows = session.execute(
-            select(Trials.state, func.count()).where(Trials.study_id == study_id).group_by(Trials.state)
+            select(TrialModel.state, func.count()).where(TrialModel.study_id == study_id).group_by(TrialModel.state)
         ).all()
     by_state = {state: int(number) for state, number in rows}
     return Counts(
@@ -71,8 +70,8 @@ def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
     with storage.transaction() as session:
         found = session.execute(
             select(AttemptRow.attempt_id)
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id, AttemptRow.worker == worker)
+            .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+            .where(TrialModel.study_id == study_id, AttemptRow.worker == worker)
             .where(AttemptRow.outcome.in_(("complete", "pruned")))
             .limit(1)
         )
@@ -84,10 +83,10 @@ def list_running(storage: Storage, study_id: int) -> list[Running]:
     """List who trains what, in the order of the trials."""
     with storage.transaction() as session:
         rows = session.execute(
-            select(AttemptRow, Trials.number)
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id, AttemptRow.ended_s.is_(None))
-            .order_by(Trials.number)
+            select(AttemptRow, TrialModel.number)
+            .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+            .where(TrialModel.study_id == study_id, AttemptRow.ended_s.is_(None))
+            .order_by(TrialModel.number)
         ).all()
         return [
             Running(
@@ -108,8 +107,8 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
     with storage.transaction() as session:
         total = session.scalar(
             select(func.sum(AttemptRow.trained_iterations))
-            .join(Trials, Trials.trial_id == AttemptRow.trial_id)
-            .where(Trials.study_id == study_id)
+            .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+            .where(TrialModel.study_id == study_id)
         )
         return int(total or 0)
 
@@ -117,13 +116,13 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
 @patient
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
     """Find number and value of the completed trial of the highest value, the oldest of equals."""
-    value = models.TrialValueModel.value
+    value = TrialValueModel.value
     with storage.transaction() as session:
         row = session.execute(
-            select(Trials.number, value)
-            .join(models.TrialValueModel, models.TrialValueModel.trial_id == Trials.trial_id)
-            .where(Trials.study_id == study_id, Trials.state == TrialState.COMPLETE)
-            .order_by(value.desc(), Trials.number)
+            select(TrialModel.number, value)
+            .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
+            .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE)
+            .order_by(value.desc(), TrialModel.number)
             .limit(1)
         ).first()
         return None if row is None else (row.number, row.value)

@@ -17,8 +17,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb.models import (
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from hpo.database.optuna_tables import (
+    CachedStorage,
     TrialIntermediateValueModel,
     TrialModel,
     TrialParamModel,
@@ -26,11 +30,7 @@ from optuna.storages._rdb.models import (
     TrialUserAttributeModel,
     TrialValueModel,
 )
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
-from hpo.patience import Patience, patient
+from hpo.database.retry import Patience, patient
 
 NOTES = TrialSystemAttributeModel
 """Where samplers and pruners write what they want to remember."""
@@ -67,7 +67,7 @@ class Finished:
     floor: int = 0
 
 
-class SearchStorage(_CachedStorage):
+class SearchStorage(CachedStorage):
     """Be Optuna's storage for the trials that a worker holds.
 
     Each finished trial is read once. Waiting trials are left out: they have nothing that a sampler or pruner looks at.

@@ -1,14 +1,21 @@
-"""Create the tables of studies' states and of workers."""
+"""Create the tables of studies' states and of workers.
+
+A migration imports nothing of the package: what that says may change, and a migration may not.
+"""
 
 import sqlalchemy as sa
 from alembic import op
-
-from hpo.storage import now_s
 
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+NOW_S = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "extract(epoch from clock_timestamp())::double precision",
+}
+"""The database's clock in seconds since the epoch."""
 
 
 def upgrade() -> None:
@@ -34,8 +41,9 @@ def upgrade() -> None:
         sa.Column("lease_s", sa.Double, nullable=False),
         sa.Column("seen_s", sa.Double, nullable=False),
     )
+    now_s: sa.ColumnElement[float] = sa.literal_column(NOW_S[op.get_bind().dialect.name])
     attributes = sa.table("study_user_attributes", sa.column("study_id"), sa.column("key"))
-    ours = sa.select(attributes.c.study_id, sa.literal("running"), now_s()).where(attributes.c.key == "search space")
+    ours = sa.select(attributes.c.study_id, sa.literal("running"), now_s).where(attributes.c.key == "search space")
     op.execute(studies.insert().from_select(["study_id", "state", "changed_s"], ours))
 
 

@@ -1,0 +1,146 @@
+"""Find, add and evict the rows of checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import TrialState
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from hpo.artifacts import Artifact
+from hpo.database.attempt import Attempt
+from hpo.database.optuna_tables import TrialModel, TrialValueModel
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow, CheckpointRow, now_s, upsert
+from hpo.recipes.schedule import CurvePoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Be a state in the store, and the curve up to it."""
+
+    checkpoint_id: int
+    iteration: int
+    curve: tuple[CurvePoint, ...]
+    artifact: Artifact
+
+
+def find_checkpoint(
+    storage: Storage, reached: Sequence[tuple[str, int]], passed_over: Collection[str] = ()
+) -> Checkpoint | None:
+    """Find the deepest checkpoint on a path.
+
+    Args:
+        reached: The path: keys of segments, each with the last iteration on it that counts.
+        passed_over: Ids of artifacts that do not count.
+    """
+    if not reached:
+        return None
+    on_path = [and_(CheckpointRow.segment == key, CheckpointRow.iteration <= last) for key, last in reached]
+    query = select(CheckpointRow).where(or_(*on_path), CheckpointRow.artifact_id.not_in(passed_over))
+    with storage.transaction() as session:
+        row = session.scalars(query.order_by(CheckpointRow.iteration.desc()).limit(1)).first()
+        return None if row is None else _checkpoint(row)
+
+
+def add_checkpoint(storage: Storage, attempt: Attempt, row: Mapping[str, Any], budget_bytes: int) -> list[str]:
+    """Add a checkpoint that an attempt has saved and goes on from, or replace the one in its place.
+
+    Args:
+        row: The columns of `CheckpointRow`, without its id and the time of its last use.
+        budget_bytes: Cap on the size of all files.
+
+    Returns:
+        The ids of the artifacts that no row names any more.
+    """
+    same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
+    replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
+    with storage.transaction() as session:
+        unnamed = list(session.scalars(replaced))
+        upsert(session, CheckpointRow, [{**row, "last_used_s": now_s()}], ("segment", "iteration"))
+        checkpoint_id = session.scalars(select(CheckpointRow.checkpoint_id).where(*same)).one()
+        _set_needed(session, attempt, checkpoint_id)
+        return unnamed + _evict(session, budget_bytes)
+
+
+def note_use(storage: Storage, attempt: Attempt, checkpoint: Checkpoint) -> None:
+    """Note that an attempt needs a checkpoint, so that it stays.
+
+    Hundreds of workers may go on from one at once, and one of them is enough to note that it was used just now.
+    """
+    at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
+    unlocked = select(CheckpointRow.checkpoint_id).where(at).with_for_update(skip_locked=True)
+    used = update(CheckpointRow).where(CheckpointRow.checkpoint_id.in_(unlocked)).values(last_used_s=now_s())
+    with storage.transaction() as session:
+        _set_needed(session, attempt, checkpoint.checkpoint_id)
+        session.execute(used.execution_options(synchronize_session=False))
+
+
+def drop_checkpoint(storage: Storage, artifact_id: str) -> None:
+    """Delete the row of a checkpoint whose file is of no use."""
+    with storage.transaction() as session:
+        session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id == artifact_id))
+
+
+def evict(storage: Storage, budget_bytes: int) -> tuple[list[str], int]:
+    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs.
+
+    Returns:
+        The ids of the artifacts that no row names any more, and how many bytes are left.
+    """
+    with storage.transaction() as session:
+        unnamed = _evict(session, budget_bytes)
+        left_bytes = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0)
+    return unnamed, left_bytes
+
+
+def _checkpoint(row: CheckpointRow) -> Checkpoint:
+    return Checkpoint(
+        checkpoint_id=row.checkpoint_id,
+        iteration=row.iteration,
+        curve=tuple(CurvePoint(**point) for point in json.loads(row.curve)),
+        artifact=Artifact(artifact_id=row.artifact_id, size_bytes=row.size_bytes, sha256=row.sha256),
+    )
+
+
+def _set_needed(session: Session, attempt: Attempt, checkpoint_id: int) -> None:
+    at = AttemptRow.attempt_id == attempt.attempt_id
+    session.execute(update(AttemptRow).where(at).values(checkpoint_id=checkpoint_id))
+
+
+def _evict(session: Session, budget_bytes: int) -> list[str]:
+    over = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0) - budget_bytes
+    if over <= 0:
+        return []
+    before = func.sum(CheckpointRow.size_bytes).over(order_by=(CheckpointRow.last_used_s, CheckpointRow.checkpoint_id))
+    oldest = (
+        select(CheckpointRow.artifact_id, (before - CheckpointRow.size_bytes).label("before"))
+        .where(CheckpointRow.checkpoint_id.not_in(needed_checkpoints(session)))
+        .subquery()
+    )
+    gone = list(session.scalars(select(oldest.c.artifact_id).where(oldest.c.before < over)))
+    session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id.in_(gone)))
+    return gone
+
+
+def needed_checkpoints(session: Session) -> set[int]:
+    """List the checkpoints that running trials go on from, and those of each study's best trial."""
+    has_one = AttemptRow.checkpoint_id.is_not(None)
+    running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
+    best_first = (TrialValueModel.value.desc(), TrialModel.number, AttemptRow.number.desc())
+    ranked = (
+        select(
+            AttemptRow.checkpoint_id,
+            func.row_number().over(partition_by=TrialModel.study_id, order_by=best_first).label("place"),
+        )
+        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+        .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)
+        .where(TrialModel.state == TrialState.COMPLETE, has_one)
+        .subquery()
+    )
+    best = select(ranked.c.checkpoint_id).where(ranked.c.place == 1)
+    return {*session.scalars(running), *session.scalars(best)}

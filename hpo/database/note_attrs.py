@@ -1,0 +1,35 @@
+"""Notes and figures as the attributes in which optuna-dashboard looks for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hpo.database.optuna_tables import ARTIFACT_PREFIX, DASHBOARD_PREFIX
+
+NOTE_PIECE = 2045
+"""Characters that optuna-dashboard puts into one attribute."""
+
+FIGURE_NAME = "training and validation.png"
+
+
+def note_attrs(body: str, trial_id: int | None = None) -> dict[str, Any]:
+    """Give a note as the study's system attributes in which optuna-dashboard looks for it.
+
+    Args:
+        trial_id: None for the note of the study itself.
+    """
+    owner = DASHBOARD_PREFIX if trial_id is None else f"{DASHBOARD_PREFIX}{trial_id}:"
+    pieces = [body[start : start + NOTE_PIECE] for start in range(0, len(body), NOTE_PIECE)]
+    return {f"{owner}note_ver": 1} | {f"{owner}note_str:{index}": piece for index, piece in enumerate(pieces)}
+
+
+def figure_attrs(artifact_id: str) -> dict[str, Any]:
+    """Give a stored figure as the trial's system attribute in which Optuna looks for artifacts."""
+    about = {"artifact_id": artifact_id, "filename": FIGURE_NAME, "mimetype": "image/png", "encoding": None}
+    return {f"{ARTIFACT_PREFIX}{artifact_id}": json.dumps(about)}
+
+
+def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:
+    """Give the path at which optuna-dashboard serves a trial's figure."""
+    return f"/artifacts/{study_id}/{trial_id}/{artifact_id}"

@@ -1,0 +1,57 @@
+"""Optuna's private tables and keys under the names by which this package knows them.
+
+This is the only file that imports a private module of Optuna. A contract test pins the columns and attributes that the
+package relies on; where another release of Optuna changes one, it says which.
+"""
+
+from __future__ import annotations
+
+from optuna.storages._cached_storage import _CachedStorage as CachedStorage
+from optuna.storages._rdb.models import (
+    StudyDirectionModel,
+    StudyModel,
+    StudySystemAttributeModel,
+    StudyUserAttributeModel,
+    TrialHeartbeatModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
+
+__all__ = [
+    "ARTIFACT_PREFIX",
+    "COMPLETED_RUNG_PREFIX",
+    "DASHBOARD_PREFIX",
+    "FIXED_PARAMS",
+    "METRIC_NAMES",
+    "CachedStorage",
+    "StudyDirectionModel",
+    "StudyModel",
+    "StudySystemAttributeModel",
+    "StudyUserAttributeModel",
+    "TrialHeartbeatModel",
+    "TrialIntermediateValueModel",
+    "TrialModel",
+    "TrialParamModel",
+    "TrialSystemAttributeModel",
+    "TrialUserAttributeModel",
+    "TrialValueModel",
+]
+
+FIXED_PARAMS = "fixed_params"
+"""The trial's system attribute that holds the parameters it was enqueued with; samplers give these."""
+
+METRIC_NAMES = "study:metric_names"
+"""The study's system attribute that holds the names of its values."""
+
+COMPLETED_RUNG_PREFIX = "completed_rung_"
+"""Start of the trial's system attributes in which the successive-halving pruner keeps its rungs."""
+
+DASHBOARD_PREFIX = "dashboard:"
+"""Start of the study's system attributes of optuna-dashboard, the notes among them."""
+
+ARTIFACT_PREFIX = "artifacts:"
+"""Start of the system attributes, of trials and studies, that name files in the artifact store."""

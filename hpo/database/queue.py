@@ -1,0 +1,345 @@
+"""Hand trials to workers, and take what they write, each as one short transaction.
+
+The queue is Optuna's WAITING trials. A claim opens an attempt with a lease; whatever is written for a trial is
+written by an open attempt, so that a worker that was given up for dead cannot write any more. Optuna's own methods
+would need a transaction each, which is why its tables are written directly here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from optuna.trial import TrialState
+from sqlalchemy import CursorResult, delete, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId, ended_message
+from hpo.database.note_attrs import note_attrs
+from hpo.database.optuna_tables import (
+    COMPLETED_RUNG_PREFIX,
+    StudySystemAttributeModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
+from hpo.database.optuna_view import Draft
+from hpo.database.parking import claimable, parked
+from hpo.database.retry import patient
+from hpo.database.storage import Storage
+from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, now_s, upsert
+from hpo.errors import LeaseLost
+from hpo.recipes.schedule import CurvePoint
+from hpo.settings import DEFAULT_LEASE_S, StudyState
+
+LEASE_S = DEFAULT_LEASE_S
+MAX_LAPSES = 3
+"""How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
+
+
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+@patient
+def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
+    """Give the oldest waiting trial of a study that is neither paused nor stopped to one worker.
+
+    Atomic across processes: of several callers, exactly one gets a given trial.
+
+    Args:
+        lease_s: Seconds, by the database's clock, until the lease may be reaped.
+
+    Returns:
+        The attempt, or None when nothing is waiting, or nothing is to be given out.
+
+    Raises:
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        state, number_parked = _lock_state(session, study_id)
+        if state != "running":
+            return None
+        found = session.execute(
+            select(TrialModel.trial_id, TrialModel.number)
+            .where(*claimable(session, study_id, number_parked))
+            .order_by(TrialModel.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        ).first()
+        if found is None:
+            return None
+        changed = session.execute(
+            update(TrialModel)
+            .where(TrialModel.trial_id == found.trial_id, TrialModel.state == TrialState.WAITING)
+            .values(state=TrialState.RUNNING, _datetime_start_utc=_utc_now())
+        )
+        assert _rows(changed) == 1, "the row was locked"
+        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == found.trial_id))
+        row = AttemptRow(
+            trial_id=found.trial_id,
+            number=(before or 0) + 1,
+            worker=worker.name,
+            host=worker.host,
+            device=worker.device,
+            claimed_s=now_s(),
+            lease_until_s=now_s() + lease_s,
+        )
+        session.add(row)
+        session.flush()
+        return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
+
+
+@patient
+def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> StudyState:
+    """Extend the lease of an attempt, and note its progress.
+
+    Returns:
+        The state of the study, which says whether the trial is to go on.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        return _hold(session, attempt, progress, lease_s)
+
+
+@patient
+def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: Draft) -> None:
+    """Write what a sampler or a pruner wants to have written for the trial of an attempt.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    if not draft.params and not draft.system_attrs:
+        return
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        trial = {"trial_id": attempt.trial_id}
+        params = [
+            trial | {"param_name": name, "param_value": param.value, "distribution_json": param.distribution}
+            for name, param in draft.params.items()
+        ]
+        upsert(session, TrialParamModel, params, ("trial_id", "param_name"))
+        attrs = [trial | {"key": key, "value_json": json.dumps(value)} for key, value in draft.system_attrs.items()]
+        upsert(session, TrialSystemAttributeModel, attrs, ("trial_id", "key"))
+
+
+@patient
+def record(
+    storage: Storage,
+    attempt: Attempt,
+    progress: Progress,
+    points: Sequence[CurvePoint],
+    values: Mapping[int, float],
+    lease_s: float = LEASE_S,
+) -> StudyState:
+    """Write curve points, and values for Optuna by step, for the trial of an attempt.
+
+    Returns:
+        The state of the study, which says whether the trial is to go on.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        state = _hold(session, attempt, progress, lease_s)
+        _write_points(session, attempt, points, values)
+    return state
+
+
+@patient
+def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
+    """End an attempt and its trial.
+
+    Raises:
+        LeaseLost: The attempt has ended before; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        _end_attempts(session, [attempt.attempt_id], outcome.state)
+        _end_trial(session, attempt.trial_id, outcome)
+
+
+@patient
+def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Literal["stopped", "parked"]) -> None:
+    """End an attempt and put its trial back in the queue, under its number and with its parameters.
+
+    Raises:
+        LeaseLost: The attempt has ended before; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        _end_attempts(session, [attempt.attempt_id], why)
+        _requeue(session, attempt.trial_id)
+
+
+@patient
+def reap(storage: Storage, study_id: int | None) -> list[int]:
+    """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
+
+    Any live process may do this at any time.
+
+    Args:
+        study_id: None for all studies.
+
+    Returns:
+        The numbers of the trials concerned.
+    """
+    with storage.transaction() as session:
+        lapsed = session.execute(
+            select(AttemptRow.attempt_id, AttemptRow.trial_id, TrialModel.number)
+            .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+            .where(*([] if study_id is None else [TrialModel.study_id == study_id]))
+            .where(AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
+            .with_for_update(of=AttemptRow, skip_locked=True)
+        ).all()
+        if lapsed:
+            _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
+        for row in lapsed:
+            _give_up_or_requeue(session, row.trial_id)
+    return [row.number for row in lapsed]
+
+
+def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
+    """Read a study's state, which then stays until the transaction ends, and count the trials that wait for another's.
+
+    Whoever changes the state waits for the claims that are under way, and those that come later see the change.
+    """
+    number_parked = select(func.count()).select_from(parked(study_id).subquery()).scalar_subquery()
+    query = select(StudyRow.state, number_parked).where(StudyRow.study_id == study_id)
+    row = session.execute(query.with_for_update(read=True, of=StudyRow)).first()
+    return ("running", 0) if row is None else (row[0], row[1])  # Optuna's dashboard renames a study by copying it
+
+
+def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
+    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`.
+
+    Returns:
+        The state of its study, read on the way.
+    """
+    lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
+    study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
+    state = select(StudyRow.state).where(StudyRow.study_id == study).scalar_subquery()
+    held = session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
+        # Where another tool deleted the study, SQLite may have kept the attempt.
+        .where(exists().where(TrialModel.trial_id == attempt.trial_id))
+        .values(**asdict(progress), **lease)
+        .returning(state)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if held is None:
+        raise LeaseLost(ended_message(attempt))
+    return held[0] or "running"
+
+
+def _write_points(
+    session: Session, attempt: Attempt, points: Sequence[CurvePoint], values: Mapping[int, float]
+) -> None:
+    curve = [{"trial_id": attempt.trial_id} | asdict(point) for point in points]
+    upsert(session, CurveRow, curve, ("trial_id", "iteration"))
+    model = TrialIntermediateValueModel
+    finite = model.TrialIntermediateValueType.FINITE
+    reported = [
+        {
+            "trial_id": attempt.trial_id,
+            "step": step,
+            "intermediate_value": value,
+            "intermediate_value_type": finite,
+        }
+        for step, value in values.items()
+    ]
+    upsert(session, model, reported, ("trial_id", "step"))
+
+
+def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:
+    session.execute(
+        update(AttemptRow).where(AttemptRow.attempt_id.in_(attempt_ids)).values(ended_s=now_s(), outcome=outcome)
+    )
+
+
+def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
+    session.execute(
+        update(TrialModel)
+        .where(TrialModel.trial_id == trial_id)
+        .values(state=_STATES[outcome.state], _datetime_complete_utc=_utc_now())
+    )
+    if outcome.value is not None:
+        finite = TrialValueModel.TrialValueType.FINITE
+        session.add(TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
+    study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
+    _set_attrs(session, TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
+    _set_attrs(session, TrialSystemAttributeModel, {"trial_id": trial_id}, outcome.trial_system_attrs)
+    _set_attrs(session, StudySystemAttributeModel, {"study_id": study_id}, outcome.study_system_attrs)
+
+
+def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    rows = [{**owner, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    upsert(session, table, rows, (*owner, "key"))
+
+
+def _requeue(session: Session, trial_id: int) -> None:
+    # What was reported goes too: the next attempt reports it again, and a pruner must not see a future.
+    delete_of_trials(session, [trial_id], (CurveRow, TrialIntermediateValueModel))
+    notes = TrialSystemAttributeModel
+    session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith(COMPLETED_RUNG_PREFIX)))
+    session.execute(
+        update(TrialModel)
+        .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
+        .values(state=TrialState.WAITING)
+    )
+
+
+def _give_up_or_requeue(session: Session, trial_id: int) -> None:
+    attempts = session.execute(
+        select(AttemptRow.outcome, AttemptRow.iteration)
+        .where(AttemptRow.trial_id == trial_id)
+        .order_by(AttemptRow.number)
+    ).all()
+    lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
+    if lapses <= MAX_LAPSES:
+        _requeue(session, trial_id)
+        return
+    reason = f"its worker vanished {lapses} times without getting past iteration {deepest}"
+    note = note_attrs(f"**Failed: {reason}.**", trial_id)
+    attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
+    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
+
+
+def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
+    """Count how often a trial's worker has vanished since an attempt last got further than all before it.
+
+    Args:
+        attempts: Outcome, and the iteration that was reached, of each.
+
+    Returns:
+        The count, and the furthest iteration.
+    """
+    lapses = deepest = 0
+    for outcome, iteration in attempts:
+        if iteration > deepest:
+            lapses, deepest = 0, iteration
+        lapses += outcome == "lapsed"
+    return lapses, deepest
+
+
+def _rows(result: Any) -> int:
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
+def _utc_now() -> datetime:
+    """Give the time as Optuna's tables hold it: UTC without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
