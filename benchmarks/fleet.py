@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import PostgreSQL, serving_postgresql  # noqa: E402 - the tests' server is the benchmarks'
 from hpo.database.storage import Storage, open_storage  # noqa: E402
-from hpo.worker import StopSignal  # noqa: E402
+from hpo.worker.stop import StopSignal  # noqa: E402
 
 START_S = 300.0
 SWITCH_S = 0.5  # by default all threads that wait for the interpreter ask for it 200 times a second

@@ -33,11 +33,12 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
+from hpo.algorithms import make_pruner
 from hpo.database import overview
 from hpo.database.storage import Storage, open_storage
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, distinct_iterations, reports, rungs
-from hpo.study import Study, load, make_pruner
+from hpo.study import Study, load
 
 ALIGNS: tuple[Align, ...] = ("phase", "iteration")
 RUNG_COUNTS = (8, 16)

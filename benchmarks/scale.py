@@ -64,7 +64,6 @@ from fleet import (
 from sqlalchemy import func, select
 
 from hpo import study as studies
-from hpo import trajectory, worker
 from hpo.artifacts import open_artifacts
 from hpo.database import overview, queue, study_state
 from hpo.database.attempt import WorkerId
@@ -78,7 +77,10 @@ from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
 from hpo.training.data import Dataset, Split
 from hpo.training.train import Measurement, Precision, State
-from hpo.trajectory import Checkpoints, Trajectory, encode
+from hpo.trial import trajectory
+from hpo.trial.checkpoints import Checkpoints, encode
+from hpo.trial.trajectory import Trajectory
+from hpo.worker import presence, supervisor, work
 
 STEPS_PER_EPOCH = 351
 TRAINING_IMAGES, VALIDATION_IMAGES = 45_000, 5_000
@@ -102,17 +104,17 @@ SETTINGS = StudySettings(
     align="phase",
 )
 TRAINING, IDLE = "training", "idle"
-process_id = worker.worker_id
+process_id = presence.worker_id
 CALLS = (
     (queue, "reap", "poll"),
     (queue, "claim", "poll"),
-    (worker.Presence, "show", "poll"),
+    (presence.Presence, "show", "poll"),
     (study_state, "find_state", "poll"),
     (overview, "count", "poll"),
-    (worker.Idleness, "wait", IDLE),
-    (worker.TrialSupervisor, "sample", "sample"),
-    (worker.TrialSupervisor, "should_prune", "prune"),
-    (worker.TrialSupervisor, "finish", "finish"),
+    (presence.Idleness, "wait", IDLE),
+    (supervisor.TrialSupervisor, "sample", "sample"),
+    (supervisor.TrialSupervisor, "should_prune", "prune"),
+    (supervisor.TrialSupervisor, "finish", "finish"),
     (queue, "hand_back", "hand back"),
     (queue, "record", "heartbeat"),
     (queue, "renew", "heartbeat"),
@@ -120,7 +122,7 @@ CALLS = (
     (Checkpoints, "adopt", "start"),
     (Trajectory, "_enter", "enter"),
     (Trajectory, "_load_deepest", "load"),
-    (worker, "train_attempt", OUTSIDE),
+    (work, "train_attempt", OUTSIDE),
 )
 PHASES = ("poll", "sample", "prune", "finish", "hand back", "save", "start", "enter", "load")
 """Of the thread that trains, in a trial and between two."""
@@ -265,24 +267,24 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
     SleepingTraining.tally = tally
     stubs = {
         (trajectory, "Training"): SleepingTraining,
-        (worker, "_load_checked"): lambda *_: dataset,
-        (worker, "worker_id"): thread_id,
+        (work, "_load_checked"): lambda *_: dataset,
+        (presence, "worker_id"): thread_id,
     }
     stop = UncaughtSignals(last_call_s=LAST_CALL_S)
-    with patched(stubs | dict(timing(tally, CALLS))), worker.StopSignal.installed(stop):
+    with patched(stubs | dict(timing(tally, CALLS))), stop.StopSignal.installed(stop):
         yield stop
 
 
 def thread_id(device: torch.device) -> WorkerId:
     """Name a worker by its thread, as all of a process would have one name."""
-    return replace(process_id(device), name=worker.worker_name(threading.get_native_id()))
+    return replace(process_id(device), name=presence.worker_name(threading.get_native_id()))
 
 
 def work(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:
     """Be `hpo worker`, from some time in the first part of the warm-up on, as machines come up one by one."""
     stop.wait(random.uniform(0, ARRIVAL_SHARE * plan.warm_up_s))
     budget_bytes = int(plan.checkpoint_gb * GIGABYTE * stub_bytes / CHECKPOINT_BYTES)
-    worker.work(
+    work.work(
         studies.load(storage, plan.name),
         device=torch.device("cpu"),
         data_dir=Path(),

@@ -39,17 +39,18 @@ import torch
 from fleet import Tally, UncaughtSignals, opened_server, patched, server_cpu_s, start_fleet, timing
 from optuna.trial import TrialState
 
+from hpo import algorithms
 from hpo import study as studies
-from hpo import worker
 from hpo.database import queue
 from hpo.database.attempt import Outcome
 from hpo.database.optuna_view import SearchStorage
 from hpo.database.retry import Patience
 from hpo.database.storage import Storage, open_storage
-from hpo.objective import Supervisor, Task
 from hpo.recipes.schedule import REPORTS, CurvePoint, rungs
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings
+from hpo.trial.objective import Supervisor, Task
+from hpo.worker import supervisor, work
 
 SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),
@@ -94,7 +95,7 @@ def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
     """Put a stub in the place of training, and time what is around it."""
 
     def train(_task: Task, _data: object, supervisor: Supervisor, _sharing: object) -> Outcome:
-        assert isinstance(supervisor, worker.TrialSupervisor)
+        assert isinstance(supervisor, supervisor.TrialSupervisor)
         at = rungs(REPORTS)
         for iteration in range(1, REPORTS + 1):
             time.sleep(plan.epoch_s)
@@ -111,11 +112,11 @@ def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
 
     calls = [
         (queue, "claim", "claim"),
-        (worker.TrialSupervisor, "finish", "finish"),
-        (worker.TrialSupervisor, "sample", "sample"),
-        (worker, "train_attempt", "trial"),
+        (supervisor.TrialSupervisor, "finish", "finish"),
+        (supervisor.TrialSupervisor, "sample", "sample"),
+        (work, "train_attempt", "trial"),
     ]
-    stubs = {(worker, "run_trial"): train, (worker, "_load_checked"): lambda *_: torch.zeros(1)}
+    stubs = {(work, "run_trial"): train, (work, "_load_checked"): lambda *_: torch.zeros(1)}
     with patched(stubs | dict(timing(tally, calls))):
         yield tally
 
@@ -123,7 +124,7 @@ def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
 def work_ours(plan: Plan, storage: Storage, _tally: Tally) -> None:
     """Be `hpo worker`."""
     study = studies.load(storage, plan.name)
-    worker.work(study, device=torch.device("cpu"), data_dir=Path(), stop=UncaughtSignals())
+    work.work(study, device=torch.device("cpu"), data_dir=Path(), stop=UncaughtSignals())
 
 
 def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, tally: Tally) -> None:
@@ -133,8 +134,8 @@ def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, ta
     study = optuna.load_study(
         study_name=plan.name,
         storage=storage.optuna,
-        sampler=studies.make_sampler(settings.sampler, settings.seed, own_seed),
-        pruner=studies.make_pruner(settings.pruner, settings.iterations),
+        sampler=algorithms.make_sampler(settings.sampler, settings.seed, own_seed),
+        pruner=algorithms.make_pruner(settings.pruner, settings.iterations),
     )
     space = load_space("smooth_lr")
     while next_trial():

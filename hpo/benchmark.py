@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import study as studies
 from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
-from hpo.objective import AtEnd
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
 from hpo.settings import DatasetName, StudySettings
@@ -25,6 +24,7 @@ from hpo.study import Study
 from hpo.training.data import Split
 from hpo.training.datasets import read_cifar10, read_digits, read_fashion_mnist
 from hpo.training.train import Training
+from hpo.trial.objective import AtEnd
 
 DOCUMENTED_DATASET: DatasetName = "cifar10"
 P_LIMIT = 0.05

@@ -24,7 +24,8 @@ from hpo.study import Best, Study
 from hpo.training.data import CLASSES, Dataset
 from hpo.training.model import count_parameters
 from hpo.training.train import Training
-from hpo.trajectory import Checkpoints, training_at
+from hpo.trial.checkpoints import Checkpoints
+from hpo.trial.trajectory import training_at
 
 LIBRARIES = ("hpo", "torch", "torchvision", "optuna", "numpy", "safetensors")
 GIT_S = 10.0

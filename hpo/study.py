@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    SuccessiveHalvingPruner,
-    WilcoxonPruner,
-)
-from optuna.samplers import (
-    BaseSampler,
-    CmaEsSampler,
-    GPSampler,
-    PartialFixedSampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.algorithms import fixed_sampler, make_pruner, make_sampler
 from hpo.database import overview, studies, study_state
 from hpo.database.attempt import Attempt
 from hpo.database.optuna_tables import METRIC_NAMES
@@ -36,18 +19,16 @@ from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import Comparison
-from hpo.recipes.recipe import Recipe, derive_seed
-from hpo.recipes.schedule import RUNGS, CurvePoint
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param, SearchSpace
-from hpo.settings import PrunerName, SamplerName, StudySettings
+from hpo.settings import StudySettings
 
 METRIC = "validation accuracy"
 TARGET = "trials"
 HOPELESS_FAILURES = 5
 """How many trials may fail while none succeeds before the study is given up."""
 
-ASHA_FACTOR = 3  # misses less than 2 and trains less, on all curves of benchmarks/README.md
-HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -253,54 +234,6 @@ def find_best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
     """Find the completed trial of the highest accuracy, the oldest of equals, as optuna-dashboard does."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
-
-
-def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler:
-    """Make a sampler for one trial of a study."""
-    own = derive_seed("sampler", seed, trial_number) % 2**32
-    shared = derive_seed("sampler", seed) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match name:
-            case "tpe":
-                # group: without it, parameters that only some trials have fall out of the joint model
-                return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
-            case "random":
-                return RandomSampler(seed=own)
-            case "qmc":
-                # one sequence for all workers, which take their places in it from the storage
-                return QMCSampler(
-                    scramble=True, seed=shared, warn_asynchronous_seeding=False, warn_independent_sampling=False
-                )
-            case "gp":
-                return GPSampler(seed=own, warn_independent_sampling=False)
-            case "cmaes":
-                return CmaEsSampler(seed=own, warn_independent_sampling=False)
-
-
-def fixed_sampler(params: dict[str, Any], base: BaseSampler) -> BaseSampler:
-    """Make a sampler that gives these parameters."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return PartialFixedSampler(params, base)
-
-
-def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePruner:
-    """Make a pruner for trials of a budget, asked at so many evenly spaced steps."""
-    rung = max(1, iterations // rungs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match name:
-            case "asha":
-                return SuccessiveHalvingPruner(min_resource=2 * rung, reduction_factor=ASHA_FACTOR)
-            case "hyperband":
-                return HyperbandPruner(min_resource=rung, max_resource=iterations, reduction_factor=HYPERBAND_FACTOR)
-            case "median":
-                return MedianPruner(n_startup_trials=5, n_warmup_steps=2 * rung)
-            case "wilcoxon":
-                return WilcoxonPruner(p_threshold=0.1, n_startup_steps=4)
-            case "none":
-                return NopPruner()
 
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:

@@ -81,7 +81,7 @@ def benchmark(
     from hpo.database.retry import Patience
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
-    from hpo.worker import StopSignal
+    from hpo.worker.stop import StopSignal
 
     _check_options(all_documented, study, dataset, precision)
     check_launcher(launcher, address, gpus_per_worker)

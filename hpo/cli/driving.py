@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpo.launch.supervise import Launcher, Workers
     from hpo.progress import Progress
     from hpo.study import Study
-    from hpo.worker import StopSignal
+    from hpo.worker.stop import StopSignal
 
 
 def check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worker: float | None) -> None:

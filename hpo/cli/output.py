@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
-    from hpo.worker import StopSignal
+    from hpo.worker.stop import StopSignal
 
 INTERRUPTED, TERMINATED = 130, 143
 

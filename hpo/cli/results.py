@@ -46,8 +46,8 @@ def best(
 def _export(study: Study, found: Best, path: Path, artifacts: str, data_dir: Path) -> None:
     from hpo import benchmark, export
     from hpo.artifacts import check_new_folder, open_artifacts, write_folder
-    from hpo.trajectory import Checkpoints
-    from hpo.worker import load_as_worker
+    from hpo.trial.checkpoints import Checkpoints
+    from hpo.worker.verify import load_as_worker
 
     check_new_folder(path)
     dataset = load_as_worker(study, data_dir)
@@ -68,8 +68,8 @@ def verify(
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
-    from hpo.trajectory import Checkpoints
-    from hpo.worker import verify as verify_trial
+    from hpo.trial.checkpoints import Checkpoints
+    from hpo.worker.verify import verify as verify_trial
 
     database = open_storage(storage)
     found = studies.load(database, study)
@@ -102,7 +102,7 @@ def gc(
     """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
-    from hpo.trajectory import Checkpoints
+    from hpo.trial.checkpoints import Checkpoints
 
     kept = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
     left = kept.collect_garbage()

@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 
     from hpo.database.storage import Storage
     from hpo.study import Study
-    from hpo.worker import Equipment, StopSignal
+    from hpo.worker.stop import StopSignal
+    from hpo.worker.work import Equipment
 
 
 def run(
@@ -108,7 +109,7 @@ def run(
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.notes import study_note
     from hpo.recipes.space_file import load_space
-    from hpo.worker import StopSignal
+    from hpo.worker.stop import StopSignal
 
     if study is not None:
         check_study_name(study)
@@ -172,8 +173,10 @@ def worker(
     from hpo.database.retry import Patience
     from hpo.database.storage import open_storage
     from hpo.launch.process import DRIVER_ENV
-    from hpo.trajectory import Checkpoints
-    from hpo.worker import Equipment, StopSignal, pick_device
+    from hpo.trial.checkpoints import Checkpoints
+    from hpo.worker.device import pick_device
+    from hpo.worker.stop import StopSignal
+    from hpo.worker.work import Equipment
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if study is not None:
@@ -198,7 +201,7 @@ def _serve_one(
     from hpo import study as studies
     from hpo.benchmark import end_of_run
     from hpo.database import study_state
-    from hpo.worker import work
+    from hpo.worker.work import work
 
     found = studies.load(storage, name)
     finished = work(
@@ -220,7 +223,7 @@ def _serve_forever(
     storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
 ) -> None:
     from hpo.benchmark import end_of_run
-    from hpo.fleet import Fleet
+    from hpo.worker.rotation import Fleet
 
     say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until a signal ends it")
     fleet = Fleet(
@@ -276,7 +279,7 @@ def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[Da
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Resolve `auto` to what this machine computes natively."""
     from hpo.training.train import native_precision
-    from hpo.worker import pick_device
+    from hpo.worker.device import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted
 

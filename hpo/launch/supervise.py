@@ -12,7 +12,7 @@ from hpo.database import overview, queue
 from hpo.database.overview import Counts
 from hpo.errors import StudyFailed
 from hpo.study import Study, is_hopeless
-from hpo.worker import LAST_CALL_S, StopSignal
+from hpo.worker.stop import LAST_CALL_S, StopSignal
 
 POLL_S = 0.5
 TERMINATE_S = LAST_CALL_S + 0.3

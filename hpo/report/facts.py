@@ -19,7 +19,7 @@ from hpo.recipes.schedule import CurvePoint
 from hpo.report.tree import Branch, grow
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, StudySettings
 from hpo.study import Study
-from hpo.trajectory import cut_path
+from hpo.trial.segments import cut_path
 
 DOCUMENTED_DATASET: DatasetName = "cifar10"
 MIN_COMPLETE = 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hpo.trajectory import Segment, shared_iterations
+from hpo.trial.segments import Segment, shared_iterations
 
 Path = Sequence[Segment]
 

@@ -13,12 +13,12 @@ from hpo import study
 from hpo.database import overview, queue
 from hpo.database.attempt import Attempt, Outcome
 from hpo.database.storage import Storage
-from hpo.objective import Task, run_trial
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
-from hpo.trajectory import Checkpoints, Sharing
+from hpo.trial.checkpoints import Checkpoints, Sharing
+from hpo.trial.objective import Task, run_trial
 
 from .support import NOTHING, SETTINGS, WORKER
 

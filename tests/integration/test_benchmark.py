@@ -19,15 +19,16 @@ from hpo.database.attempt import Outcome
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import BadInput, DataUnavailable, StorageUnavailable, StudyMismatch, StudyNotFound
-from hpo.objective import AtEnd
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import evaluation, final_iteration
 from hpo.settings import StudySettings
 from hpo.training.datasets import load_dataset
 from hpo.training.train import Training
-from hpo.trajectory import Checkpoints
-from hpo.worker import StopSignal, work
+from hpo.trial.checkpoints import Checkpoints
+from hpo.trial.objective import AtEnd
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.support import NOTHING, SETTINGS, claim, complete, dump, make_study, suggest
 
 DATA = Path("/nonexistent")

@@ -24,7 +24,8 @@ from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.study import Study, continue_or_create
 from hpo.training.data import Dataset
-from hpo.worker import Equipment, StopSignal, train_attempt
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import Equipment, train_attempt
 
 from .support import SETTINGS, SPACE, claim, make_study
 
@@ -144,7 +145,7 @@ def test_a_trial_that_failed_has_a_note_that_says_why(
     def fail(*_: object) -> None:
         raise MemoryError("none left")
 
-    monkeypatch.setattr("hpo.worker.run_trial", fail)
+    monkeypatch.setattr("hpo.worker.work.run_trial", fail)
     made = make_study(storage, 1)
 
     assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=artifacts))

@@ -29,8 +29,9 @@ from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import CheckpointRow
 from hpo.errors import DeviceLost, StudyFailed
 from hpo.training.train import Training
-from hpo.trajectory import Checkpoints
-from hpo.worker import StopSignal, work
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.sharing import require_undisturbed
 from integration.support import SETTINGS, dump, load_all_of_trials, make_study, wait_until
 
@@ -47,7 +48,9 @@ STORMY = replace(SETTINGS, iterations=64)
 
 FORK = multiprocessing.get_context("forkserver")
 # torch loads torch._dynamo with the first optimizer, which takes longer than most workers live here.
-FORK.set_forkserver_preload(["hpo.worker", "psycopg", "sklearn.datasets", "torch._dynamo", "integration.test_faults"])
+FORK.set_forkserver_preload(
+    ["hpo.worker.work", "psycopg", "sklearn.datasets", "torch._dynamo", "integration.test_faults"]
+)
 
 
 def be_worker(url: str, artifacts: str) -> None:

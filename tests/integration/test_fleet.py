@@ -28,10 +28,11 @@ from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError
-from hpo.fleet import Fleet
 from hpo.training.train import Training
-from hpo.trajectory import Checkpoints
-from hpo.worker import Equipment, StopSignal
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.rotation import Fleet
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import Equipment
 from integration.conftest import Start
 from integration.support import (
     SETTINGS,

@@ -29,8 +29,10 @@ from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import distinct_iterations
 from hpo.study import Study
 from hpo.training.data import Dataset
-from hpo.trajectory import Checkpoints
-from hpo.worker import Equipment, StopSignal, train_attempt, verify
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.verify import verify
+from hpo.worker.work import Equipment, train_attempt
 from integration.conftest import Start
 from integration.network import connected_hosts
 from integration.proxy import proxied

@@ -26,8 +26,9 @@ from hpo.database.retry import Patience
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError, StorageUnavailable
-from hpo.trajectory import Checkpoints
-from hpo.worker import StopSignal, work
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.conftest import Start
 from integration.network import connected_hosts
 from integration.proxy import Fault, proxied

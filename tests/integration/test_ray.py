@@ -23,7 +23,8 @@ from hpo import study
 from hpo.database import overview
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
-from hpo.worker import StopSignal, work
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.conftest import Start
 from integration.sharing import require_undisturbed
 from integration.support import (

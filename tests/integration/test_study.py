@@ -21,8 +21,9 @@ from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.recipes.schedule import grid, rungs
 from hpo.settings import PrunerName, SamplerName, StudySettings
 from hpo.training.datasets import load_dataset
-from hpo.trajectory import Checkpoints
-from hpo.worker import StopSignal, work
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.support import (
     DIGITS_SPLIT,
     NOTHING,

@@ -29,7 +29,9 @@ from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import evaluation
 from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
-from hpo.trajectory import Checkpoints, Segment, Sharing, compare_with_scratch, encode, segments
+from hpo.trial.checkpoints import Checkpoints, Sharing, encode
+from hpo.trial.segments import Segment, segments
+from hpo.worker.verify import compare_with_scratch
 
 from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
 from .support import NOTHING, SETTINGS, WORKER

@@ -24,8 +24,9 @@ from hpo.database import overview
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
-from hpo.trajectory import Checkpoints
-from hpo.worker import StopSignal, work
+from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import work
 from integration.conftest import Start
 from integration.support import (
     SETTINGS,

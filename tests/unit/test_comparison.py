@@ -4,9 +4,9 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
+from hpo.algorithms import fixed_sampler
 from hpo.recipes.comparison import BASELINE, CANDIDATE, SEEDS, Comparison
 from hpo.recipes.recipe import documented_runs
-from hpo.study import fixed_sampler
 
 RUNS = documented_runs()
 RECIPES = {CANDIDATE: RUNS["smooth_lr"].recipe.at(iterations=640, seed=3), BASELINE: RUNS["baseline"].recipe}

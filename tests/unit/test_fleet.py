@@ -3,7 +3,7 @@
 import pytest
 
 from hpo.database.study_state import Standing
-from hpo.fleet import key_of, turn_order
+from hpo.worker.rotation import key_of, turn_order
 
 
 def standing(study_id, state="running", running=0, waiting=1, changed_s=0.0):

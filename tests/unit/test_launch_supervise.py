@@ -9,7 +9,7 @@ from hpo.launch import supervise
 from hpo.launch.supervise import MAX_RESTARTS, Ended, Workers, waiting_note
 from hpo.settings import StudySettings
 from hpo.study import continue_or_create
-from hpo.worker import StopSignal
+from hpo.worker.stop import StopSignal
 
 SETTINGS = StudySettings(
     space={"name": "small", "base": "smooth_lr", "search": {}},

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from hpo.database.attempt import Outcome
-from hpo.objective import Task, run_trial, standard_error
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import best_point, evaluation, reports, rungs, stops_early
 from hpo.training.train import Training
+from hpo.trial.objective import Task, run_trial, standard_error
 
 BASE = replace(documented_runs()["baseline"].recipe, boundaries=(16_000, 32_000), batch_size=20, iterations=32, seed=5)
 

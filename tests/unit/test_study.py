@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from hpo.algorithms import make_pruner
 from hpo.database import overview, queue
 from hpo.database.attempt import Outcome, Progress, WorkerId
 from hpo.database.storage import open_storage
@@ -18,7 +19,7 @@ from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint, grid, rungs
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings
-from hpo.study import Best, best, continue_or_create, find_best_trial, load, make_pruner, status, target
+from hpo.study import Best, best, continue_or_create, find_best_trial, load, status, target
 
 SPACE = load_space("smooth_lr")
 SETTINGS = StudySettings(

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
 from hpo.training.train import Numerics, Training
-from hpo.trajectory import Segment, decode, encode, segment_at, segment_of, segments
+from hpo.trial.checkpoints import decode, encode
+from hpo.trial.segments import Segment, segment_at, segment_of, segments
 
 BUDGET = 64
 NUMERICS = Numerics(device_type="cpu", precision="fp32", compiled=False, threads=1, torch_version="2.14.1")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpo.worker import Idleness, StopSignal, idle_poll_s
+from hpo.worker.presence import Idleness, idle_poll_s
+from hpo.worker.stop import StopSignal
 
 
 @pytest.mark.parametrize(

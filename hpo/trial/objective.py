@@ -13,7 +13,8 @@ from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, fina
 from hpo.settings import Precision
 from hpo.training.data import Dataset
 from hpo.training.train import Measurement, Training
-from hpo.trajectory import Blocked, Sharing, Trajectory
+from hpo.trial.checkpoints import Sharing
+from hpo.trial.trajectory import Blocked, Trajectory
 
 AtEnd = Callable[[Training], dict[str, Any]]
 """Is given a completed run with the weights that it ends with, and gives attributes for its trial."""

@@ -15,25 +15,15 @@ from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.study_state import Standing
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
-from hpo.objective import AtEnd
 from hpo.settings import DatasetName
 from hpo.study import Study
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
-from hpo.worker import (
-    Equipment,
-    Idleness,
-    Presence,
-    StopSignal,
-    beat_s,
-    on_duty,
-    prepare_torch,
-    require_hope,
-    require_measure,
-    require_split,
-    train_attempt,
-    worker_id,
-)
+from hpo.trial.objective import AtEnd
+from hpo.worker.device import prepare_torch
+from hpo.worker.presence import Idleness, Presence, beat_s, on_duty, worker_id
+from hpo.worker.stop import StopSignal
+from hpo.worker.work import Equipment, require_hope, require_measure, require_split, train_attempt
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""One trial: its trajectory, segments and checkpoints."""

@@ -1,0 +1,86 @@
+"""Cut a recipe's trajectory into segments, each with a key that says what decides its states."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import Evaluation, learning_rate_runs
+from hpo.training.data import Dataset
+from hpo.training.train import Numerics
+
+FORMAT = 1
+"""Part of every key; to be raised when a change of the training code changes its results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Be a stretch (start, end] of iterations of one learning rate, with the key of the states on it."""
+
+    key: str
+    start: int
+    end: int
+
+
+def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics) -> tuple[Segment, ...]:
+    """Cut a recipe's path into segments.
+
+    A key is the SHA-256 of the canonical JSON of all that determines the states: architecture, dropout, data, batch
+    size, optimizer, seed, numerics, when is evaluated and on how much, and the learning rates up to and on the segment.
+    Early stopping and what comes later are not part of it.
+    """
+    setting = {
+        "data": [dataset.name, dataset.checksum, dataset.padding, dataset.flip],
+        "numerics": asdict(found),
+        "evaluation": asdict(plan),
+    }
+    return cut_path(recipe, setting)
+
+
+def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
+    """Cut a recipe's path into segments, whose keys tell recipes apart within one setting.
+
+    Args:
+        setting: What determines the states beside the recipe, as JSON values.
+    """
+    same = {
+        "format": FORMAT,
+        "network": ["resnet20", recipe.head, recipe.dropout, recipe.shortcut_norm],
+        "optimizer": ["sgd", recipe.momentum, recipe.weight_decay, recipe.batch_size],
+        "seed": recipe.seed,
+        **setting,
+    }
+    cut: list[Segment] = []
+    runs = learning_rate_runs(recipe, recipe.iterations)
+    for index, (end, rate) in enumerate(runs):
+        text = json.dumps(same | {"before": runs[:index], "rate": rate}, sort_keys=True, separators=(",", ":"))
+        start = runs[index - 1][0] if index else 0
+        cut.append(Segment(key=hashlib.sha256(text.encode()).hexdigest(), start=start, end=end))
+    return tuple(cut)
+
+
+def segment_at(path: Sequence[Segment], iteration: int) -> Segment:
+    """Find the segment that leads on from an iteration before the last."""
+    return next(segment for segment in path if segment.start <= iteration < segment.end)
+
+
+def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
+    """Find the segment that a state of iteration 1 or more lies on."""
+    return path[bisect_left([segment.end for segment in path], iteration)]
+
+
+def shared_iterations(one: Sequence[Segment], other: Sequence[Segment]) -> int:
+    """Count the iterations that two paths have in common from their start."""
+    shared = 0
+    for a, b in zip(one, other, strict=False):
+        if a.key != b.key:
+            break
+        shared = min(a.end, b.end)
+        if a.end != b.end:
+            break
+    return shared

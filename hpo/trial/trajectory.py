@@ -1,0 +1,207 @@
+"""Train each trajectory once: find, keep and share the checkpoints along the paths that recipes walk.
+
+Two recipes that agree up to iteration t have the same state at t, so the recipes of a study form a tree. Its edges are
+*segments*, stretches of one learning rate; a segment's key stands for all that determines the states on it, and a
+checkpoint is named by segment and iteration (the stage trees of Shin et al. 2020).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+from hpo.errors import StorageUnavailable
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid
+from hpo.settings import Precision
+from hpo.training.data import Dataset
+from hpo.training.train import Measurement, State, Training, numerics
+from hpo.trial.checkpoints import Checkpoints, Sharing
+from hpo.trial.segments import Segment, segment_at, segments
+
+log = logging.getLogger(__name__)
+
+
+Blocked = Literal["stopped", "parked"]
+
+
+class Trajectory:
+    """Walk along a recipe's trajectory, training only what no checkpoint holds.
+
+    Args:
+        sharing: None to train everything from scratch.
+        stop: Asked before each optimizer step whether to stop.
+        advanced: Told of optimizer steps: the iteration reached, and how many steps were executed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        precision: Precision,
+        plan: Evaluation,
+        *,
+        compiled: bool,
+        sharing: Sharing | None,
+        stop: Callable[[], bool],
+        advanced: Callable[[int, int], None],
+    ) -> None:
+        self._recipe, self._dataset, self._plan = recipe, dataset, plan
+        self._precision, self._compiled = precision, compiled
+        self._sharing, self._stop, self._advanced = sharing, stop, advanced
+        self._path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
+        self._grid = frozenset(grid(recipe.iterations))
+        self._entered: Segment | None = None
+        self._training: Training | None = None
+        self._kept: State | None = None
+        self._saved = 0
+        self.position = 0
+        self.curve: list[CurvePoint] = []
+        if sharing is not None:
+            sharing.checkpoints.adopt(sharing.attempt, self._path)
+
+    def measure_at(self, iteration: int) -> CurvePoint | Blocked:
+        """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
+
+        Returns:
+            The measurement; `stopped` when `stop` said so; `parked` when a live worker trains what would come next.
+        """
+        while True:
+            known = self._known(iteration)
+            if known is not None:
+                return known
+            segment = segment_at(self._path, self.position)
+            if segment != self._entered and not self._enter(segment):
+                return "parked"
+            if segment == self._entered:
+                return self._train_to(iteration)
+
+    def keep(self) -> None:
+        """Remember the present state, so that `evaluate_at` need not find or train it again."""
+        if self._training is not None and self._training.iteration == self.position:
+            self._kept = self._training.state()
+
+    def evaluate_at(self, iteration: int) -> Measurement | Blocked:
+        """Measure the state at an iteration that was passed, on the whole validation split."""
+        if iteration == self._recipe.iterations or self._plan.images == len(self._dataset.validation):
+            point = next(point for point in self.curve if point.iteration == iteration)
+            images = len(self._dataset.validation)
+            return Measurement(loss=point.val_loss, accuracy=point.val_accuracy, images=images)
+        training = self.training_at(iteration)
+        return training.evaluate(self._dataset.validation) if isinstance(training, Training) else training
+
+    def training_at(self, iteration: int) -> Training | Blocked:
+        """Give the training in its state at an iteration that was passed."""
+        if not self._go_to(iteration):
+            return "stopped"
+        assert self._training is not None
+        return self._training
+
+    def save(self) -> None:
+        """Store the present state, unless it is in the store or was never made here."""
+        training = self._training
+        if self._sharing is None or training is None or training.iteration in (0, self._saved):
+            return
+        curve = [point for point in self.curve if point.iteration <= training.iteration]
+        self._sharing.checkpoints.save(self._sharing.attempt, self._path, training.state(), curve)
+        self._saved = training.iteration
+
+    def _known(self, iteration: int) -> CurvePoint | None:
+        if iteration > self.position:
+            return None
+        return next(point for point in self.curve if point.iteration == iteration)
+
+    def _enter(self, segment: Segment) -> bool:
+        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment.
+
+        Where the database does not answer, a trial that holds its state goes on without the lease, at the risk that
+        another trains the same; one that would have to begin from scratch waits.
+        """
+        if self._sharing is None:
+            self._entered = segment
+            return True
+        sharing, patience = self._sharing, self._sharing.checkpoints.storage.patience
+        if self._training is None or self._training.iteration != self.position:
+            return patience.call(lambda: self._join(sharing, segment))
+        try:
+            return patience.once(lambda: self._join(sharing, segment))
+        except StorageUnavailable as error:
+            log.info("iteration %d: %s; the segment is trained without a lease", self.position, error)
+            self._entered = segment
+            return True
+
+    def _join(self, sharing: Sharing, segment: Segment) -> bool:
+        if self._adopt_deeper(sharing):
+            return True
+        if not sharing.checkpoints.enter(sharing.attempt, segment):
+            return False
+        if not self._adopt_deeper(sharing):  # what was saved between the look and the lease
+            self._entered = segment
+        return True
+
+    def _adopt_deeper(self, sharing: Sharing) -> bool:
+        found = sharing.checkpoints.find(self._path, self._recipe.iterations)
+        if found is None or found.iteration <= self.position:
+            return False
+        sharing.checkpoints.note_use(sharing.attempt, found)
+        self.position, self.curve = found.iteration, list(found.curve)
+        return True
+
+    def _train_to(self, iteration: int) -> CurvePoint | Blocked:
+        if not self._go_to(self.position) or not self._advance(iteration):
+            self.save()
+            return "stopped"
+        assert self._training is not None
+        last = iteration == self._recipe.iterations
+        point = self._training.measure(len(self._dataset.validation) if last else self._plan.images)
+        self.position = iteration
+        self.curve.append(point)
+        if iteration in self._grid:
+            self.save()
+        return point
+
+    def _advance(self, iteration: int) -> bool:
+        """Train up to an iteration; False when stopped before."""
+        assert self._training is not None
+        steps = self._training.advance(iteration, self._stop)
+        self.position = max(self.position, self._training.iteration)
+        self._advanced(self.position, steps)
+        return self._training.iteration == iteration
+
+    def _go_to(self, iteration: int) -> bool:
+        """Bring the training to a state that the curve covers, from the deepest checkpoint that can be read."""
+        if self._training is not None and self._training.iteration == iteration:
+            return True
+        self._training = Training(self._recipe, self._dataset, self._precision, self._compiled)
+        state = self._load_deepest(iteration)
+        if state is not None:
+            self._training.restore(state)
+            self._saved = state.iteration
+        for point in self._plan.iterations:
+            if self._training.iteration < point <= iteration:
+                if not self._advance(point):
+                    return False
+                self._training.restart_loss()
+        return self._advance(iteration)
+
+    def _load_deepest(self, iteration: int) -> State | None:
+        if self._kept is not None and self._kept.iteration == iteration:
+            return self._kept
+        if self._sharing is None:
+            return None
+        return self._sharing.checkpoints.load_deepest(self._path, iteration)
+
+
+def training_at(
+    recipe: Recipe, iteration: int, dataset: Dataset, precision: Precision, checkpoints: Checkpoints, compiled: bool
+) -> Training:
+    """Bring a training to an iteration, from the deepest checkpoint that can be read, or else from scratch."""
+    plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
+    training = Training(recipe, dataset, precision, compiled)
+    state = checkpoints.load_deepest(path, iteration)
+    if state is not None:
+        training.restore(state)
+    training.advance(iteration)
+    return training

@@ -1,0 +1,1 @@
+"""Worker processes: claim, train, keep the lease, finish."""

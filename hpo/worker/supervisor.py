@@ -1,0 +1,164 @@
+"""Keep a trial's lease alive beside its training, and write what is measured."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import optuna
+
+from hpo.artifacts import Artifacts
+from hpo.database import queue
+from hpo.database.attempt import Attempt, Outcome, Progress
+from hpo.errors import LeaseLost
+from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.space import Param
+from hpo.study import Study
+from hpo.worker.exhibit import exhibit, withdraw
+from hpo.worker.presence import beat_s
+from hpo.worker.stop import StopSignal
+
+WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
+
+
+@dataclass
+class TrialSupervisor:
+    """Keep a trial's lease alive beside its training, and write what is measured.
+
+    Use as a context manager: until it is left, a thread renews the lease and writes, so that training goes on while the
+    database does not answer. What ends the attempt before its trial has ended is kept in `failure`; `recalled` says
+    whether the study was stopped.
+    """
+
+    study: Study
+    attempt: Attempt
+    stop: StopSignal
+    lease_s: float = queue.LEASE_S
+    failure: Exception | None = field(default=None, init=False)
+    recalled: bool = field(default=False, init=False)
+    progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
+    write_every_s: float = WRITE_EVERY_S
+    _trial: optuna.Trial | None = field(default=None, init=False)
+    _written_s: float = field(default=-math.inf, init=False)
+    _points: list[CurvePoint] = field(default_factory=list, init=False)
+    _values: dict[int, float] = field(default_factory=dict, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _wanted: bool = field(default=False, init=False)
+    _done: bool = field(default=False, init=False)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        # Not joined: it may wait for a database that hangs, and what it still writes is refused.
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+
+    def stopped(self) -> bool:
+        """Tell whether the worker or the study is to stop, or the attempt has ended."""
+        return self.recalled or self.failure is not None or bool(self.stop)
+
+    def advanced(self, iteration: int, steps: int) -> None:
+        """Take note of optimizer steps."""
+        trained = self.progress.trained_iterations + steps
+        self.progress = replace(self.progress, iteration=iteration, trained_iterations=trained)
+
+    def sample(self) -> dict[str, Param]:
+        """Let the study's sampler choose the trial's parameters, and write them before anything is trained."""
+        self._trial = self.study.open_trial(self.attempt)
+        params, draft = self.study.suggest(self._trial)
+        queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
+        return params
+
+    def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
+        """Show values to the pruner, and keep measurements to be written together, at most every `write_every_s`."""
+        assert self._trial is not None, "sampled before it is trained"
+        for step, value in values.items():
+            self._trial.report(value, step)
+        with self._changed:
+            self.progress = replace(self.progress, iteration=point.iteration, val_accuracy=point.val_accuracy)
+            self._points.append(point)
+            self._values |= values
+            self._wanted = self._wanted or time.monotonic() - self._written_s >= self.write_every_s
+            self._changed.notify_all()
+
+    def finish(self, outcome: Outcome, artifacts: Artifacts | None = None) -> None:
+        """Write what is left, and the end of the trial with its note and figure.
+
+        Raises:
+            LeaseLost: The attempt has ended before.
+            StorageUnavailable: The database did not answer for too long.
+        """
+        self._wait_until_written()
+        self.require_open()
+        shown, figure_id = exhibit(self.study, self.attempt, outcome, artifacts)
+        try:
+            queue.finish(self.study.storage, self.attempt, self.progress, shown)
+        except LeaseLost:
+            withdraw(figure_id, artifacts)
+            raise
+
+    def should_prune(self) -> bool:
+        """Ask the study's pruner about what was reported so far, and wait for a database that does not answer.
+
+        A decision must not depend on whether the database answered in time. When the attempt has ended, nothing is
+        decided, as it is stopped before its next iteration.
+        """
+        if self.study.settings.pruner == "none":
+            return False
+        if self.failure is not None:
+            return False
+        assert self._trial is not None, "sampled before it is trained"
+        decided, draft = self.study.should_prune(self._trial)
+        queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
+        return decided
+
+    def require_open(self) -> None:
+        """Raise what ended the attempt, if something did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _wait_until_written(self) -> None:
+        with self._changed:
+            self._wanted = bool(self._points)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.failure is not None or not self._points)
+
+    def _beat(self) -> None:
+        try:
+            while self._wait_for_beat():
+                self._write()
+        except Exception as error:  # noqa: BLE001 - the thread that trains raises it again
+            with self._changed:
+                self.failure = error
+                self._changed.notify_all()
+
+    def _wait_for_beat(self) -> bool:
+        """Wait until it is time to write, and tell whether there is still something to write for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._done or self._wanted, beat_s(self.lease_s))
+            return not self._done
+
+    def _write(self) -> None:
+        with self._changed:
+            points, values, progress = tuple(self._points), dict(self._values), self.progress
+            self._wanted = False
+        if points:
+            state = queue.record(self.study.storage, self.attempt, progress, points, values, self.lease_s)
+        else:
+            state = queue.renew(self.study.storage, self.attempt, progress, self.lease_s)
+        with self._changed:
+            self.recalled = state == "stopped"
+            del self._points[: len(points)]
+            self._values = {step: value for step, value in self._values.items() if step not in values}
+            self._written_s = time.monotonic()
+            self._changed.notify_all()

@@ -1,0 +1,210 @@
+"""Be a worker: claim trials of a study, train them, and keep their leases alive."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpo.artifacts import Artifacts
+from hpo.database import overview, queue, study_state
+from hpo.database.attempt import Attempt, FinalState, Outcome
+from hpo.database.overview import Counts
+from hpo.errors import BadInput, LeaseLost, StorageUnavailable, StudyFailed
+from hpo.recipes.comparison import Comparison
+from hpo.study import Study, is_hopeless
+from hpo.training.data import Dataset
+from hpo.training.datasets import load_dataset
+from hpo.trial.checkpoints import Checkpoints, Sharing
+from hpo.trial.objective import AtEnd, Task, run_trial
+from hpo.trial.trajectory import Blocked
+from hpo.worker.device import prepare_torch, require_device
+from hpo.worker.presence import Idleness, Presence, beat_s, on_duty, worker_id
+from hpo.worker.stop import StopSignal
+from hpo.worker.supervisor import TrialSupervisor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equipment:
+    """Be what a worker has beside its study and data.
+
+    Attributes:
+        checkpoints: None to train everything from scratch.
+        artifacts: Where the figures of finished trials go; None for none.
+        at_end: What is measured of each completed trial beside its value.
+        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+    """
+
+    checkpoints: Checkpoints | None = None
+    artifacts: Artifacts | None = None
+    at_end: AtEnd | None = None
+    lease_s: float = queue.LEASE_S
+
+
+def work(
+    study: Study,
+    *,
+    device: torch.device,
+    data_dir: Path,
+    stop: StopSignal,
+    checkpoints: Checkpoints | None = None,
+    lease_s: float = queue.LEASE_S,
+    artifacts: Artifacts | None = None,
+    at_end: AtEnd | None = None,
+) -> int:
+    """Train trials of a study until none is waiting or running, somebody stops the study, or `stop` says so.
+
+    While the study is paused, the worker waits.
+
+    Args:
+        checkpoints: None to train everything from scratch.
+        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+        artifacts: Where the figures of finished trials go; None for none.
+        at_end: What is measured of each completed trial beside its value.
+
+    Returns:
+        How many trials this worker finished.
+
+    Raises:
+        BadInput: The data set on this machine is not the study's.
+        StorageUnavailable: The database did not answer for longer than the storage's patience.
+        StudyFailed: Trials keep failing, and none has ever succeeded.
+        DeviceLost: The device computes nothing any more.
+
+    Side effects:
+        Sets torch's number of threads, and catches SIGTERM and SIGINT.
+    """
+    require_measure(study, at_end)
+    prepare_torch()
+    dataset = _load_checked(study, data_dir).to(device)
+    equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
+    presence = Presence(storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s)
+    with on_duty(stop, presence):
+        return _work(study, dataset, stop, presence, equipment)
+    return 0
+
+
+def require_measure(study: Study, at_end: AtEnd | None) -> None:
+    """Refuse a benchmark where nothing measures its runs on the test split.
+
+    Raises:
+        BadInput: It is one.
+    """
+    if isinstance(study.space, Comparison) and at_end is None:
+        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
+
+
+def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, equipment: Equipment) -> int:
+    before = overview.count(study.storage, study.study_id)
+    finished = 0
+    idleness = Idleness(beat_s(equipment.lease_s))
+    while not stop:
+        presence.show()
+        queue.reap(study.storage, study.study_id)
+        attempt = queue.claim(study.storage, study.study_id, presence.worker, equipment.lease_s)
+        if attempt is not None:
+            idleness.end()
+            ended = train_attempt(study, attempt, dataset, stop, equipment)
+            finished += ended is not None
+            if ended == "failed":
+                require_hope(study, before, torch.device(presence.worker.device))
+            continue
+        state = study_state.find_state(study.storage, study.study_id)
+        if study_state.is_over(state, overview.count(study.storage, study.study_id)):
+            break
+        # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
+        idleness.wait(stop)
+    return finished
+
+
+def require_hope(study: Study, before: Counts, device: torch.device) -> None:
+    """Go on after a trial has failed, unless the next ones would fail as well.
+
+    Raises:
+        StudyFailed: They would.
+        DeviceLost: The device computes nothing any more.
+    """
+    require_device(device)
+    now = overview.count(study.storage, study.study_id)
+    if is_hopeless(now, before):
+        raise StudyFailed(f"the first {now.failed} trials of study {study.name} failed; `hpo dashboard` shows why")
+
+
+def train_attempt(
+    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, equipment: Equipment
+) -> FinalState | None:
+    """Train a claimed trial to its end, or hand it back.
+
+    Returns:
+        How the trial ended here, or None where it did not.
+    """
+    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=equipment.lease_s)
+    checkpoints = equipment.checkpoints
+    with supervisor:
+        try:
+            outcome = _run(study, supervisor, dataset, equipment)
+            supervisor.require_open()
+            if checkpoints is not None:
+                checkpoints.index()
+            if not isinstance(outcome, Outcome):
+                queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
+                return None
+            supervisor.finish(outcome, equipment.artifacts)
+        except LeaseLost as error:
+            log.warning("%s", error)
+            return None
+        except StorageUnavailable:
+            if checkpoints is not None:
+                checkpoints.leave()
+            raise
+    return outcome.state
+
+
+def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment: Equipment) -> Outcome | Blocked:
+    try:
+        params = supervisor.sample()
+        settings = study.settings
+        recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
+        task = Task(
+            recipe=recipe,
+            base=study.base,
+            align=settings.align,
+            precision=settings.precision,
+            compiled=settings.compiled,
+            at_end=equipment.at_end,
+        )
+        checkpoints = equipment.checkpoints
+        sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
+        return run_trial(task, dataset, supervisor, sharing)
+    except (LeaseLost, StorageUnavailable):
+        raise
+    except Exception as error:  # whatever went wrong in training belongs to the trial
+        log.exception("trial %d failed", supervisor.attempt.trial_number)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"failed: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+        return Outcome(
+            state="failed", value=None, attrs={"outcome": reason, "iterations": supervisor.progress.iteration}
+        )
+
+
+def _load_checked(study: Study, data_dir: Path) -> Dataset:
+    return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
+
+
+def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:
+    """Give a data set back that is the study's.
+
+    Raises:
+        BadInput: It is split otherwise.
+    """
+    if dataset.checksum != study.settings.split:
+        raise BadInput(
+            f"data set {dataset.name} in {data_dir}: its splits have checksum {dataset.checksum[:12]}, "
+            f"the study was made with {study.settings.split[:12]}"
+        )
+    return dataset
