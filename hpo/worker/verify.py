@@ -16,7 +16,7 @@ from hpo.training.train import Training, numerics
 from hpo.trial.checkpoints import Checkpoints, encode
 from hpo.trial.segments import segments
 from hpo.worker.device import pick_device, prepare_torch
-from hpo.worker.work import _load_checked
+from hpo.worker.work import load_checked
 
 
 def compare_with_scratch(
@@ -86,4 +86,4 @@ def load_as_worker(study: Study, data_dir: Path) -> Dataset:
         Sets torch's number of threads.
     """
     prepare_torch()
-    return _load_checked(study, data_dir).to(pick_device("auto"))
+    return load_checked(study, data_dir).to(pick_device("auto"))

@@ -81,7 +81,7 @@ def work(
     """
     require_measure(study, at_end)
     prepare_torch()
-    dataset = _load_checked(study, data_dir).to(device)
+    dataset = load_checked(study, data_dir).to(device)
     equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
     presence = Presence(storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s)
     with on_duty(stop, presence):
@@ -192,7 +192,8 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment:
         )
 
 
-def _load_checked(study: Study, data_dir: Path) -> Dataset:
+def load_checked(study: Study, data_dir: Path) -> Dataset:
+    """Load a study's data set, and make sure that it is the one that the study was made with."""
     return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
 
 

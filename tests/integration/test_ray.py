@@ -52,9 +52,9 @@ STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 # `hpo` that gives up a cluster's head after three seconds.
 HASTY = """
 from hpo.cli import main
-from hpo.launch import ray
+from hpo.launch import ray_cluster
 
-ray.HEAD_GONE_S = 3.0
+ray_cluster.HEAD_GONE_S = 3.0
 main()
 """
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.

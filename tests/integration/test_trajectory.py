@@ -21,7 +21,7 @@ from hpo import study
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.database import queue, workers
 from hpo.database.attempt import Attempt, Outcome, Progress
-from hpo.database.checkpoint_index import _checkpoint
+from hpo.database.checkpoint_index import find_checkpoint
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CheckpointRow
 from hpo.errors import VerificationFailed
@@ -196,7 +196,9 @@ def test_a_checkpoint_that_is_gone_on_from_counts_as_used_just_now(checkpoints: 
         row = checkpoint_row(5, last_used_s=1.0)
         session.add(row)
         session.flush()
-        found = _checkpoint(row)
+        place = (row.segment, row.iteration)
+    found = find_checkpoint(storage, [place])
+    assert found is not None
 
     checkpoints.note_use(first, found)
     with storage.transaction() as session:

@@ -39,6 +39,7 @@ ORDER = (
     "export",
     "significance",
     "launch.ray",
+    "launch.ray_cluster",
     "launch.local",
     "launch.supervise",
     "launch.keeper",

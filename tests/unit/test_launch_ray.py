@@ -9,10 +9,10 @@ import pytest
 
 from conftest import free_port
 from hpo.errors import BadInput, ClusterUnavailable
-from hpo.launch.ray import (
+from hpo.launch.ray import RayLauncher
+from hpo.launch.ray_cluster import (
     Head,
     Node,
-    RayLauncher,
     Share,
     check_address,
     check_share,
@@ -131,7 +131,7 @@ def test_an_address_at_which_something_listens_is_taken():
 
 def test_a_head_is_gone_when_it_has_been_silent_for_too_long_and_not_before(monkeypatch):
     clock = count(step=10.0)
-    monkeypatch.setattr("hpo.launch.ray.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("hpo.launch.ray_cluster.time", SimpleNamespace(monotonic=lambda: next(clock)))
     port = free_port()
     head = Head(f"127.0.0.1:{port}")
     for _ in range(2):
