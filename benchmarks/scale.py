@@ -70,10 +70,10 @@ from hpo.database.attempt import WorkerId
 from hpo.database.retry import Patience
 from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import AttemptRow
-from hpo.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, Recipe
 from hpo.recipes.schedule import CurvePoint, distinct_iterations, learning_rate_runs
 from hpo.recipes.space_file import load_space
+from hpo.results.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
 from hpo.training.data import Dataset, Split
 from hpo.training.train import Measurement, Precision, State

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from hpo.benchmark import Result, Run
     from hpo.database.overview import Counts, Running
     from hpo.database.study_state import Stopped
     from hpo.database.workers import LiveWorker
     from hpo.recipes.recipe import ParameterCounts
-    from hpo.significance import Estimate
+    from hpo.results.benchmark import Result, Run
+    from hpo.results.significance import Estimate
     from hpo.study import Best
     from hpo.training.model import LayerRow
 

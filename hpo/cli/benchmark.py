@@ -75,12 +75,12 @@ def benchmark(
     json_output: JsonOption = False,
 ) -> None:
     """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
-    from hpo import benchmark as benchmarks
     from hpo import view
     from hpo.artifacts import check_artifacts_url
     from hpo.database.retry import Patience
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
+    from hpo.results import benchmark as benchmarks
     from hpo.worker.stop import StopSignal
 
     _check_options(all_documented, study, dataset, precision)

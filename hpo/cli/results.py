@@ -44,8 +44,8 @@ def best(
 
 
 def _export(study: Study, found: Best, path: Path, artifacts: str, data_dir: Path) -> None:
-    from hpo import benchmark, export
     from hpo.artifacts import check_new_folder, open_artifacts, write_folder
+    from hpo.results import benchmark, export
     from hpo.trial.checkpoints import Checkpoints
     from hpo.worker.verify import load_as_worker
 
@@ -87,7 +87,7 @@ def report(
     """Write what a study found, with figures: one HTML page that needs no network, and the same in Markdown."""
     from hpo import study as studies
     from hpo.database.storage import open_storage
-    from hpo.report import write_report
+    from hpo.results.report import write_report
 
     found = studies.load(open_storage(storage, "read"), study)
     for path in write_report(found, out or Path(f"{found.name}-report")):

@@ -107,8 +107,8 @@ def run(
     from hpo.database.retry import Patience
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
-    from hpo.notes import study_note
     from hpo.recipes.space_file import load_space
+    from hpo.results.notes import study_note
     from hpo.worker.stop import StopSignal
 
     if study is not None:
@@ -199,8 +199,8 @@ def _serve_one(
     storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
 ) -> None:
     from hpo import study as studies
-    from hpo.benchmark import end_of_run
     from hpo.database import study_state
+    from hpo.results.test_split import end_of_run
     from hpo.worker.work import work
 
     found = studies.load(storage, name)
@@ -222,7 +222,7 @@ def _serve_one(
 def _serve_forever(
     storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
 ) -> None:
-    from hpo.benchmark import end_of_run
+    from hpo.results.test_split import end_of_run
     from hpo.worker.rotation import Fleet
 
     say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until a signal ends it")

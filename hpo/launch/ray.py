@@ -21,12 +21,12 @@ from hpo.launch.keeper import Keeper, Where
 from hpo.launch.ray_cluster import (
     Head,
     Share,
-    list_nodes,
-    live_nodes,
     check_address,
     check_share,
     choose_share,
     last_line,
+    list_nodes,
+    live_nodes,
     require_one_host,
 )
 from hpo.launch.supervise import TERMINATE_S, Ended, Workers

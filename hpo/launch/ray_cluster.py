@@ -155,6 +155,7 @@ def last_line(text: str) -> str:
 
 
 def list_nodes() -> list[Node]:
+    """List the live nodes of the cluster that this process is connected to, with their room."""
     return [
         Node(
             host=node["NodeManagerHostname"],
@@ -167,6 +168,11 @@ def list_nodes() -> list[Node]:
 
 
 def live_nodes() -> list[dict[str, Any]]:
+    """List the live nodes in the words of Ray.
+
+    Raises:
+        ClusterUnavailable: The cluster does not answer.
+    """
     try:
         return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     except RayError as error:

@@ -10,9 +10,9 @@ from hpo.database import overview
 from hpo.database.attempt import Attempt, Outcome
 from hpo.database.note_attrs import figure_attrs, figure_path, note_attrs
 from hpo.errors import ArtifactsUnavailable
-from hpo.notes import trial_note
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
+from hpo.results.notes import trial_note
 from hpo.study import Study
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def withdraw(figure_id: str | None, artifacts: Artifacts | None) -> None:
 
 
 def _store_figure(curve: list[CurvePoint], recipe: Recipe, attempt: Attempt, artifacts: Artifacts) -> str | None:
-    from hpo.figures import to_png, training_figure  # slow to load, and only needed after training
+    from hpo.results.figures import to_png, training_figure  # slow to load, and only needed after training
 
     try:
         return artifacts.write(to_png(training_figure(curve, recipe))).artifact_id

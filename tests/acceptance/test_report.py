@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Request, expect
 
-from hpo.figures import DARK, LIGHT
+from hpo.results.figures import DARK, LIGHT
 
 from .support import Shell
 

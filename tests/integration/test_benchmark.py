@@ -11,9 +11,8 @@ import pytest
 import torch
 from sqlalchemy import update
 
-from hpo import benchmark, export, study
+from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.benchmark import load_test_split
 from hpo.database import overview, queue
 from hpo.database.attempt import Outcome
 from hpo.database.storage import Storage
@@ -22,6 +21,8 @@ from hpo.errors import BadInput, DataUnavailable, StorageUnavailable, StudyMisma
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import evaluation, final_iteration
+from hpo.results import benchmark, export, test_split
+from hpo.results.test_split import load_test_split
 from hpo.settings import StudySettings
 from hpo.training.datasets import load_dataset
 from hpo.training.train import Training
@@ -58,7 +59,7 @@ def end_all(made: study.Study, value: Callable[[], float]) -> None:
 
 
 def train_all(companion: study.Study, checkpoints: Checkpoints | None = None, at_end: AtEnd | None = None) -> int:
-    at_end = at_end or benchmark.end_of_run(companion, DATA)
+    at_end = at_end or test_split.end_of_run(companion, DATA)
     return work(companion, device=CPU, data_dir=DATA, stop=StopSignal(), checkpoints=checkpoints, at_end=at_end)
 
 
@@ -118,7 +119,7 @@ def test_a_worker_that_dies_between_the_test_and_the_end_of_a_run_changes_no_fig
     storage: Storage, checkpoints: Checkpoints
 ) -> None:
     companion = benchmark.begin(search_with(storage, 0.5, 0.9), 1, DATA)
-    measure = benchmark.end_of_run(companion, DATA)
+    measure = test_split.end_of_run(companion, DATA)
     assert measure is not None
     seen: list[dict[str, Any]] = []
 
@@ -151,13 +152,13 @@ def test_the_test_split_is_opened_once_per_run_and_never_by_a_search(
         opened.append(name)
         return load_test_split(name, data_dir)
 
-    monkeypatch.setattr(benchmark, "load_test_split", load)
+    monkeypatch.setattr(test_split, "load_test_split", load)
     search = make_study(storage, 2)
     train_all(search)
     assert opened == []
     companion = benchmark.begin(search, 1, DATA)
     runs = len(companion.trials())
-    at_end = benchmark.end_of_run(companion, DATA)
+    at_end = test_split.end_of_run(companion, DATA)
     opened.clear()  # of the looks whether it is there
 
     train_all(companion, None, at_end)

@@ -109,7 +109,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_trial(
     def fail(*_: object) -> None:
         raise MemoryError("none left")
 
-    monkeypatch.setattr("hpo.figures.training_figure", fail)
+    monkeypatch.setattr("hpo.results.figures.training_figure", fail)
     made = make_study(storage, 1, FIXED)
 
     assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=artifacts))

@@ -20,14 +20,15 @@ import yaml
 from optuna.trial import TrialState
 from sqlalchemy import select
 
-from hpo import benchmark, study
+from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.benchmark import end_of_run
 from hpo.database import overview, removal, study_state, workers
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError
+from hpo.results import benchmark
+from hpo.results.test_split import end_of_run
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.rotation import Fleet

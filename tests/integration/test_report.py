@@ -16,15 +16,15 @@ from hpo.database import queue, studies
 from hpo.database.attempt import Outcome, Progress
 from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyNotFound
-from hpo.figures import to_svg
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space_file import load_space
-from hpo.report import charts, write_report
-from hpo.report.document import Grid, Heading, Paragraph, Plate
-from hpo.report.facts import Benchmarked, Facts, find_test_results, is_comparable, load_facts
-from hpo.report.pages import network_counts, write_blocks
-from hpo.report.tree import distinct_iterations
+from hpo.results.figures import to_svg
+from hpo.results.report import charts, write_report
+from hpo.results.report.document import Grid, Heading, Paragraph, Plate
+from hpo.results.report.facts import Benchmarked, Facts, find_test_results, is_comparable, load_facts
+from hpo.results.report.pages import network_counts, write_blocks
+from hpo.results.report.tree import distinct_iterations
 from hpo.settings import StudySettings
 from hpo.study import Study
 
@@ -244,7 +244,7 @@ def test_a_report_is_written_over_an_earlier_one(storage: Storage, tmp_path: Pat
 def test_a_report_never_replaces_a_file_by_a_folder(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.report.write_blocks", lambda _facts: [])
+    monkeypatch.setattr("hpo.results.report.write_blocks", lambda _facts: [])
     made = write_study(storage, (32,))
     (tmp_path / "file").write_text("mine")
 

@@ -29,15 +29,6 @@ ORDER = (
     "view",
     "dashboard",
     "access",
-    "report",
-    "report.pages",
-    "report.charts",
-    "report.facts",
-    "report.tree",
-    "report.document",
-    "benchmark",
-    "export",
-    "significance",
     "launch.ray",
     "launch.ray_cluster",
     "launch.local",
@@ -54,6 +45,19 @@ ORDER = (
     "worker.stop",
     "worker.device",
     "worker",
+    "results.report",
+    "results.report.pages",
+    "results.report.charts",
+    "results.report.facts",
+    "results.report.tree",
+    "results.report.document",
+    "results.benchmark",
+    "results.test_split",
+    "results.export",
+    "results.significance",
+    "results.notes",
+    "results.figures",
+    "results",
     "study",
     "algorithms",
     "trial.objective",
@@ -88,8 +92,6 @@ ORDER = (
     "database.optuna_tables",
     "database",
     "artifacts",
-    "notes",
-    "figures",
     "settings",
     "recipes.schedule",
     "recipes.recipe",
@@ -197,10 +199,10 @@ def test_the_help_loads_nothing_heavy_either():
 
 # What leads to test images, and who may name it. The digits come in one piece, which `datasets` has to cut.
 TEST_SPLITS = {
-    "test_list": {"benchmark"},
-    "FASHION_MNIST_TEST": {"benchmark"},
-    "load_test_split": {"benchmark"},
-    "read_digits": {"benchmark", "training.datasets"},
+    "test_list": {"results.test_split"},
+    "FASHION_MNIST_TEST": {"results.test_split"},
+    "load_test_split": {"results.benchmark", "results.test_split"},
+    "read_digits": {"results.test_split", "training.datasets"},
     "load_digits": {"training.datasets"},
     "DIGITS_TEST_SHARE": {"training.datasets"},
 }
@@ -236,12 +238,12 @@ def test_the_search_takes_the_part_of_the_digits_that_is_not_for_the_test():
 
 
 def test_only_the_command_line_and_the_report_know_the_benchmark():
-    knowing = {name_of(path) for path in FILES if "benchmark" in imports_of(runtime_tree(path))}
+    knowing = {name_of(path) for path in FILES if "results.benchmark" in imports_of(runtime_tree(path))}
 
-    assert {name for name in knowing if name.split(".")[0] not in ("cli", "report", "benchmark")} == set()
+    assert {name for name in knowing if name.split(".")[0] not in ("cli", "results")} == set()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if name_of(p) not in ("benchmark",)], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p) != "results.test_split"], ids=name_of)
 def test_nothing_but_the_benchmark_names_a_file_of_test_images(path):
     tree = ast.parse(path.read_text())
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

@@ -13,12 +13,13 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from hpo import benchmark
-from hpo.benchmark import Result, Run, load_test_split, to_dict, verdict
 from hpo.cli.benchmark import benchmark as command
 from hpo.cli.options import DatasetChoice, PrecisionChoice
 from hpo.errors import BadInput, DataDamaged, DataUnavailable
 from hpo.recipes.recipe import documented_runs
+from hpo.results import test_split
+from hpo.results.benchmark import Result, Run, to_dict, verdict
+from hpo.results.test_split import load_test_split
 from hpo.training.datasets import DEBIAN_FASHION_MNIST
 
 NOWHERE = Path("/nonexistent")
@@ -79,11 +80,11 @@ def test_the_test_split_of_fashion_mnist_has_the_pixels_and_labels_of_its_files(
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
     sums, folder = {}, tmp_path / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
-    for name, array in zip(benchmark.FASHION_MNIST_TEST, (images, np.arange(30, dtype=np.uint8) % 10), strict=True):
+    for name, array in zip(test_split.FASHION_MNIST_TEST, (images, np.arange(30, dtype=np.uint8) % 10), strict=True):
         content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         sums[name] = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(benchmark, "FASHION_MNIST_TEST", sums)
+    monkeypatch.setattr(test_split, "FASHION_MNIST_TEST", sums)
 
     found = load_test_split("fashion_mnist", tmp_path)
 

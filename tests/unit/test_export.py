@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import hpo
-from hpo import export
-from hpo.export import Exported
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space_file import load_space, parse_space
+from hpo.results import export
+from hpo.results.export import Exported
 from hpo.settings import StudySettings
 from hpo.study import Best, Study
 from hpo.training.model import load_network

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from hpo.figures import DARK, LIGHT, RAMP, css_variables, to_png, to_svg, training_figure
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
+from hpo.results.figures import DARK, LIGHT, RAMP, css_variables, to_png, to_svg, training_figure
 
 RECIPE = Recipe(
     head="linear", dropout=0, shortcut_norm=False, boundaries=(32_000, 48_000), values=(0.1, 0.01, 0.001), iterations=64

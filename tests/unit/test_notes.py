@@ -8,8 +8,8 @@ import optuna_dashboard
 import pytest
 
 from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, note_attrs
-from hpo.notes import continue_command, study_note, trial_note
 from hpo.recipes.recipe import Recipe, documented_runs
+from hpo.results.notes import continue_command, study_note, trial_note
 from hpo.settings import StudySettings
 
 SETTINGS = StudySettings(

@@ -4,9 +4,9 @@ from html.parser import HTMLParser
 
 from matplotlib.figure import Figure
 
-from hpo.figures import DARK, LIGHT
-from hpo.report import document
-from hpo.report.document import Grid, Heading, Paragraph, Plate, to_html, to_markdown
+from hpo.results.figures import DARK, LIGHT
+from hpo.results.report import document
+from hpo.results.report.document import Grid, Heading, Paragraph, Plate, to_html, to_markdown
 
 BLOCKS = [
     Heading(1, "Study <a> & b"),

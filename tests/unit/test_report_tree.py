@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.report.tree import Branch, Stretch, distinct_iterations, grow
+from hpo.results.report.tree import Branch, Stretch, distinct_iterations, grow
 from hpo.trial.segments import Segment, shared_iterations
 
 BUDGET = 60

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from hpo.significance import Difference, Estimate, estimate, paired_difference
+from hpo.results.significance import Difference, Estimate, estimate, paired_difference
 
 
 def test_the_interval_is_students_t():

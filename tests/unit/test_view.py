@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hpo import view
-from hpo.benchmark import Result, Run
 from hpo.database.overview import Counts, Running
 from hpo.database.study_state import Stopped
 from hpo.database.workers import LiveWorker
 from hpo.recipes.recipe import ParameterCounts, documented_runs
+from hpo.results.benchmark import Result, Run
 from hpo.study import Best
 from hpo.training.model import LayerRow
 

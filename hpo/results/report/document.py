@@ -8,7 +8,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from hpo.figures import DARK, LIGHT, css_variables, to_svg
+from hpo.results.figures import DARK, LIGHT, css_variables, to_svg
 
 CSS = """
 :root { color-scheme: light dark; %(light)s }

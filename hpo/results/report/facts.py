@@ -16,7 +16,7 @@ from hpo.database import overview
 from hpo.errors import StudyNotFound
 from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
 from hpo.recipes.schedule import CurvePoint
-from hpo.report.tree import Branch, grow
+from hpo.results.report.tree import Branch, grow
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, StudySettings
 from hpo.study import Study
 from hpo.trial.segments import cut_path

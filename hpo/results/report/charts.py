@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hpo.figures import LIGHT, RAMP, drawing, label_iterations, use_log_scale
 from hpo.recipes.schedule import phases
-from hpo.report.facts import Facts, Trial
-from hpo.report.tree import Branch
+from hpo.results.figures import LIGHT, RAMP, drawing, label_iterations, use_log_scale
+from hpo.results.report.facts import Facts, Trial
+from hpo.results.report.tree import Branch
 
 COLUMNS = 4
 ROW_INCHES = 0.16

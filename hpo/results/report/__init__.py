@@ -6,10 +6,10 @@ from pathlib import Path
 
 from hpo.artifacts import write_whole
 from hpo.errors import BadInput
-from hpo.figures import to_png
-from hpo.report.document import Plate, to_html, to_markdown
-from hpo.report.facts import load_facts
-from hpo.report.pages import write_blocks
+from hpo.results.figures import to_png
+from hpo.results.report.document import Plate, to_html, to_markdown
+from hpo.results.report.facts import load_facts
+from hpo.results.report.pages import write_blocks
 from hpo.study import Study
 
 PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"

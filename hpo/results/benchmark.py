@@ -18,23 +18,13 @@ from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
+from hpo.results.significance import Difference, Estimate, estimate, paired_difference
+from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
 from hpo.settings import DatasetName, StudySettings
-from hpo.significance import Difference, Estimate, estimate, paired_difference
 from hpo.study import Study
-from hpo.training.data import Split
-from hpo.training.datasets import read_cifar10, read_digits, read_fashion_mnist
-from hpo.training.train import Training
-from hpo.trial.objective import AtEnd
 
 DOCUMENTED_DATASET: DatasetName = "cifar10"
 P_LIMIT = 0.05
-TEST_ACCURACY, TEST_LOSS, TEST_IMAGES = "test accuracy", "test loss", "test images"
-
-# SHA-256 of the uncompressed files, as for the training split.
-FASHION_MNIST_TEST = {
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,43 +234,6 @@ def find_sentence(search: Study, trial: int) -> str | None:
         return None
     mean = f"{found.candidate.accuracy.mean:.4f}, the mean accuracy of {len(found.seeds)} networks of fresh seeds"
     return f"{mean}. {verdict(found).removesuffix('.')}"
-
-
-def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
-    """Give what measures a companion study's runs on the test split at their ends; None for a search.
-
-    Raises:
-        DataDamaged: A file of the test split is cut short or altered.
-        DataUnavailable: The test split is not there.
-    """
-    if not isinstance(study.space, Comparison):
-        return None
-    dataset = study.settings.dataset
-    load_test_split(dataset, data_dir)
-
-    def measure(training: Training) -> dict[str, Any]:
-        found = training.evaluate(load_test_split(dataset, data_dir).to(training.device))
-        return {TEST_ACCURACY: found.accuracy, TEST_LOSS: found.loss, TEST_IMAGES: found.images}
-
-    return measure
-
-
-def load_test_split(name: DatasetName, data_dir: Path) -> Split:
-    """Load a test split that is on this machine.
-
-    Raises:
-        DataDamaged: A file is cut short or altered.
-        DataUnavailable: The data set is not there.
-    """
-    match name:
-        case "cifar10":
-            from torchvision.datasets import CIFAR10
-
-            return read_cifar10(data_dir, CIFAR10.test_list)
-        case "fashion_mnist":
-            return read_fashion_mnist(data_dir, FASHION_MNIST_TEST)
-        case "digits":
-            return read_digits()[1]
 
 
 def _settings(settings: StudySettings, comparison: Comparison, iterations: int) -> StudySettings:

@@ -7,13 +7,13 @@ from statistics import mean, stdev
 
 import torch
 
-from hpo.figures import training_figure
 from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
 from hpo.recipes.schedule import scale
-from hpo.report import charts
-from hpo.report.document import Block, Grid, Heading, Paragraph, Plate
-from hpo.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
-from hpo.report.tree import distinct_iterations
+from hpo.results.figures import training_figure
+from hpo.results.report import charts
+from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
+from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
+from hpo.results.report.tree import distinct_iterations
 from hpo.settings import DatasetName
 from hpo.training.model import ResNet20, count_parameters
 
