@@ -123,9 +123,9 @@ def dashboard(
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
     """Show all studies of the storage in a browser, with optuna-dashboard."""
-    from hpo.access import find_credentials, is_loopback
     from hpo.artifacts import open_artifacts
-    from hpo.dashboard import bind, guard, make_app
+    from hpo.dashboard.access import find_credentials, is_loopback
+    from hpo.dashboard.server import bind, guard, make_app
     from hpo.database.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)

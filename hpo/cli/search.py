@@ -288,7 +288,7 @@ def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
 def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
     """Serve optuna-dashboard beside a run, and say where."""
     from hpo.artifacts import open_artifacts
-    from hpo.dashboard import serve_beside
+    from hpo.dashboard.server import serve_beside
     from hpo.database.storage import open_storage
 
     with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:

@@ -21,7 +21,7 @@ from playwright.sync_api import Page, expect
 
 from conftest import KINDS, PostgreSQL, free_port
 from hpo.artifacts import open_artifacts
-from hpo.dashboard import serve_beside
+from hpo.dashboard.server import serve_beside
 from hpo.database.storage import open_storage
 
 from .conftest import SMALL

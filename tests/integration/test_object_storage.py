@@ -20,7 +20,7 @@ from werkzeug.test import Client
 from conftest import PostgreSQL, free_port
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.dashboard import make_app
+from hpo.dashboard.server import make_app
 from hpo.database import queue
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow

@@ -8,7 +8,7 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Response
 
-from hpo.access import (
+from hpo.dashboard.access import (
     LOCK_S,
     MAX_ADDRESSES,
     MAX_FAILURES,

@@ -196,7 +196,7 @@ def command_lines(draw):
 @example((["spaces", "show", "../search_spaces/full"], {}))
 def test_any_arguments_and_environment_are_refused_in_one_line_or_do_what_they_say(drawn):
     line, environment = drawn
-    listening = patch("hpo.dashboard.create_server", side_effect=OSError(98, "Address already in use"))
+    listening = patch("hpo.dashboard.server.create_server", side_effect=OSError(98, "Address already in use"))
     with empty_folder() as folder, patch.object(search, "drive"), listening:
         before = content(folder)
         check(hpo(*line, **environment), before, content(folder))

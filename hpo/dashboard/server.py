@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import optuna_dashboard
 from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
 
-from hpo.access import (
+from hpo.artifacts import Artifacts
+from hpo.dashboard.access import (
     PASSWORD_ENV,
     SAFE_METHODS,
     USER_ENV,
@@ -23,7 +24,6 @@ from hpo.access import (
     refuse_foreign_hosts,
     require_login,
 )
-from hpo.artifacts import Artifacts
 from hpo.database.storage import Storage
 from hpo.errors import BadInput
 

@@ -1,0 +1,1 @@
+"""optuna-dashboard on a storage, and who may see it."""
