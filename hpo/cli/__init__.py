@@ -13,7 +13,7 @@ from typing import Annotated, Never
 import typer
 
 from hpo import __version__
-from hpo.cli import catalog, fleet, results, search
+from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.output import INTERRUPTED, say_error
 from hpo.errors import BadInput, HpoError
@@ -35,14 +35,14 @@ app.add_typer(data_app, name="data")
 app.add_typer(storage_app, name="storage")
 
 for command in (
-    search.run,
-    search.worker,
-    search.status,
-    fleet.workers,
-    fleet.pause,
-    fleet.resume,
-    fleet.stop,
-    fleet.delete,
+    run.run,
+    run.worker,
+    run.status,
+    studies.workers,
+    studies.pause,
+    studies.resume,
+    studies.stop,
+    studies.delete,
     results.best,
     results.verify,
     benchmark,

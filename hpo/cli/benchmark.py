@@ -27,7 +27,7 @@ from hpo.cli.options import (
     WorkersOption,
 )
 from hpo.cli.output import print_json, say, show
-from hpo.cli.search import choose_data, choose_precision
+from hpo.cli.run import choose_data, choose_precision
 from hpo.errors import BadInput, StudyFailed
 from hpo.recipes.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
 from hpo.settings import (
@@ -75,8 +75,8 @@ def benchmark(
     json_output: JsonOption = False,
 ) -> None:
     """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
-    from hpo import view
     from hpo.artifacts import check_artifacts_url
+    from hpo.cli import view
     from hpo.database.retry import Patience
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S

@@ -23,7 +23,7 @@ def model(
 
     import torch
 
-    from hpo import view
+    from hpo.cli import view
     from hpo.training.model import ResNet20, count_parameters, layer_table
 
     built = ResNet20(
@@ -43,7 +43,7 @@ def model(
 
 def spaces_list(json_output: JsonOption = False) -> None:
     """List the shipped search spaces."""
-    from hpo import view
+    from hpo.cli import view
     from hpo.recipes.space_file import list_shipped, load_space
 
     found = [load_space(name) for name in list_shipped()]

@@ -12,9 +12,9 @@ from hpo.cli.output import exit_if_stopped, say
 from hpo.errors import BadInput
 
 if TYPE_CHECKING:
+    from hpo.cli.progress import Progress
     from hpo.database.overview import Counts
     from hpo.launch.supervise import Launcher, Workers
-    from hpo.progress import Progress
     from hpo.study import Study
     from hpo.worker.stop import StopSignal
 
@@ -104,8 +104,8 @@ def drive(
 
 
 def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSignal) -> None:
+    from hpo.cli.progress import Progress
     from hpo.database import overview
-    from hpo.progress import Progress
 
     counts = overview.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:

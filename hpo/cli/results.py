@@ -30,7 +30,7 @@ def best(
     from dataclasses import asdict
 
     from hpo import study as studies
-    from hpo import view
+    from hpo.cli import view
     from hpo.database.storage import open_storage
 
     found_study = studies.load(open_storage(storage, "read" if export is None else "write"), study)

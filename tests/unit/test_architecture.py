@@ -18,15 +18,15 @@ ORDER = (
     "__main__",
     "cli",
     "cli.benchmark",
-    "cli.fleet",
-    "cli.search",
+    "cli.studies",
+    "cli.run",
     "cli.results",
     "cli.catalog",
     "cli.driving",
     "cli.options",
     "cli.output",
-    "progress",
-    "view",
+    "cli.progress",
+    "cli.view",
     "dashboard.server",
     "dashboard.access",
     "dashboard",
@@ -169,10 +169,10 @@ def test_no_import_goes_round_in_a_circle():
 
 
 def test_the_view_knows_records_by_their_types_only():
-    assert imports_of(runtime_tree(PACKAGE / "view.py")) == set()
+    assert imports_of(runtime_tree(PACKAGE / "cli" / "view.py")) == set()
 
 
-@pytest.mark.parametrize("module", ["hpo.cli", "hpo.view", "hpo.recipes.schedule", "hpo.settings"])
+@pytest.mark.parametrize("module", ["hpo.cli", "hpo.cli.view", "hpo.recipes.schedule", "hpo.settings"])
 def test_what_answers_at_once_loads_nothing_heavy(module):
     script = f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))"
 

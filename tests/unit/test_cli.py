@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hpo import cli
-from hpo.cli import search
+from hpo.cli import run
 from hpo.recipes.space_file import shipped_dir
 
 PASSWORD = "correct-horse"
@@ -197,7 +197,7 @@ def command_lines(draw):
 def test_any_arguments_and_environment_are_refused_in_one_line_or_do_what_they_say(drawn):
     line, environment = drawn
     listening = patch("hpo.dashboard.server.create_server", side_effect=OSError(98, "Address already in use"))
-    with empty_folder() as folder, patch.object(search, "drive"), listening:
+    with empty_folder() as folder, patch.object(run, "drive"), listening:
         before = content(folder)
         check(hpo(*line, **environment), before, content(folder))
 

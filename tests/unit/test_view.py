@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hpo import view
+from hpo.cli import view
 from hpo.database.overview import Counts, Running
 from hpo.database.study_state import Stopped
 from hpo.database.workers import LiveWorker

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from hpo import view
+from hpo.cli import view
 from hpo.database import overview
 from hpo.database.overview import Counts
 from hpo.study import Study

@@ -254,7 +254,7 @@ def status(
     elif json_output:
         print_json(studies.status(found))
     else:
-        from hpo import view
+        from hpo.cli import view
 
         show(view.status(studies.status(found)))
 
@@ -297,8 +297,8 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
 
 
 def _watch(study: Study) -> None:
+    from hpo.cli.progress import Progress
     from hpo.database import overview, study_state
-    from hpo.progress import Progress
 
     with Progress(study) as shown:
         while True:
@@ -310,7 +310,7 @@ def _watch(study: Study) -> None:
 
 
 def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
-    from hpo import view
+    from hpo.cli import view
     from hpo.study import best as load_best
 
     show(view.status(found))

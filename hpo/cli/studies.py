@@ -20,7 +20,7 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
     """List the live workers of all studies: where they are, what they train, and when they were last heard of."""
     from dataclasses import asdict
 
-    from hpo import view
+    from hpo.cli import view
     from hpo.database import workers
     from hpo.database.storage import open_storage
 
@@ -71,7 +71,7 @@ def stop(
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Stop a study: hand back its running trials, end its driver and workers, and wait until nothing runs."""
-    from hpo import view
+    from hpo.cli import view
     from hpo.database import study_state, workers
 
     found = _load(storage, study)
