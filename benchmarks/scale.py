@@ -19,7 +19,7 @@ An evaluation takes a third of the time that training takes for as many images.
 Measured is a window after a warm-up: trials that end in it; the processor seconds of all processes of the server, and
 of all workers, a second; statements as SQLAlchemy sends them; what the workers do with their time; what the server's
 connections wait for. Redone iterations are counted over the whole run: those trained minus the distinct ones of all
-trials. `fleet.py` says how.
+trials. `workers.py` says how.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ from uuid import uuid4
 import optuna
 import psycopg
 import torch
-from fleet import (
+from sqlalchemy import func, select
+from workers import (
     OUTSIDE,
-    Fleet,
     Span,
     Tally,
     UncaughtSignals,
+    WorkerProcesses,
     opened_server,
     patched,
     processes_cpu_s,
     server_cpu_s,
-    start_fleet,
+    start_workers,
     timing,
 )
-from sqlalchemy import func, select
 
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.database import overview, queue, study_state
 from hpo.database.attempt import WorkerId
-from hpo.database.retry import Patience
+from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import AttemptRow
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, Recipe
@@ -80,7 +80,7 @@ from hpo.training.train import Measurement, Precision, State
 from hpo.trial import trajectory
 from hpo.trial.checkpoints import Checkpoints, encode
 from hpo.trial.trajectory import Trajectory
-from hpo.worker import presence, supervisor, work
+from hpo.worker import registration, supervisor, work
 
 STEPS_PER_EPOCH = 351
 TRAINING_IMAGES, VALIDATION_IMAGES = 45_000, 5_000
@@ -104,14 +104,14 @@ SETTINGS = StudySettings(
     align="phase",
 )
 TRAINING, IDLE = "training", "idle"
-process_id = presence.worker_id
+process_id = registration.worker_id
 CALLS = (
     (queue, "reap", "poll"),
     (queue, "claim", "poll"),
-    (presence.Presence, "show", "poll"),
+    (registration.WorkerRegistration, "show", "poll"),
     (study_state, "find_state", "poll"),
     (overview, "count", "poll"),
-    (presence.Idleness, "wait", IDLE),
+    (registration.IdleBackoff, "wait", IDLE),
     (supervisor.TrialSupervisor, "sample", "sample"),
     (supervisor.TrialSupervisor, "should_prune", "prune"),
     (supervisor.TrialSupervisor, "finish", "finish"),
@@ -268,7 +268,7 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
     stubs = {
         (trajectory, "Training"): SleepingTraining,
         (work, "_load_checked"): lambda *_: dataset,
-        (presence, "worker_id"): thread_id,
+        (registration, "worker_id"): thread_id,
     }
     stop = UncaughtSignals(last_call_s=LAST_CALL_S)
     with patched(stubs | dict(timing(tally, CALLS))), stop.StopSignal.installed(stop):
@@ -277,7 +277,7 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
 
 def thread_id(device: torch.device) -> WorkerId:
     """Name a worker by its thread, as all of a process would have one name."""
-    return replace(process_id(device), name=presence.worker_name(threading.get_native_id()))
+    return replace(process_id(device), name=registration.worker_name(threading.get_native_id()))
 
 
 def work(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:
@@ -302,7 +302,7 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
     storage.close()
     gate = multiprocessing.get_context("fork").BoundedSemaphore(CONNECTING_AT_ONCE)
     with tempfile.TemporaryDirectory() as folder:
-        fleet = start_fleet(
+        fleet = start_workers(
             plan.workers,
             plan.url,
             partial(work, plan, stub_bytes, folder),
@@ -323,12 +323,12 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
 
 def open_patiently(gate: Any, url: str) -> Storage:
     """Open a database as `hpo worker` does, a few at once: where many come, some are told to come again."""
-    patience = Patience(DEFAULT_STORAGE_TIMEOUT_S)
+    retry_policy = RetryPolicy(DEFAULT_STORAGE_TIMEOUT_S)
     with gate:
-        return patience.call(lambda: open_storage(url, patience=patience, one_connection=True))
+        return retry_policy.call(lambda: open_storage(url, retry_policy=retry_policy, one_connection=True))
 
 
-def watch(plan: Plan, fleet: Fleet, server: int | None) -> Window:
+def watch(plan: Plan, fleet: WorkerProcesses, server: int | None) -> Window:
     """Take down what server and workers do until the window is over."""
     waits: Counter[str] = Counter()
     connections = 0

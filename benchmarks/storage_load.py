@@ -13,7 +13,7 @@ storage, so a counter that the processes share gives them out.
     python benchmarks/storage_load.py --rounds 8 32 128 --trials-each 2  # both, at several numbers of running trials
     python benchmarks/storage_load.py --rounds 128 --trials-each 2 --epoch-s 1 --only hpo
 
-`fleet.py` says what is counted. Times are wall times in the worker; with more busy workers than cores they are mostly
+`workers.py` says what is counted. Times are wall times in the worker; with more busy workers than cores they are mostly
 waiting for a core, which is why processor time stands beside them.
 """
 
@@ -36,15 +36,15 @@ from uuid import uuid4
 
 import optuna
 import torch
-from fleet import Tally, UncaughtSignals, opened_server, patched, server_cpu_s, start_fleet, timing
 from optuna.trial import TrialState
+from workers import Tally, UncaughtSignals, opened_server, patched, server_cpu_s, start_workers, timing
 
 from hpo import algorithms
 from hpo import study as studies
 from hpo.database import queue
 from hpo.database.attempt import Outcome
-from hpo.database.optuna_view import SearchStorage
-from hpo.database.retry import Patience
+from hpo.database.optuna_view import OptunaView
+from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage, open_storage
 from hpo.recipes.schedule import REPORTS, CurvePoint, rungs
 from hpo.recipes.space_file import load_space
@@ -158,13 +158,13 @@ def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, ta
 def open_plain(url: str) -> Storage:
     """Open the storage as `optuna.load_study` would, with Optuna's own cache and pool."""
     backend = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
-    patience = Patience()
+    retry_policy = RetryPolicy()
     return Storage(
         url="",
         engine=backend.engine,
         optuna=optuna.storages.get_storage(backend),
-        search=SearchStorage(backend, patience),
-        patience=patience,
+        view=OptunaView(backend, retry_policy),
+        retry_policy=retry_policy,
     )
 
 
@@ -180,9 +180,9 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
 
     if plan.kind == "hpo":
         opened = partial(open_storage, one_connection=True)
-        fleet = start_fleet(plan.workers, plan.url, partial(work_ours, plan), partial(stubbed, plan), opened)
+        fleet = start_workers(plan.workers, plan.url, partial(work_ours, plan), partial(stubbed, plan), opened)
     else:
-        fleet = start_fleet(plan.workers, plan.url, partial(work_optuna, plan, next_trial), nullcontext, open_plain)
+        fleet = start_workers(plan.workers, plan.url, partial(work_optuna, plan, next_trial), nullcontext, open_plain)
     server_before, started = server_cpu_s(server), time.perf_counter()
     tallies = fleet.collect()
     wall_s = time.perf_counter() - started

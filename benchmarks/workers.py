@@ -150,7 +150,7 @@ class UncaughtSignals(StopSignal):
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class WorkerProcesses:
     """Be workers at work."""
 
     processes: list[ForkProcess]
@@ -175,14 +175,14 @@ class Fleet:
         return tallies + [Tally(errors=1)] * (len(self.processes) - len(tallies))
 
 
-def start_fleet(
+def start_workers(
     workers: int,
     url: str,
     work: Callable[[Storage, Shared], None],
     prepared: Callable[[Tally], AbstractContextManager[Shared]],
     opened: Callable[[str], Storage] = open_storage,
     workers_a_process: int = 1,
-) -> Fleet:
+) -> WorkerProcesses:
     """Fork workers, and return when each has opened the database and all begin to work.
 
     Args:
@@ -220,7 +220,7 @@ def start_fleet(
     for process in processes:
         process.start()
     barrier.wait(START_S)
-    return Fleet(processes, results)
+    return WorkerProcesses(processes, results)
 
 
 def run_threads(calls: Iterable[Callable[[], None]]) -> None:

@@ -68,7 +68,7 @@ class Study:
         with self.storage.translated():
             study = optuna.load_study(
                 study_name=self.name,
-                storage=self.storage.search,
+                storage=self.storage.view,
                 sampler=sampler,
                 pruner=make_pruner(self.settings.pruner, self.settings.iterations),
             )
@@ -82,7 +82,7 @@ class Study:
         """
         with self.storage.translated():
             params = self.space.suggest(trial)
-        return params, self.storage.search.take_draft(trial._trial_id)
+        return params, self.storage.view.take_draft(trial._trial_id)
 
     def should_prune(self, trial: optuna.Trial) -> tuple[bool, Draft]:
         """Ask the pruner about what was reported for a trial so far.
@@ -92,7 +92,7 @@ class Study:
         """
         with self.storage.translated():
             decided = trial.should_prune()
-        return decided, self.storage.search.take_draft(trial._trial_id)
+        return decided, self.storage.view.take_draft(trial._trial_id)
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""

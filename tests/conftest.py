@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hpo.database.retry import Patience
+from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage, open_storage
 
 Kind = Literal["sqlite", "postgresql"]
@@ -161,9 +161,9 @@ def opened() -> Iterator[Callable[..., Storage]]:
     with ExitStack() as stack:
 
         def open_closing(
-            url: str, access: Literal["create", "write", "read"] = "create", patience: Patience | None = None
+            url: str, access: Literal["create", "write", "read"] = "create", retry_policy: RetryPolicy | None = None
         ) -> Storage:
-            storage = open_storage(url, access, patience)
+            storage = open_storage(url, access, retry_policy)
             stack.callback(storage.close)
             return storage
 

@@ -77,7 +77,7 @@ def benchmark(
     """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
     from hpo.artifacts import check_artifacts_url
     from hpo.cli import view
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.results import benchmark as benchmarks
@@ -91,13 +91,13 @@ def benchmark(
     folder = data_dir or default_data_dir()
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     chosen = connect(launcher, address, storage, workers, gpus_per_worker, stop)
-    patience = Patience(storage_timeout, gives_up=stop.__bool__)
+    retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     if all_documented:
         settings = _documented_settings(folder, dataset, precision, iterations)
-        opened = open_storage(storage, "create", patience)
+        opened = open_storage(storage, "create", retry_policy)
         made = benchmarks.begin_documented(opened, seeds, settings, folder, name=name)
     else:
-        search = _load_search(open_storage(storage, patience=patience), study)
+        search = _load_search(open_storage(storage, retry_policy=retry_policy), study)
         made = benchmarks.begin(search, seeds, folder, name=name, iterations=iterations)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     drive(made, chosen, timeout, options, worker_environment(storage, artifacts), stop)

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from hpo.database.storage import Storage
     from hpo.study import Study
     from hpo.worker.stop import StopSignal
-    from hpo.worker.work import Equipment
+    from hpo.worker.work import WorkerConfig
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.recipes.space_file import load_space
@@ -135,7 +135,7 @@ def run(
         pruner=pruner.value,
         align=align.value,
     )
-    database = open_storage(storage, "create", Patience(storage_timeout, gives_up=stop.__bool__))
+    database = open_storage(storage, "create", RetryPolicy(storage_timeout, gives_up=stop.__bool__))
     made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)
@@ -170,33 +170,33 @@ def worker(
 ) -> None:
     """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
     from hpo.artifacts import open_artifacts
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
     from hpo.launch.process import DRIVER_ENV
     from hpo.trial.checkpoints import Checkpoints
     from hpo.worker.device import pick_device
     from hpo.worker.stop import StopSignal
-    from hpo.worker.work import Equipment
+    from hpo.worker.work import WorkerConfig
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if study is not None:
         check_study_name(study)
     stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
-    patience = Patience(storage_timeout, gives_up=stop.__bool__)
+    retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     # With --forever the first study may be made later, and with it the tables.
     access: Literal["create", "write"] = "create" if forever else "write"
-    database = patience.call(lambda: open_storage(storage, access, patience, one_connection=True))
+    database = retry_policy.call(lambda: open_storage(storage, access, retry_policy, one_connection=True))
     place = pick_device(device)
     store = open_artifacts(artifacts)
     kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
-    equipment = Equipment(checkpoints=kept, artifacts=store, lease_s=lease)
+    config = WorkerConfig(checkpoints=kept, artifacts=store, lease_s=lease)
     serve = _serve_forever if forever else _serve_one
-    serve(database, study, place, data_dir or default_data_dir(), equipment, stop)
+    serve(database, study, place, data_dir or default_data_dir(), config, stop)
     exit_if_stopped(stop)
 
 
 def _serve_one(
-    storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
+    storage: Storage, name: str | None, device: device, data_dir: Path, config: WorkerConfig, stop: StopSignal
 ) -> None:
     from hpo import study as studies
     from hpo.database import study_state
@@ -208,10 +208,10 @@ def _serve_one(
         found,
         device=device,
         data_dir=data_dir,
-        checkpoints=equipment.checkpoints,
+        checkpoints=config.checkpoints,
         stop=stop,
-        lease_s=equipment.lease_s,
-        artifacts=equipment.artifacts,
+        lease_s=config.lease_s,
+        artifacts=config.artifacts,
         at_end=end_of_run(found, data_dir),
     )
     say(f"finished {finished} trials of {found.name}")
@@ -220,21 +220,21 @@ def _serve_one(
 
 
 def _serve_forever(
-    storage: Storage, name: str | None, device: device, data_dir: Path, equipment: Equipment, stop: StopSignal
+    storage: Storage, name: str | None, device: device, data_dir: Path, config: WorkerConfig, stop: StopSignal
 ) -> None:
     from hpo.results.test_split import end_of_run
-    from hpo.worker.rotation import Fleet
+    from hpo.worker.rotation import StudyRotation
 
     say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until a signal ends it")
-    fleet = Fleet(
+    rotation = StudyRotation(
         storage=storage,
         device=device,
         data_dir=data_dir,
-        equipment=equipment,
+        config=config,
         at_end_of=lambda study: end_of_run(study, data_dir),
         only=name,
     )
-    finished = fleet.serve(stop)
+    finished = rotation.serve(stop)
     say(f"finished {finished} trials")
 
 

@@ -30,7 +30,7 @@ from hpo.database.optuna_tables import (
     TrialUserAttributeModel,
     TrialValueModel,
 )
-from hpo.database.retry import Patience, patient
+from hpo.database.retry import RetryPolicy, retried
 
 NOTES = TrialSystemAttributeModel
 """Where samplers and pruners write what they want to remember."""
@@ -67,7 +67,7 @@ class Finished:
     floor: int = 0
 
 
-class SearchStorage(CachedStorage):
+class OptunaView(CachedStorage):
     """Be Optuna's storage for the trials that a worker holds.
 
     Each finished trial is read once. Waiting trials are left out: they have nothing that a sampler or pruner looks at.
@@ -75,9 +75,9 @@ class SearchStorage(CachedStorage):
     under the trial's lease.
     """
 
-    def __init__(self, backend: RDBStorage, patience: Patience) -> None:
+    def __init__(self, backend: RDBStorage, retry_policy: RetryPolicy) -> None:
         super().__init__(backend)
-        self.patience = patience
+        self.retry_policy = retry_policy
         self._params: dict[int, dict[str, DraftParam]] = {}
         self._attrs: dict[int, dict[str, Any]] = {}
         self._study_ids: dict[str, int] = {}
@@ -91,7 +91,7 @@ class SearchStorage(CachedStorage):
             self._study_ids[study_name] = super().get_study_id_from_name(study_name)
         return self._study_ids[study_name]
 
-    @patient
+    @retried
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:

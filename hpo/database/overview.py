@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from sqlalchemy import func, select
 
 from hpo.database.optuna_tables import TrialModel, TrialValueModel
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow
 from hpo.recipes.schedule import CurvePoint
@@ -47,7 +47,7 @@ class Counts:
         return self.finished + self.running + self.waiting
 
 
-@patient
+@retried
 def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
@@ -64,7 +64,7 @@ def count(storage: Storage, study_id: int) -> Counts:
     )
 
 
-@patient
+@retried
 def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
     """Tell whether a worker has brought a trial of a study to its end, other than by failing it."""
     with storage.transaction() as session:
@@ -78,7 +78,7 @@ def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
         return found.first() is not None
 
 
-@patient
+@retried
 def list_running(storage: Storage, study_id: int) -> list[Running]:
     """List who trains what, in the order of the trials."""
     with storage.transaction() as session:
@@ -101,7 +101,7 @@ def list_running(storage: Storage, study_id: int) -> list[Running]:
         ]
 
 
-@patient
+@retried
 def trained_iterations(storage: Storage, study_id: int) -> int:
     """Count the optimizer steps that all attempts of a study have executed, redone work included."""
     with storage.transaction() as session:
@@ -113,7 +113,7 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
         return int(total or 0)
 
 
-@patient
+@retried
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
     """Find number and value of the completed trial of the highest value, the oldest of equals."""
     value = TrialValueModel.value
@@ -128,7 +128,7 @@ def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
         return None if row is None else (row.number, row.value)
 
 
-@patient
+@retried
 def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
     """Load a trial's curve, in the order of the iterations."""
     with storage.transaction() as session:

@@ -31,7 +31,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.optuna_view import Draft
 from hpo.database.parking import claimable, parked
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, now_s, upsert
 from hpo.errors import LeaseLost
@@ -46,7 +46,7 @@ MAX_LAPSES = 3
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-@patient
+@retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
     """Give the oldest waiting trial of a study that is neither paused nor stopped to one worker.
 
@@ -95,7 +95,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
 
 
-@patient
+@retried
 def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> StudyState:
     """Extend the lease of an attempt, and note its progress.
 
@@ -110,7 +110,7 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
         return _hold(session, attempt, progress, lease_s)
 
 
-@patient
+@retried
 def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: Draft) -> None:
     """Write what a sampler or a pruner wants to have written for the trial of an attempt.
 
@@ -132,7 +132,7 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
         upsert(session, TrialSystemAttributeModel, attrs, ("trial_id", "key"))
 
 
-@patient
+@retried
 def record(
     storage: Storage,
     attempt: Attempt,
@@ -156,7 +156,7 @@ def record(
     return state
 
 
-@patient
+@retried
 def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
     """End an attempt and its trial.
 
@@ -170,7 +170,7 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
         _end_trial(session, attempt.trial_id, outcome)
 
 
-@patient
+@retried
 def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Literal["stopped", "parked"]) -> None:
     """End an attempt and put its trial back in the queue, under its number and with its parameters.
 
@@ -181,10 +181,10 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
     with storage.transaction() as session:
         _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], why)
-        _requeue(session, attempt.trial_id)
+        _put_back(session, attempt.trial_id)
 
 
-@patient
+@retried
 def reap(storage: Storage, study_id: int | None) -> list[int]:
     """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
 
@@ -207,7 +207,7 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
         if lapsed:
             _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
         for row in lapsed:
-            _give_up_or_requeue(session, row.trial_id)
+            _fail_or_put_back(session, row.trial_id)
     return [row.number for row in lapsed]
 
 
@@ -290,7 +290,7 @@ def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Ma
     upsert(session, table, rows, (*owner, "key"))
 
 
-def _requeue(session: Session, trial_id: int) -> None:
+def _put_back(session: Session, trial_id: int) -> None:
     # What was reported goes too: the next attempt reports it again, and a pruner must not see a future.
     delete_of_trials(session, [trial_id], (CurveRow, TrialIntermediateValueModel))
     notes = TrialSystemAttributeModel
@@ -302,7 +302,7 @@ def _requeue(session: Session, trial_id: int) -> None:
     )
 
 
-def _give_up_or_requeue(session: Session, trial_id: int) -> None:
+def _fail_or_put_back(session: Session, trial_id: int) -> None:
     attempts = session.execute(
         select(AttemptRow.outcome, AttemptRow.iteration)
         .where(AttemptRow.trial_id == trial_id)
@@ -310,7 +310,7 @@ def _give_up_or_requeue(session: Session, trial_id: int) -> None:
     ).all()
     lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
     if lapses <= MAX_LAPSES:
-        _requeue(session, trial_id)
+        _put_back(session, trial_id)
         return
     reason = f"its worker vanished {lapses} times without getting past iteration {deepest}"
     note = note_attrs(f"**Failed: {reason}.**", trial_id)

@@ -26,7 +26,7 @@ from hpo.database.optuna_tables import (
     TrialUserAttributeModel,
     TrialValueModel,
 )
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow, ParkedRow, SegmentRow, StudyRow
 from hpo.database.workers import workers_on
@@ -93,7 +93,7 @@ def delete_study(storage: Storage, study_id: int, name: str, artifacts: Artifact
     return Removed(trials=trials, files=files, missing_files=len(artifact_ids) - files)
 
 
-@patient
+@retried
 def _delete_rows(storage: Storage, study_id: int, name: str) -> tuple[int, list[str]]:
     with storage.transaction() as session:
         # Claims hold this lock, so none comes between the look at the workers and the end.

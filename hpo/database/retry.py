@@ -1,6 +1,6 @@
 """Bound how long one call of the database may take, and make it again while the database does not answer.
 
-This is the one place that tries again. What is marked `patient` may be done twice, as the answer to the first try
+This is the one place that tries again. What is marked `retried` may be done twice, as the answer to the first try
 may have been lost on its way, so it is written to come to the same end then.
 """
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Patience:
+class RetryPolicy:
     """Say how long a process bears a database that does not answer, and remember whether it answers now.
 
     Attributes:
@@ -108,23 +108,23 @@ class Patience:
             waited.wait(min(LOOK_S, left_s))
 
 
-class HasPatience(Protocol):
+class HasRetryPolicy(Protocol):
     """Be something whose calls reach the database."""
 
     @property
-    def patience(self) -> Patience:
+    def retry_policy(self) -> RetryPolicy:
         """Give how long its calls are tried again."""
 
 
-S = TypeVar("S", bound=HasPatience)
+S = TypeVar("S", bound=HasRetryPolicy)
 
 
-def patient(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Let a function be tried again for as long as the patience of its first argument says."""
+def retried(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Let a function be tried again for as long as the retry policy of its first argument allows."""
 
     @wraps(function)
     def call(first: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return first.patience.call(lambda: function(first, *args, **kwargs))
+        return first.retry_policy.call(lambda: function(first, *args, **kwargs))
 
     return call
 

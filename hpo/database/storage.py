@@ -26,8 +26,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from hpo.database.optuna_view import SearchStorage
-from hpo.database.retry import Patience, connector, first_line, patient
+from hpo.database.optuna_view import OptunaView
+from hpo.database.retry import RetryPolicy, connector, first_line, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
 from hpo.errors import BadInput, StorageUnavailable
 
@@ -41,15 +41,15 @@ class Storage:
 
     Attributes:
         url: For messages, without the password.
-        optuna: What Optuna's studies are loaded with; its calls are tried again, as those marked `patient` are.
+        optuna: What Optuna's studies are loaded with; its calls are tried again, as those marked `retried` are.
         search: The same for the trials that a worker holds.
     """
 
     url: str
     engine: Engine = field(repr=False)
     optuna: BaseStorage = field(repr=False)
-    search: SearchStorage = field(repr=False)
-    patience: Patience = field(repr=False)
+    view: OptunaView = field(repr=False)
+    retry_policy: RetryPolicy = field(repr=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -69,10 +69,10 @@ class Storage:
         except (DBAPIError, StorageInternalError, PoolTimeout) as error:
             raise _unavailable(self.url, error) from error
 
-    def without_memory(self) -> Storage:
+    def with_empty_cache(self) -> Storage:
         """Give the same database, with nothing remembered: SQLite gives the ids of deleted studies and trials again."""
-        backend = self.search._backend
-        return replace(self, optuna=get_storage(backend), search=SearchStorage(backend, self.patience))
+        backend = self.view._backend
+        return replace(self, optuna=get_storage(backend), view=OptunaView(backend, self.retry_policy))
 
     def close(self) -> None:
         """Close all connections."""
@@ -82,7 +82,7 @@ class Storage:
 def open_storage(
     url: str,
     access: Literal["create", "write", "read"] = "write",
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
     *,
     one_connection: bool = False,
 ) -> Storage:
@@ -90,7 +90,7 @@ def open_storage(
 
     Args:
         access: `create` makes what is missing; the others want a database that is there. `read` cannot write.
-        patience: How long the later calls are tried again; None for not at all.
+        retry_policy: How long the later calls are tried again; None for not at all.
         one_connection: Let all threads of a process take turns at one connection to PostgreSQL, as a worker's do: there
             may be hundreds of these, and each connection is a process of the server.
 
@@ -104,13 +104,13 @@ def open_storage(
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)
-    patience = patience or Patience()
+    retry_policy = retry_policy or RetryPolicy()
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), access)
     try:
         if access != "create":
-            _check_our_tables(parsed, shown, patience, require_revision)
-        backend = _open_with_retries(parsed, access, patience, one_connection)
+            _check_our_tables(parsed, shown, retry_policy, require_revision)
+        backend = _open_with_retries(parsed, access, retry_policy, one_connection)
         with _closed_if_refused(backend.engine):
             require_optuna_revision(backend, shown)
             if access == "create":
@@ -123,8 +123,8 @@ def open_storage(
         url=shown,
         engine=backend.engine,
         optuna=get_storage(backend),
-        search=SearchStorage(backend, patience),
-        patience=patience,
+        view=OptunaView(backend, retry_policy),
+        retry_policy=retry_policy,
     )
 
 
@@ -145,9 +145,9 @@ def upgrade_storage(url: str) -> list[str]:
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), "write")
     try:
-        _check_our_tables(parsed, shown, Patience(), require_tables)
-        backend = _PatientStorage(
-            parsed.render_as_string(hide_password=False), {}, patience=Patience(), skip_table_creation=True
+        _check_our_tables(parsed, shown, RetryPolicy(), require_tables)
+        backend = _RetriedStorage(
+            parsed.render_as_string(hide_password=False), {}, retry_policy=RetryPolicy(), skip_table_creation=True
         )
         try:
             return upgrade_tables(backend, shown)
@@ -204,13 +204,13 @@ def _check_sqlite_file(path: Path, access: str) -> None:
         raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
 
 
-class _PatientStorage(RDBStorage):
+class _RetriedStorage(RDBStorage):
     """Be Optuna's storage, but try calls again, and leave no connection behind where it refuses a database."""
 
     def __init__(
-        self, url: str, engine_kwargs: dict[str, Any], *, patience: Patience, skip_table_creation: bool = False
+        self, url: str, engine_kwargs: dict[str, Any], *, retry_policy: RetryPolicy, skip_table_creation: bool = False
     ) -> None:
-        self.patience = patience
+        self.retry_policy = retry_policy
         try:
             # Optuna's check speaks at length, and opens a second connection; `require_optuna_revision` is ours.
             super().__init__(url, engine_kwargs, skip_compatibility_check=True, skip_table_creation=skip_table_creation)
@@ -221,14 +221,14 @@ class _PatientStorage(RDBStorage):
 
 
 for _name in BaseStorage.__abstractmethods__:
-    setattr(_PatientStorage, _name, patient(getattr(RDBStorage, _name)))
+    setattr(_RetriedStorage, _name, retried(getattr(RDBStorage, _name)))
 
 
-def _open_with_retries(url: URL, access: str, patience: Patience, one_connection: bool) -> RDBStorage:
+def _open_with_retries(url: URL, access: str, retry_policy: RetryPolicy, one_connection: bool) -> RDBStorage:
     """Open Optuna's storage; of several processes that create the tables at once, all but one have to try again."""
     for remaining in reversed(range(CREATE_TRIES)):
         try:
-            return _open_optuna(url, access, patience, one_connection)
+            return _open_optuna(url, access, retry_policy, one_connection)
         except (SQLAlchemyError, StorageInternalError):
             if not remaining or access != "create" or url.get_backend_name() != "sqlite":
                 raise
@@ -236,25 +236,25 @@ def _open_with_retries(url: URL, access: str, patience: Patience, one_connection
     raise AssertionError("unreachable")
 
 
-def _open_optuna(url: URL, access: str, patience: Patience, one_connection: bool) -> RDBStorage:
+def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connection: bool) -> RDBStorage:
     # Where a call is tried again, a connection that broke while it was idle needs no test of its own.
-    pool = {"pool_pre_ping": not patience.timeout_s}
+    pool = {"pool_pre_ping": not retry_policy.timeout_s}
     plain_url = url.render_as_string(hide_password=False)
     if url.get_backend_name() == "sqlite":
         kwargs = pool | _sqlite_options(access)
-        backend = _PatientStorage(plain_url, kwargs, skip_table_creation=access != "create", patience=patience)
+        backend = _RetriedStorage(plain_url, kwargs, skip_table_creation=access != "create", retry_policy=retry_policy)
         _begin_immediately(backend.engine, access)
         return backend
-    kwargs = pool | _postgresql_options(url, access, patience)
+    kwargs = pool | _postgresql_options(url, access, retry_policy)
     if access == "create":
         with _creation_lock(plain_url, kwargs):
-            backend = _PatientStorage(plain_url, kwargs, patience=patience)
+            backend = _RetriedStorage(plain_url, kwargs, retry_policy=retry_policy)
         if not one_connection:
             return backend
         backend.engine.dispose()  # only to make tables, Optuna opens a second connection beside the first
     if one_connection:
-        kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": patience.call_s}
-    return _PatientStorage(plain_url, kwargs, skip_table_creation=True, patience=patience)
+        kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": retry_policy.call_s}
+    return _RetriedStorage(plain_url, kwargs, skip_table_creation=True, retry_policy=retry_policy)
 
 
 def _sqlite_options(access: str) -> dict[str, Any]:
@@ -280,9 +280,9 @@ def _begin_immediately(engine: Engine, access: str) -> None:
         connection.exec_driver_sql("BEGIN" if access == "read" else "BEGIN IMMEDIATE")
 
 
-def _postgresql_options(url: URL, access: str, patience: Patience) -> dict[str, Any]:
+def _postgresql_options(url: URL, access: str, retry_policy: RetryPolicy) -> dict[str, Any]:
     session = "-c default_transaction_read_only=on" if access == "read" else ""
-    return {"creator": connector(url, patience.call_s, session)}
+    return {"creator": connector(url, retry_policy.call_s, session)}
 
 
 @contextmanager
@@ -306,8 +306,10 @@ def _closed_if_refused(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _check_our_tables(url: URL, shown: str, patience: Patience, check: Callable[[Connection, str], object]) -> None:
-    options = {} if url.get_backend_name() == "sqlite" else _postgresql_options(url, "read", patience)
+def _check_our_tables(
+    url: URL, shown: str, retry_policy: RetryPolicy, check: Callable[[Connection, str], object]
+) -> None:
+    options = {} if url.get_backend_name() == "sqlite" else _postgresql_options(url, "read", retry_policy)
     engine = create_engine(url, poolclass=NullPool, **options)
     with engine.connect() as connection:
         check(connection, shown)

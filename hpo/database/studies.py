@@ -22,7 +22,7 @@ from hpo.database.optuna_tables import (
     TrialSystemAttributeModel,
     TrialUserAttributeModel,
 )
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, now_s, upsert
 from hpo.errors import StudyNotFound
@@ -35,7 +35,7 @@ _OPTUNA_CHILDREN = (
 )
 
 
-@patient
+@retried
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Give a study the user attributes that it does not have yet, and return all that it has then.
 
@@ -56,7 +56,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
     return dict(attrs) | found
 
 
-@patient
+@retried
 def add_note(storage: Storage, study_id: int, body: str) -> None:
     """Give a study the note that optuna-dashboard shows, unless it has one: a person may have changed it."""
     attrs = note_attrs(body)
@@ -65,7 +65,7 @@ def add_note(storage: Storage, study_id: int, body: str) -> None:
         upsert(session, StudySystemAttributeModel, rows, ("study_id", "key"), update=False)
 
 
-@patient
+@retried
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
     """Add waiting trials, or take away those at the end, until the study has `total`.
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from hpo.database import overview, queue
 from hpo.database.optuna_tables import StudyModel, TrialModel
 from hpo.database.overview import Counts
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import StudyRow, now_s, upsert
 from hpo.database.workers import list_workers_on
@@ -28,7 +28,7 @@ STOP_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class StudyLoad:
     """Say what a study has to give out.
 
     Attributes:
@@ -67,14 +67,14 @@ def is_over(state: StudyState, counts: Counts) -> bool:
     return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.running)
 
 
-@patient
+@retried
 def find_state(storage: Storage, study_id: int) -> StudyState:
     """Find a study's state."""
     with storage.transaction() as session:
         return _state(session, study_id)
 
 
-@patient
+@retried
 def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
     """Set a study's state; no claim that began under the other one is still under way when this returns.
 
@@ -93,7 +93,7 @@ def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
     return before
 
 
-@patient
+@retried
 def reopen(storage: Storage, study_id: int) -> None:
     """Let a stopped study go on; one that is paused stays so."""
     with storage.transaction() as session:
@@ -125,8 +125,8 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
     return Stopped(handed_back=len(before) - finished, finished=finished, counts=overview.count(storage, study_id))
 
 
-@patient
-def list_standings(storage: Storage, name: str | None = None) -> list[Standing]:
+@retried
+def list_study_loads(storage: Storage, name: str | None = None) -> list[StudyLoad]:
     """List all studies of ours, or the one of a name, the oldest first."""
     pending = and_(
         TrialModel.study_id == StudyRow.study_id, TrialModel.state.in_((TrialState.RUNNING, TrialState.WAITING))
@@ -146,7 +146,7 @@ def list_standings(storage: Storage, name: str | None = None) -> list[Standing]:
     )
     with storage.transaction() as session:
         fields = ("study_id", "name", "state", "changed_s", "running", "waiting")
-        return [Standing(**dict(zip(fields, row, strict=True))) for row in session.execute(query)]
+        return [StudyLoad(**dict(zip(fields, row, strict=True))) for row in session.execute(query)]
 
 
 def _state(session: Session, study_id: int, *, lock: bool = False) -> StudyState:
@@ -154,7 +154,7 @@ def _state(session: Session, study_id: int, *, lock: bool = False) -> StudyState
     return session.scalar(query.with_for_update() if lock else query) or "running"
 
 
-@patient
+@retried
 def _count_finished(storage: Storage, study_id: int, numbers: Iterable[int]) -> int:
     ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     query = select(func.count()).where(TrialModel.study_id == study_id, TrialModel.state.in_(ended))

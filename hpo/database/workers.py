@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from hpo.database.attempt import WorkerId
 from hpo.database.optuna_tables import StudyModel, TrialModel
-from hpo.database.retry import patient
+from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, StudyRow, WorkerRow, now_s, upsert
 
@@ -36,8 +36,8 @@ class LiveWorker:
     heartbeat_age_s: float
 
 
-@patient
-def show_life(storage: Storage, worker: WorkerId, study_id: int | None, lease_s: float) -> None:
+@retried
+def heartbeat(storage: Storage, worker: WorkerId, study_id: int | None, lease_s: float) -> None:
     """Write a worker's sign of life; to be called between its trials.
 
     Args:
@@ -49,15 +49,15 @@ def show_life(storage: Storage, worker: WorkerId, study_id: int | None, lease_s:
         upsert(session, WorkerRow, [row_now], ("name",))
 
 
-@patient
-def forget_the_dead(storage: Storage) -> None:
+@retried
+def delete_stale_workers(storage: Storage) -> None:
     """Delete the rows of workers that have given no sign of life for longer than their lease."""
     with storage.transaction() as session:
         trains = exists().where(*_trained_by_row())
         session.execute(delete(WorkerRow).where(WorkerRow.seen_s + WorkerRow.lease_s < now_s(), ~trains))
 
 
-def leave(storage: Storage, worker: WorkerId) -> None:
+def deregister(storage: Storage, worker: WorkerId) -> None:
     """Take a worker that ends from the list.
 
     Raises:
@@ -67,7 +67,7 @@ def leave(storage: Storage, worker: WorkerId) -> None:
         session.execute(delete(WorkerRow).where(WorkerRow.name == worker.name))
 
 
-@patient
+@retried
 def list_workers(storage: Storage) -> list[LiveWorker]:
     """List the live workers of all studies, by name."""
     joined = func.coalesce(TrialModel.study_id, WorkerRow.study_id)
@@ -111,7 +111,7 @@ def live_workers(rows: Iterable[dict[str, Any]]) -> list[LiveWorker]:
     return found
 
 
-@patient
+@retried
 def list_workers_on(storage: Storage, study_id: int) -> list[str]:
     """List the names of the workers that train for a study, or have joined it and wait."""
     with storage.transaction() as session:

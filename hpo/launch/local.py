@@ -13,7 +13,7 @@ import torch
 from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
 from hpo.study import Study
-from hpo.worker.presence import worker_name
+from hpo.worker.registration import worker_name
 
 
 @dataclass

@@ -17,7 +17,6 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from hpo.database.storage import is_one_file
 from hpo.errors import ClusterUnavailable
-from hpo.launch.keeper import Keeper, Where
 from hpo.launch.ray_cluster import (
     Head,
     Share,
@@ -30,6 +29,7 @@ from hpo.launch.ray_cluster import (
     require_one_host,
 )
 from hpo.launch.supervise import TERMINATE_S, Ended, Workers
+from hpo.launch.worker_actor import Where, WorkerActor
 from hpo.study import Study
 
 ROOM_S = 10.0
@@ -82,13 +82,13 @@ class RayPlace:
 
     def start(self) -> None:
         """Ask Ray for an actor that starts a worker."""
-        keeper = ray.remote(Keeper).options(
+        actor = ray.remote(WorkerActor).options(
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus,
             max_concurrency=CALLS_AT_ONCE,
             runtime_env={"env_vars": KEPT_ALIVE},  # shown by Ray's dashboard, so the storage's URL is an argument
         )
-        self._actor = keeper.remote(list(self.options), dict(self.environment))
+        self._actor = actor.remote(list(self.options), dict(self.environment))
         self._whereabouts, self._exit = self._actor.where.remote(), self._actor.wait.remote()
         self._where = self._ended = self._handing_back = None
         self._started_s = time.monotonic()

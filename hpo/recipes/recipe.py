@@ -33,7 +33,7 @@ class Recipe:
     Attributes:
         boundaries: Reference iterations at which the learning rate changes, ascending.
         values: Learning rates, one more than boundaries.
-        early_stopping: Patience in reference iterations, or None for no early stopping.
+        early_stopping: RetryPolicy in reference iterations, or None for no early stopping.
         iterations: Optimizer steps of the whole run; boundaries and patience are scaled to it.
         seed: Determines initial weights, batch order, augmentation and dropout masks.
     """

@@ -87,7 +87,7 @@ class Checkpoints:
 
     def load_deepest(self, path: Sequence[Segment], at_most: int) -> State | None:
         """Read the deepest checkpoint on a path, up to an iteration, whose file is there and whole."""
-        while (found := self.storage.patience.call(lambda: self.find(path, at_most))) is not None:
+        while (found := self.storage.retry_policy.call(lambda: self.find(path, at_most))) is not None:
             state = self.load(found)
             if state is not None:
                 return state
@@ -114,7 +114,7 @@ class Checkpoints:
         }
         self._unindexed.append(Unindexed(attempt, _note_name(path), row))
         try:
-            self.storage.patience.once(self._index)
+            self.storage.retry_policy.once(self._index)
         except StorageUnavailable as error:
             log.info("checkpoint %s of iteration %d: %s", artifact.artifact_id, state.iteration, error)
 
@@ -122,9 +122,9 @@ class Checkpoints:
         """Tell the database of the checkpoints that it does not know of yet.
 
         Raises:
-            StorageUnavailable: It did not answer for longer than the storage's patience.
+            StorageUnavailable: It did not answer for longer than the storage's retry policy allows.
         """
-        self.storage.patience.call(self._index)
+        self.storage.retry_policy.call(self._index)
 
     def _index(self) -> None:
         while self._unindexed:
@@ -148,7 +148,7 @@ class Checkpoints:
         """Tell the database of what an earlier attempt at the same recipe had to leave.
 
         Raises:
-            StorageUnavailable: It did not answer for longer than the storage's patience.
+            StorageUnavailable: It did not answer for longer than the storage's retry policy allows.
         """
         name = _note_name(path)
         try:
@@ -176,7 +176,7 @@ class Checkpoints:
         return left_bytes
 
     def _drop(self, artifact_id: str) -> None:
-        self.storage.patience.call(lambda: checkpoint_index.drop_checkpoint(self.storage, artifact_id))
+        self.storage.retry_policy.call(lambda: checkpoint_index.drop_checkpoint(self.storage, artifact_id))
         self._remove_files([artifact_id])
 
     def _remove_files(self, artifact_ids: Sequence[str]) -> None:

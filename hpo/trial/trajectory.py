@@ -121,11 +121,11 @@ class Trajectory:
         if self._sharing is None:
             self._entered = segment
             return True
-        sharing, patience = self._sharing, self._sharing.checkpoints.storage.patience
+        sharing, retry_policy = self._sharing, self._sharing.checkpoints.storage.retry_policy
         if self._training is None or self._training.iteration != self.position:
-            return patience.call(lambda: self._join(sharing, segment))
+            return retry_policy.call(lambda: self._join(sharing, segment))
         try:
-            return patience.once(lambda: self._join(sharing, segment))
+            return retry_policy.once(lambda: self._join(sharing, segment))
         except StorageUnavailable as error:
             log.info("iteration %d: %s; the segment is trained without a lease", self.position, error)
             self._entered = segment

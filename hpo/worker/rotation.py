@@ -13,7 +13,7 @@ from hpo import study as studies
 from hpo.database import overview, queue, study_state
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
-from hpo.database.study_state import Standing
+from hpo.database.study_state import StudyLoad
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
 from hpo.settings import DatasetName
 from hpo.study import Study
@@ -21,9 +21,9 @@ from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
 from hpo.trial.objective import AtEnd
 from hpo.worker.device import prepare_torch
-from hpo.worker.presence import Idleness, Presence, beat_s, on_duty, worker_id
+from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
-from hpo.worker.work import Equipment, require_hope, require_measure, require_split, train_attempt
+from hpo.worker.work import WorkerConfig, fail_if_hopeless, require_measure, require_split, train_attempt
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +41,16 @@ class Served:
 
     study: Study
     dataset: Dataset
-    equipment: Equipment
+    config: WorkerConfig
     before: Counts
 
 
-def key_of(standing: Standing) -> Key:
+def key_of(load: StudyLoad) -> Key:
     """Name a study for as long as nobody sets its state or deletes it."""
-    return standing.study_id, standing.changed_s
+    return load.study_id, load.changed_s
 
 
-def turn_order(standings: Iterable[Standing], refused: Container[Key], last_turns: Mapping[Key, int]) -> list[Standing]:
+def turn_order(loads: Iterable[StudyLoad], refused: Container[Key], last_turns: Mapping[Key, int]) -> list[StudyLoad]:
     """Put the studies that have a trial to give out in the order in which a worker is to ask them.
 
     First comes the study with the fewest running trials; of equals, the one that this worker has not served for
@@ -60,16 +60,16 @@ def turn_order(standings: Iterable[Standing], refused: Container[Key], last_turn
         refused: Studies that this worker cannot serve.
         last_turns: When this worker last served a study, counted in its trials.
     """
-    open_ones = [s for s in standings if s.state == "running" and s.waiting and key_of(s) not in refused]
+    open_ones = [s for s in loads if s.state == "running" and s.waiting and key_of(s) not in refused]
     return sorted(open_ones, key=lambda s: (s.running, last_turns.get(key_of(s), 0), s.study_id))
 
 
 @dataclass
-class Fleet:
+class StudyRotation:
     """Serve the studies of a storage in turn.
 
     Attributes:
-        equipment: The same for all studies, but for `at_end`.
+        config: The same for all studies, but for `at_end`.
         at_end_of: Gives what is measured of a study's completed trials beside their values.
         only: Name of the one study that is served; None for all.
     """
@@ -77,7 +77,7 @@ class Fleet:
     storage: Storage
     device: torch.device
     data_dir: Path
-    equipment: Equipment
+    config: WorkerConfig
     at_end_of: Callable[[Study], AtEnd | None]
     only: str | None = None
     _served: dict[Key, Served] = field(default_factory=dict, init=False)
@@ -92,66 +92,66 @@ class Fleet:
             How many trials this worker finished.
 
         Raises:
-            StorageUnavailable: The database did not answer for longer than the storage's patience.
+            StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
             DeviceLost: The device computes nothing any more.
 
         Side effects:
             Sets torch's number of threads, and catches SIGTERM and SIGINT.
         """
         prepare_torch()
-        worker, lease_s = worker_id(self.device), self.equipment.lease_s
-        presence = Presence(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
-        finished, idleness = 0, Idleness(beat_s(lease_s))
-        with on_duty(stop, presence):
+        worker, lease_s = worker_id(self.device), self.config.lease_s
+        registration = WorkerRegistration(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
+        finished, backoff = 0, IdleBackoff(beat_s(lease_s))
+        with registered(stop, registration):
             while not stop:
-                presence.show()
+                registration.show()
                 queue.reap(self.storage, None)
-                standings = study_state.list_standings(self.storage, self.only)
-                self._forget_all_but({key_of(standing) for standing in standings})
-                order = turn_order(standings, self._refused, self._last_turns)
-                ended = self._serve_first(order, presence, stop)
+                loads = study_state.list_study_loads(self.storage, self.only)
+                self._forget_all_but({key_of(load) for load in loads})
+                order = turn_order(loads, self._refused, self._last_turns)
+                ended = self._serve_first(order, registration, stop)
                 finished += ended == "finished"
                 if ended == "nothing":
-                    idleness.wait(stop)
+                    backoff.wait(stop)
                 else:
-                    idleness.end()
+                    backoff.end()
         return finished
 
-    def _serve_first(self, order: Iterable[Standing], presence: Presence, stop: StopSignal) -> str:
+    def _serve_first(self, order: Iterable[StudyLoad], registration: WorkerRegistration, stop: StopSignal) -> str:
         """Train one trial of the first study that gives one out; say whether it was finished, left, or nothing."""
-        for standing in order:
-            served = self._served.get(key_of(standing)) or self._prepare(standing)
+        for load in order:
+            served = self._served.get(key_of(load)) or self._prepare(load)
             if served is None:
                 continue
-            attempt = queue.claim(self.storage, standing.study_id, presence.worker, presence.lease_s)
+            attempt = queue.claim(self.storage, load.study_id, registration.worker, registration.lease_s)
             if attempt is None:
                 continue
-            self._last_turns[key_of(standing)] = 1 + max(self._last_turns.values(), default=0)
-            ended = train_attempt(served.study, attempt, served.dataset, stop, served.equipment)
+            self._last_turns[key_of(load)] = 1 + max(self._last_turns.values(), default=0)
+            ended = train_attempt(served.study, attempt, served.dataset, stop, served.config)
             if ended == "failed":
-                self._give_up_if_hopeless(standing, served)
+                self._give_up_if_hopeless(load, served)
             return "left" if ended is None else "finished"
         return "nothing"
 
-    def _prepare(self, standing: Standing) -> Served | None:
+    def _prepare(self, load: StudyLoad) -> Served | None:
         """Load what a study takes; where this machine does not have it, say so once and pass the study over."""
         try:
-            study = studies.load(self.storage.without_memory(), standing.name)
+            study = studies.load(self.storage.with_empty_cache(), load.name)
             at_end = self.at_end_of(study)
             require_measure(study, at_end)
             served = Served(
                 study=study,
                 dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),
-                equipment=replace(self.equipment, at_end=at_end),
+                config=replace(self.config, at_end=at_end),
                 before=overview.count(self.storage, study.study_id),
             )
         except StorageUnavailable:
             raise
         except (HpoError, ValueError) as error:  # ValueError: settings that only another release understands
-            self._refuse(standing, f"cannot be served here: {error}")
+            self._refuse(load, f"cannot be served here: {error}")
             return None
-        log.info("study %s is served", standing.name)
-        self._served[key_of(standing)] = served
+        log.info("study %s is served", load.name)
+        self._served[key_of(load)] = served
         return served
 
     def _dataset(self, name: DatasetName) -> Dataset:
@@ -159,17 +159,15 @@ class Fleet:
             self._datasets[name] = load_dataset(name, self.data_dir).to(self.device)
         return self._datasets[name]
 
-    def _give_up_if_hopeless(self, standing: Standing, served: Served) -> None:
+    def _give_up_if_hopeless(self, load: StudyLoad, served: Served) -> None:
         try:
-            require_hope(served.study, served.before, self.device)
+            fail_if_hopeless(served.study, served.before, self.device)
         except StudyFailed as error:
-            self._refuse(standing, f"is given up: {error}")
+            self._refuse(load, f"is given up: {error}")
 
-    def _refuse(self, standing: Standing, why: str) -> None:
-        log.warning(
-            "study %s %s; `hpo resume --study %s` makes this worker try it again", standing.name, why, standing.name
-        )
-        self._refused.add(key_of(standing))
+    def _refuse(self, load: StudyLoad, why: str) -> None:
+        log.warning("study %s %s; `hpo resume --study %s` makes this worker try it again", load.name, why, load.name)
+        self._refused.add(key_of(load))
 
     def _forget_all_but(self, present: set[Key]) -> None:
         self._served = {key: served for key, served in self._served.items() if key in present}

@@ -19,8 +19,8 @@ from hpo.errors import LeaseLost
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param
 from hpo.study import Study
-from hpo.worker.exhibit import exhibit, withdraw
-from hpo.worker.presence import beat_s
+from hpo.worker.publish import delete_figure, publish_note_and_figure
+from hpo.worker.registration import beat_s
 from hpo.worker.stop import StopSignal
 
 WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
@@ -100,11 +100,11 @@ class TrialSupervisor:
         """
         self._wait_until_written()
         self.require_open()
-        shown, figure_id = exhibit(self.study, self.attempt, outcome, artifacts)
+        shown, figure_id = publish_note_and_figure(self.study, self.attempt, outcome, artifacts)
         try:
             queue.finish(self.study.storage, self.attempt, self.progress, shown)
         except LeaseLost:
-            withdraw(figure_id, artifacts)
+            delete_figure(figure_id, artifacts)
             raise
 
     def should_prune(self) -> bool:

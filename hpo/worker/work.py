@@ -22,7 +22,7 @@ from hpo.trial.checkpoints import Checkpoints, Sharing
 from hpo.trial.objective import AtEnd, Task, run_trial
 from hpo.trial.trajectory import Blocked
 from hpo.worker.device import prepare_torch, require_device
-from hpo.worker.presence import Idleness, Presence, beat_s, on_duty, worker_id
+from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
 from hpo.worker.supervisor import TrialSupervisor
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Equipment:
+class WorkerConfig:
     """Be what a worker has beside its study and data.
 
     Attributes:
@@ -72,7 +72,7 @@ def work(
 
     Raises:
         BadInput: The data set on this machine is not the study's.
-        StorageUnavailable: The database did not answer for longer than the storage's patience.
+        StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         StudyFailed: Trials keep failing, and none has ever succeeded.
         DeviceLost: The device computes nothing any more.
 
@@ -82,10 +82,12 @@ def work(
     require_measure(study, at_end)
     prepare_torch()
     dataset = load_checked(study, data_dir).to(device)
-    equipment = Equipment(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
-    presence = Presence(storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s)
-    with on_duty(stop, presence):
-        return _work(study, dataset, stop, presence, equipment)
+    config = WorkerConfig(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
+    registration = WorkerRegistration(
+        storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s
+    )
+    with registered(stop, registration):
+        return _work(study, dataset, stop, registration, config)
     return 0
 
 
@@ -99,30 +101,32 @@ def require_measure(study: Study, at_end: AtEnd | None) -> None:
         raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
 
 
-def _work(study: Study, dataset: Dataset, stop: StopSignal, presence: Presence, equipment: Equipment) -> int:
+def _work(
+    study: Study, dataset: Dataset, stop: StopSignal, registration: WorkerRegistration, config: WorkerConfig
+) -> int:
     before = overview.count(study.storage, study.study_id)
     finished = 0
-    idleness = Idleness(beat_s(equipment.lease_s))
+    backoff = IdleBackoff(beat_s(config.lease_s))
     while not stop:
-        presence.show()
+        registration.show()
         queue.reap(study.storage, study.study_id)
-        attempt = queue.claim(study.storage, study.study_id, presence.worker, equipment.lease_s)
+        attempt = queue.claim(study.storage, study.study_id, registration.worker, config.lease_s)
         if attempt is not None:
-            idleness.end()
-            ended = train_attempt(study, attempt, dataset, stop, equipment)
+            backoff.end()
+            ended = train_attempt(study, attempt, dataset, stop, config)
             finished += ended is not None
             if ended == "failed":
-                require_hope(study, before, torch.device(presence.worker.device))
+                fail_if_hopeless(study, before, torch.device(registration.worker.device))
             continue
         state = study_state.find_state(study.storage, study.study_id)
         if study_state.is_over(state, overview.count(study.storage, study.study_id)):
             break
         # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
-        idleness.wait(stop)
+        backoff.wait(stop)
     return finished
 
 
-def require_hope(study: Study, before: Counts, device: torch.device) -> None:
+def fail_if_hopeless(study: Study, before: Counts, device: torch.device) -> None:
     """Go on after a trial has failed, unless the next ones would fail as well.
 
     Raises:
@@ -136,25 +140,25 @@ def require_hope(study: Study, before: Counts, device: torch.device) -> None:
 
 
 def train_attempt(
-    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, equipment: Equipment
+    study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, config: WorkerConfig
 ) -> FinalState | None:
     """Train a claimed trial to its end, or hand it back.
 
     Returns:
         How the trial ended here, or None where it did not.
     """
-    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=equipment.lease_s)
-    checkpoints = equipment.checkpoints
+    supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=config.lease_s)
+    checkpoints = config.checkpoints
     with supervisor:
         try:
-            outcome = _run(study, supervisor, dataset, equipment)
+            outcome = _run(study, supervisor, dataset, config)
             supervisor.require_open()
             if checkpoints is not None:
                 checkpoints.index()
             if not isinstance(outcome, Outcome):
                 queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
                 return None
-            supervisor.finish(outcome, equipment.artifacts)
+            supervisor.finish(outcome, config.artifacts)
         except LeaseLost as error:
             log.warning("%s", error)
             return None
@@ -165,7 +169,7 @@ def train_attempt(
     return outcome.state
 
 
-def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment: Equipment) -> Outcome | Blocked:
+def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked:
     try:
         params = supervisor.sample()
         settings = study.settings
@@ -176,9 +180,9 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, equipment:
             align=settings.align,
             precision=settings.precision,
             compiled=settings.compiled,
-            at_end=equipment.at_end,
+            at_end=config.at_end,
         )
-        checkpoints = equipment.checkpoints
+        checkpoints = config.checkpoints
         sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)
         return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):

@@ -17,7 +17,7 @@ from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
 from hpo.database.note_attrs import figure_attrs
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage, open_storage
-from hpo.database.study_state import Standing
+from hpo.database.study_state import StudyLoad
 from hpo.database.tables import AttemptRow, StudyRow, WorkerRow
 from hpo.database.workers import LiveWorker
 from hpo.errors import BadInput, StillRunning, StudyNotFound
@@ -139,21 +139,21 @@ def test_standings_are_those_of_all_our_studies_the_oldest_first(storage: Storag
     complete(other, claim(other), 0.5)
     set_state(other, "paused")
 
-    found = study_state.list_standings(storage)
+    found = study_state.list_study_loads(storage)
 
-    changed = {standing.name: standing.changed_s for standing in found}
+    changed = {load.name: load.changed_s for load in found}
     assert changed["small"] < changed["other"]
     expected = [
-        Standing(
+        StudyLoad(
             study_id=made.study_id, name="small", state="running", changed_s=changed["small"], running=1, waiting=1
         ),
-        Standing(
+        StudyLoad(
             study_id=other.study_id, name="other", state="paused", changed_s=changed["other"], running=0, waiting=0
         ),
     ]
     assert found == expected
-    assert study_state.list_standings(storage, "other") == expected[1:]
-    assert study_state.list_standings(storage, "third") == []
+    assert study_state.list_study_loads(storage, "other") == expected[1:]
+    assert study_state.list_study_loads(storage, "third") == []
 
 
 def list_workers(storage: Storage) -> list[LiveWorker]:
@@ -162,14 +162,14 @@ def list_workers(storage: Storage) -> list[LiveWorker]:
 
 def test_workers_are_listed_while_they_wait_and_while_they_train(storage: Storage, made: study.Study) -> None:
     idle = WorkerId(name="idle:2", host="idle", device="cuda:1")
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
-    workers.show_life(storage, idle, None, LEASE_S)
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
+    workers.heartbeat(storage, idle, None, LEASE_S)
     attempt = claim(made)
     queue.renew(storage, attempt, Progress(iteration=16, trained_iterations=16, val_accuracy=0.5))
     _let_rows_age(storage, 3600.0)
     assert [worker.worker for worker in list_workers(storage)] == ["host:1"], "its lease is a sign of life"
 
-    workers.show_life(storage, idle, None, LEASE_S)
+    workers.heartbeat(storage, idle, None, LEASE_S)
     busy, waiting = list_workers(storage)
 
     assert (busy.worker, busy.host, busy.device, busy.study, busy.state, busy.trial, busy.iteration) == (
@@ -192,7 +192,7 @@ def _let_rows_age(storage: Storage, seconds: float) -> None:
 def test_a_worker_that_died_leaves_the_list_with_its_lease_and_the_table_with_the_next_worker(
     storage: Storage, made: study.Study
 ) -> None:
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
     with storage.transaction() as session:
         session.execute(update(AttemptRow).values(lease_until_s=AttemptRow.lease_until_s - 2 * LEASE_S))
@@ -200,34 +200,34 @@ def test_a_worker_that_died_leaves_the_list_with_its_lease_and_the_table_with_th
     assert list_workers(storage) == []
     assert len(dump(storage)["hpo_workers"]) == 1
 
-    workers.forget_the_dead(storage)
+    workers.delete_stale_workers(storage)
 
     assert dump(storage)["hpo_workers"] == []
 
 
 def test_no_live_worker_is_forgotten(storage: Storage, made: study.Study) -> None:
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
     _let_rows_age(storage, 3600.0)
-    workers.show_life(storage, WorkerId(name="idle:2", host="idle", device="cpu"), None, LEASE_S)
+    workers.heartbeat(storage, WorkerId(name="idle:2", host="idle", device="cpu"), None, LEASE_S)
     before = dump(storage)
-    workers.forget_the_dead(storage)
+    workers.delete_stale_workers(storage)
     assert dump(storage) == before
 
 
 def test_a_worker_of_the_name_of_a_dead_one_does_not_train_its_trial(storage: Storage, made: study.Study) -> None:
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
     claim(made)
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)  # as after the restart of a container
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)  # as after the restart of a container
     assert [(worker.worker, worker.trial) for worker in list_workers(storage)] == [("host:1", None)]
     assert claim(made).trial_number == 1
     assert [(worker.worker, worker.trial) for worker in list_workers(storage)] == [("host:1", 1)]
 
 
 def test_a_worker_that_ends_leaves_the_list(storage: Storage, made: study.Study) -> None:
-    workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+    workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
     assert workers.list_workers_on(storage, made.study_id) == ["host:1"]
-    workers.leave(storage, WORKER)
+    workers.deregister(storage, WORKER)
     assert workers.list_workers_on(storage, made.study_id) == []
     assert dump(storage)["hpo_workers"] == []
 
@@ -319,7 +319,7 @@ def test_a_study_that_workers_are_on_is_not_deleted(
     if on_it == "trains":
         claim(made)
     else:
-        workers.show_life(storage, WORKER, made.study_id, LEASE_S)
+        workers.heartbeat(storage, WORKER, made.study_id, LEASE_S)
     before = dump(storage)
     for refuse in (
         lambda: removal.require_unused(storage, made.study_id, "small"),
@@ -334,13 +334,13 @@ def test_a_study_that_workers_are_on_is_not_deleted(
 def test_a_study_made_again_in_the_place_of_a_deleted_one_inherits_nothing(storage: Storage, tmp_path: Path) -> None:
     made = make_study(storage, 2)
     complete(made, claim(made), 0.5)
-    assert len(made.storage.search.get_all_trials(made.study_id)) == 1
+    assert len(made.storage.view.get_all_trials(made.study_id)) == 1
     set_state(made, "paused")
     removal.delete_study(storage, made.study_id, "small", open_artifacts(str(tmp_path)))
-    again = make_study(storage.without_memory(), 2)
+    again = make_study(storage.with_empty_cache(), 2)
 
     assert state_of(again) == "running"
-    assert again.storage.search.get_all_trials(again.study_id) == []
+    assert again.storage.view.get_all_trials(again.study_id) == []
     assert Counter(trial.state.name for trial in again.trials()) == {"WAITING": 2}
 
 

@@ -25,7 +25,7 @@ from hpo.database.tables import AttemptRow
 from hpo.study import Study, continue_or_create
 from hpo.training.data import Dataset
 from hpo.worker.stop import StopSignal
-from hpo.worker.work import Equipment, train_attempt
+from hpo.worker.work import WorkerConfig, train_attempt
 
 from .support import SETTINGS, SPACE, claim, make_study
 
@@ -70,7 +70,7 @@ def test_a_finished_trial_has_its_figure_and_a_note_that_shows_it(
 ) -> None:
     made = make_study(storage, 1, FIXED)
 
-    assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=artifacts))
+    assert train_attempt(made, claim(made), digits, StopSignal(), WorkerConfig(artifacts=artifacts))
 
     trial = finished_trial(made)
     [figure_id] = figures_of(made, trial)
@@ -89,7 +89,7 @@ def test_a_full_store_costs_a_trial_its_figure_and_nothing_else(
     made = make_study(storage, 1, FIXED)
 
     assert train_attempt(
-        made, claim(made), digits, StopSignal(), Equipment(artifacts=Artifacts("full", FullStore(str(tmp_path))))
+        made, claim(made), digits, StopSignal(), WorkerConfig(artifacts=Artifacts("full", FullStore(str(tmp_path))))
     )
 
     trial = finished_trial(made)
@@ -112,7 +112,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_trial(
     monkeypatch.setattr("hpo.results.figures.training_figure", fail)
     made = make_study(storage, 1, FIXED)
 
-    assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=artifacts))
+    assert train_attempt(made, claim(made), digits, StopSignal(), WorkerConfig(artifacts=artifacts))
 
     assert finished_trial(made).state == TrialState.COMPLETE
     assert files_in(artifacts) == []
@@ -133,7 +133,7 @@ def test_a_worker_that_was_given_up_leaves_neither_note_nor_figure(
 
     monkeypatch.setattr(Artifacts, "write", lose_the_lease_while_writing)
 
-    assert not train_attempt(made, attempt, digits, StopSignal(), Equipment(artifacts=artifacts))
+    assert not train_attempt(made, attempt, digits, StopSignal(), WorkerConfig(artifacts=artifacts))
 
     trial = finished_trial(made)
     assert (trial.state, note_of(made, trial), files_in(artifacts)) == (TrialState.RUNNING, "", [])
@@ -148,7 +148,7 @@ def test_a_trial_that_failed_has_a_note_that_says_why(
     monkeypatch.setattr("hpo.worker.work.run_trial", fail)
     made = make_study(storage, 1)
 
-    assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=artifacts))
+    assert train_attempt(made, claim(made), digits, StopSignal(), WorkerConfig(artifacts=artifacts))
 
     trial = finished_trial(made)
     lines = note_of(made, trial).splitlines()
@@ -186,7 +186,9 @@ def test_the_note_of_a_study_is_written_once_and_a_persons_words_stay(storage: S
 def test_a_trial_that_is_handed_back_has_no_note_yet(storage: Storage, digits: Dataset, artifacts: Artifacts) -> None:
     made = make_study(storage, 1, FIXED)
 
-    assert not train_attempt(made, claim(made), digits, StopSignal(reason="terminated"), Equipment(artifacts=artifacts))
+    assert not train_attempt(
+        made, claim(made), digits, StopSignal(reason="terminated"), WorkerConfig(artifacts=artifacts)
+    )
 
     trial = finished_trial(made)
     assert (trial.state, note_of(made, trial), files_in(artifacts)) == (TrialState.WAITING, "", [])

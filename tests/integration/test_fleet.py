@@ -31,9 +31,9 @@ from hpo.results import benchmark
 from hpo.results.test_split import end_of_run
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
-from hpo.worker.rotation import Fleet
+from hpo.worker.rotation import StudyRotation
 from hpo.worker.stop import StopSignal
-from hpo.worker.work import Equipment
+from hpo.worker.work import WorkerConfig
 from integration.conftest import Start
 from integration.support import (
     SETTINGS,
@@ -230,7 +230,7 @@ def _workers_of(url: str, opened: Open) -> list[workers.LiveWorker]:
 
 def _served(storage: Storage) -> list[str]:
     """List the studies of all attempts, in their order."""
-    names = {standing.study_id: standing.name for standing in study_state.list_standings(storage)}
+    names = {load.study_id: load.name for load in study_state.list_study_loads(storage)}
     owners = {row[0]: names[row[2]] for row in dump(storage)["trials"]}
     return [owners[row[1]] for row in sorted(dump(storage)["hpo_attempts"])]
 
@@ -248,9 +248,9 @@ def serve_until(storage: Storage, folder: Path, holds: Callable[[], Any]) -> Non
     watcher = threading.Thread(target=watch)
     watcher.start()
     artifacts = open_artifacts(str(folder / "artifacts"))
-    equipment = Equipment(checkpoints=Checkpoints(storage, artifacts), artifacts=artifacts)
+    config = WorkerConfig(checkpoints=Checkpoints(storage, artifacts), artifacts=artifacts)
     at_end_of = partial(end_of_run, data_dir=folder)
-    Fleet(storage=storage, device=CPU, data_dir=folder, equipment=equipment, at_end_of=at_end_of).serve(stop)
+    StudyRotation(storage=storage, device=CPU, data_dir=folder, config=config, at_end_of=at_end_of).serve(stop)
     watcher.join()
     assert holds()
 

@@ -32,7 +32,7 @@ from hpo.training.data import Dataset
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.verify import verify
-from hpo.worker.work import Equipment, train_attempt
+from hpo.worker.work import WorkerConfig, train_attempt
 from integration.conftest import Start
 from integration.network import connected_hosts
 from integration.proxy import proxied
@@ -134,7 +134,7 @@ def test_the_dashboard_shows_the_figure_that_a_worker_elsewhere_put_into_the_buc
     bucket: str, storage: Storage, digits: Dataset
 ) -> None:
     made = make_study(storage, 1, SHARING)
-    assert train_attempt(made, claim(made), digits, StopSignal(), Equipment(artifacts=open_artifacts(bucket)))
+    assert train_attempt(made, claim(made), digits, StopSignal(), WorkerConfig(artifacts=open_artifacts(bucket)))
     [trial] = made.trials()
     [figure_id] = [name.removeprefix("artifacts:") for name in trial.system_attrs if name.startswith("artifacts:")]
 

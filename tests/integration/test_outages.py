@@ -22,7 +22,7 @@ from hpo import study
 from hpo.artifacts import open_artifacts
 from hpo.database import overview, queue
 from hpo.database.overview import Counts
-from hpo.database.retry import Patience
+from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError, StorageUnavailable
@@ -111,7 +111,7 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
             time.sleep(max(0.0, until_s - time.monotonic()))
             proxy.mend()
 
-        patient = opened(through, "write", Patience(timeout_s=LONGEST_OUTAGE_S + 5.0))  # so that a call has 6 s
+        patient = opened(through, "write", RetryPolicy(timeout_s=LONGEST_OUTAGE_S + 5.0))  # so that a call has 6 s
         with beside(interrupt):
             assert train(study.load(patient, "small"), tmp_path) == 2
 
@@ -207,7 +207,7 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
             retried.append(load_all_of_trials(direct))
             proxy.mend()
 
-        patient = opened(through, "write", Patience(timeout_s=60.0))
+        patient = opened(through, "write", RetryPolicy(timeout_s=60.0))
         with beside(retry):
             assert train(study.load(patient, "small"), tmp_path, lease_s=1.5) == 0
 

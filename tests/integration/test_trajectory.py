@@ -289,9 +289,9 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
     study_id = study.load(storage, "shared").study_id
     for number in range(6):
         served = None if serves_all else study_id
-        workers.show_life(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
-    workers.show_life(storage, WORKER, served, lease_s=60.0)
-    workers.show_life(storage, replace(WORKER, name="dead"), served, lease_s=-1.0)
+        workers.heartbeat(storage, replace(WORKER, name=f"worker {number}"), served, lease_s=60.0)
+    workers.heartbeat(storage, WORKER, served, lease_s=60.0)
+    workers.heartbeat(storage, replace(WORKER, name="dead"), served, lease_s=-1.0)
     segment = Segment(key="segment", start=0, end=12)
     assert checkpoints.enter(ahead, segment)
     begun = []

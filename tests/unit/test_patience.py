@@ -7,7 +7,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from hpo.database.retry import CALL_S, Patience, is_transient, patient
+from hpo.database.retry import CALL_S, RetryPolicy, is_transient, retried
 from hpo.errors import BadInput, StorageUnavailable
 
 GONE = OperationalError("SELECT 1", {}, sqlite3.OperationalError("the server is gone"))
@@ -38,16 +38,16 @@ def test_only_errors_of_reaching_the_database_are_worth_another_try(error, trans
 
 @pytest.mark.parametrize(("timeout_s", "call_s"), [(0.0, CALL_S), (600.0, CALL_S), (20.0, 5.0)])
 def test_several_calls_fit_into_a_timeout(timeout_s, call_s):
-    assert Patience(timeout_s).call_s == call_s
+    assert RetryPolicy(timeout_s).call_s == call_s
 
 
 class Database:
     """Fail so many times, and count the calls."""
 
-    def __init__(self, patience, failures, error=GONE):
-        self.patience, self.failures, self.error, self.calls = patience, failures, error, 0
+    def __init__(self, retry_policy, failures, error=GONE):
+        self.retry_policy, self.failures, self.error, self.calls = retry_policy, failures, error, 0
 
-    @patient
+    @retried
     def ask(self, question, *, polite):
         self.calls += 1
         if self.calls <= self.failures:
@@ -56,7 +56,7 @@ class Database:
 
 
 def test_a_call_is_made_again_until_it_is_answered(caplog):
-    database = Database(Patience(30.0), failures=2)
+    database = Database(RetryPolicy(30.0), failures=2)
     with caplog.at_level("INFO", "hpo"):
         assert (database.ask("who?", polite=True), database.calls) == (("who?", True), 3)
     warning, answered = [record.getMessage() for record in caplog.records]
@@ -65,16 +65,16 @@ def test_a_call_is_made_again_until_it_is_answered(caplog):
 
 
 @pytest.mark.parametrize(
-    ("patience", "error"),
+    ("retry_policy", "error"),
     [
-        (Patience(), GONE),
-        (Patience(0.001), GONE),
-        (Patience(30.0, gives_up=lambda: True), GONE),
-        (Patience(30.0), BadInput("no")),
+        (RetryPolicy(), GONE),
+        (RetryPolicy(0.001), GONE),
+        (RetryPolicy(30.0, gives_up=lambda: True), GONE),
+        (RetryPolicy(30.0), BadInput("no")),
     ],
 )
-def test_a_call_fails_with_its_own_error_where_no_other_try_is_left(patience, error):
-    database = Database(patience, failures=10, error=error)
+def test_a_call_fails_with_its_own_error_where_no_other_try_is_left(retry_policy, error):
+    database = Database(retry_policy, failures=10, error=error)
     with pytest.raises(type(error)) as failed:
         database.ask("who?", polite=False)
     assert failed.value is error
@@ -82,13 +82,13 @@ def test_a_call_fails_with_its_own_error_where_no_other_try_is_left(patience, er
 
 
 def test_a_call_that_can_be_done_without_is_left_out_while_the_database_is_silent():
-    patience = Patience(30.0)
-    database = Database(patience, failures=1)
+    retry_policy = RetryPolicy(30.0)
+    database = Database(retry_policy, failures=1)
     with pytest.raises(OperationalError):
-        patience.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
+        retry_policy.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
     with pytest.raises(StorageUnavailable):
-        patience.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
+        retry_policy.once(lambda: Database.ask.__wrapped__(database, "who?", polite=True))
     assert database.calls == 1
 
     assert database.ask("who?", polite=True) == ("who?", True)
-    assert patience.once(lambda: "here") == "here"
+    assert retry_policy.once(lambda: "here") == "here"

@@ -84,7 +84,7 @@ def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_fo
         elif what == "begin":
             held += filter(None, [begin(storage, study_id, 0.1 * which)])
         elif what == "look":
-            storage.search.get_all_trials(study_id)
+            storage.view.get_all_trials(study_id)
         elif held and what == "note":
             attempt = held[which % len(held)]
             queue.record(storage, attempt, NOTHING, [], {1: 0.1 * which})
@@ -101,13 +101,13 @@ def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_fo
         for trial in shown:
             if trial.state == TrialState.RUNNING:
                 trial.intermediate_values = {}  # nobody looks at them before the end
-        assert storage.search.get_all_trials(study_id, states=states) == shown
+        assert storage.view.get_all_trials(study_id, states=states) == shown
     storage.close()
 
 
 def test_what_has_not_changed_costs_one_query_however_many_trials_run(storage, study_id):
     def look():
-        assert len(storage.search.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))) == 1
+        assert len(storage.view.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))) == 1
 
     finish(storage, queue.claim(storage, study_id, WORKER))
     look()
@@ -118,11 +118,11 @@ def test_what_has_not_changed_costs_one_query_however_many_trials_run(storage, s
 
 def test_of_running_trials_that_are_known_only_the_notes_are_read_again(storage, study_id):
     attempts = [begin(storage, study_id) for _ in range(8)]
-    storage.search.get_all_trials(study_id, deepcopy=False)
+    storage.view.get_all_trials(study_id, deepcopy=False)
     queue.write_draft(storage, attempts[3], NOTHING, Draft(params={}, system_attrs={"rung": 0.25}))
 
     def look():
-        found = storage.search.get_all_trials(study_id, deepcopy=False)
+        found = storage.view.get_all_trials(study_id, deepcopy=False)
         assert [trial.params for trial in found] == [{"rate": 0.5}] * 8
         assert [trial.number for trial in found if "rung" in trial.system_attrs] == [attempts[3].trial_number]
 
@@ -132,7 +132,7 @@ def test_of_running_trials_that_are_known_only_the_notes_are_read_again(storage,
 
 
 def open_trial(storage, study_id, attempt):
-    loaded = optuna.load_study(study_name=storage.optuna.get_study_name_from_id(study_id), storage=storage.search)
+    loaded = optuna.load_study(study_name=storage.optuna.get_study_name_from_id(study_id), storage=storage.view)
     return optuna.Trial(loaded, attempt.trial_id)
 
 
@@ -141,37 +141,37 @@ def test_what_is_sampled_reported_and_noted_is_not_written_before_the_queue_writ
     trial = open_trial(storage, study_id, attempt)
     rate = trial.suggest_float("rate", 0, 1)
     trial.report(0.5, 1)
-    storage.search.set_trial_system_attr(attempt.trial_id, "rung", 0.5)
+    storage.view.set_trial_system_attr(attempt.trial_id, "rung", 0.5)
 
     written = storage.optuna.get_trial(attempt.trial_id)
     assert (written.params, written.intermediate_values, written.system_attrs) == ({}, {}, {"fixed_params": {}})
 
-    queue.write_draft(storage, attempt, NOTHING, storage.search.take_draft(attempt.trial_id))
+    queue.write_draft(storage, attempt, NOTHING, storage.view.take_draft(attempt.trial_id))
     written = storage.optuna.get_trial(attempt.trial_id)
     assert (written.params, written.distributions) == ({"rate": rate}, {"rate": FloatDistribution(0, 1)})
     assert written.system_attrs == {"fixed_params": {}, "rung": 0.5}
-    assert storage.search.take_draft(attempt.trial_id) == Draft(params={}, system_attrs={})
+    assert storage.view.take_draft(attempt.trial_id) == Draft(params={}, system_attrs={})
 
 
 def test_parameters_that_an_earlier_attempt_chose_stay(storage, study_id):
     first = queue.claim(storage, study_id, WORKER)
     rate = open_trial(storage, study_id, first).suggest_float("rate", 0, 1)
-    queue.write_draft(storage, first, NOTHING, storage.search.take_draft(first.trial_id))
+    queue.write_draft(storage, first, NOTHING, storage.view.take_draft(first.trial_id))
     queue.hand_back(storage, first, NOTHING, "stopped")
 
     open_trial(storage, study_id, first).suggest_float("other", 0, 1)
     with pytest.raises(queue.LeaseLost):
-        queue.write_draft(storage, first, NOTHING, storage.search.take_draft(first.trial_id))
+        queue.write_draft(storage, first, NOTHING, storage.view.take_draft(first.trial_id))
     again = queue.claim(storage, study_id, WORKER)
 
     assert open_trial(storage, study_id, again).suggest_float("rate", 0, 1) == rate
-    assert storage.search.take_draft(first.trial_id) == Draft(params={}, system_attrs={})
+    assert storage.view.take_draft(first.trial_id) == Draft(params={}, system_attrs={})
     assert storage.optuna.get_trial(first.trial_id).params == {"rate": rate}
 
 
 def test_a_trial_that_changes_between_two_looks_is_shown_as_it_is_now(storage, study_id):
     attempt = queue.claim(storage, study_id, WORKER)
-    assert [trial.state for trial in storage.search.get_all_trials(study_id)] == [TrialState.RUNNING]
+    assert [trial.state for trial in storage.view.get_all_trials(study_id)] == [TrialState.RUNNING]
     finish(storage, attempt)
-    [shown] = storage.search.get_all_trials(study_id)
+    [shown] = storage.view.get_all_trials(study_id)
     assert (shown.state, shown.value, shown.intermediate_values) == (TrialState.COMPLETE, 0.5, {1: 0.5, 2: 0.5})

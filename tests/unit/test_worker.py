@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.worker.presence import Idleness, idle_poll_s
+from hpo.worker.registration import IdleBackoff, idle_poll_s
 from hpo.worker.stop import StopSignal
 
 
@@ -23,4 +23,4 @@ def test_a_minute_of_idleness_costs_few_questions():
 
 @pytest.mark.timeout(20)
 def test_an_idle_worker_that_is_asked_to_stop_waits_no_longer():
-    Idleness(longest_s=3600.0, since_s=-3600.0).wait(StopSignal(reason="terminated"))
+    IdleBackoff(longest_s=3600.0, since_s=-3600.0).wait(StopSignal(reason="terminated"))

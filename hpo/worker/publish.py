@@ -18,7 +18,7 @@ from hpo.study import Study
 log = logging.getLogger(__name__)
 
 
-def exhibit(
+def publish_note_and_figure(
     study: Study, attempt: Attempt, outcome: Outcome, artifacts: Artifacts | None
 ) -> tuple[Outcome, str | None]:
     """Add to an outcome what optuna-dashboard shows of it.
@@ -50,7 +50,7 @@ def exhibit(
     return shown, figure_id
 
 
-def withdraw(figure_id: str | None, artifacts: Artifacts | None) -> None:
+def delete_figure(figure_id: str | None, artifacts: Artifacts | None) -> None:
     """Delete a figure whose outcome was not written."""
     if figure_id is None or artifacts is None:
         return

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Presence:
+class WorkerRegistration:
     """Keep a worker on the list of those that live, from when the context is entered until it is left.
 
     Attributes:
@@ -45,7 +45,7 @@ class Presence:
     _due_s: float = field(default=-math.inf, init=False)
 
     def __enter__(self) -> Self:
-        workers.forget_the_dead(self.storage)
+        workers.delete_stale_workers(self.storage)
         self.show()
         return self
 
@@ -53,14 +53,14 @@ class Presence:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         try:
-            self.storage.patience.once(lambda: workers.leave(self.storage, self.worker))
+            self.storage.retry_policy.once(lambda: workers.deregister(self.storage, self.worker))
         except StorageUnavailable as error:
             log.info("%s; this worker is listed until its lease is over", error)
 
     def show(self) -> None:
         """Give a sign of life where one is due; while a trial is trained, its lease is one."""
         if time.monotonic() >= self._due_s:
-            workers.show_life(self.storage, self.worker, self.study_id, self.lease_s)
+            workers.heartbeat(self.storage, self.worker, self.study_id, self.lease_s)
             self._due_s = time.monotonic() + beat_s(self.lease_s)
 
 
@@ -80,7 +80,7 @@ def worker_name(process_id: int) -> str:
 
 
 @contextmanager
-def on_duty(stop: StopSignal, presence: Presence) -> Iterator[None]:
+def registered(stop: StopSignal, registration: WorkerRegistration) -> Iterator[None]:
     """Be a worker that is listed and catches signals.
 
     Raises:
@@ -91,7 +91,7 @@ def on_duty(stop: StopSignal, presence: Presence) -> Iterator[None]:
     """
     with stop.installed():
         try:
-            with presence:
+            with registration:
                 yield
         except StorageUnavailable as error:
             if not stop:
@@ -109,7 +109,7 @@ def idle_poll_s(idle_s: float, longest_s: float = LONGEST_BEAT_S) -> float:
 
 
 @dataclass
-class Idleness:
+class IdleBackoff:
     """Remember since when a worker has had nothing to do.
 
     Attributes:

@@ -28,7 +28,7 @@ class Where:
     output: str
 
 
-class Keeper:
+class WorkerActor:
     """Be the actor that starts a worker and ends it; a worker whose actor dies hands back its trial by itself.
 
     Side effects:
