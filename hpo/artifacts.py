@@ -130,10 +130,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4()}")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(beside, content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -201,16 +198,17 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     check_new_folder(path)
     try:
         with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as beside:
-            made = Path(beside) / "files"
-            made.mkdir()
+            folder = Path(beside) / "files"
+            folder.mkdir()
             for name, content in files.items():
-                _write_synced(made / name, content)
-            made.replace(path)
+                _write_synced(folder / name, content)
+            folder.replace(path)
     except OSError as error:
         raise BadInput(f"folder {path}: it cannot be written: {error.strerror}") from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
