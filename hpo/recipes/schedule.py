@@ -119,7 +119,7 @@ def distinct_iterations(lengths: Iterable[tuple[Recipe, int]]) -> int:
 
 
 def evaluation(iterations: int, batch_size: int, validation_images: int) -> Evaluation:
-    """Place the evaluations of a run so that they cost at most a tenth of its time.
+    """Place the evaluations of a run so that they cost at most a twelfth of its time.
 
     The finest of 250, 500, 1,000 and 2,000 reference iterations that fits is taken (250 at the full CIFAR-10
     budget: more than once an epoch of 351). Where even the last does not fit, a fixed subset of the validation split is
