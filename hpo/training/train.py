@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.recipes.recipe import Recipe, derive_seed
-from hpo.recipes.schedule import CurvePoint, phases
+from hpo.recipes.schedule import CurvePoint, learning_rate
 from hpo.settings import Precision
 from hpo.training.data import CLASSES, Batches, Dataset, Split, normalise
 from hpo.training.model import ResNet20
@@ -151,7 +151,6 @@ class Training:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self._batches = Batches(dataset, recipe.batch_size)
-        self._phases = phases(recipe)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
 
@@ -169,7 +168,7 @@ class Training:
             epoch, position = divmod(self.iteration, per_epoch)
             if order is None or position == 0:
                 order = self._batches.order(self._seeded("order", epoch))
-            self._set_learning_rate()
+            self._optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.iteration)
 
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
@@ -238,11 +237,6 @@ class Training:
                 self._optimizer.state[parameter] = {"momentum_buffer": buffer.copy_(state.momentum[name]).detach_()}
         self._loss_sum.fill_(state.loss_sum)
         self._loss_count = state.loss_count
-
-    def _set_learning_rate(self) -> None:
-        for phase in self._phases:
-            if phase.start <= self.iteration < phase.end:
-                self._optimizer.param_groups[0]["lr"] = phase.learning_rate
 
     def _seeded(self, purpose: str, counter: int) -> torch.Generator:
         return self._generator.manual_seed(derive_seed(purpose, self.recipe.seed, counter))
