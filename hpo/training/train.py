@@ -250,7 +250,7 @@ class Training:
 
 
 def _subset(validation: Split, images: int) -> Split:
-    """Select the same images every time; the split is in the data set's order, so a random draw keeps its proportions."""
+    """Select the same images every time; the split keeps the data set's order, so a random draw is representative."""
     generator = torch.Generator().manual_seed(SUBSET_SEED)
     chosen = torch.randperm(len(validation), generator=generator)[:images].sort().values
     return validation.take(chosen.to(validation.labels.device))
