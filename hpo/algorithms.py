@@ -1,4 +1,4 @@
-"""Samplers and pruners."""
+"""Optuna's samplers and pruners, with the settings that studies use."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 
 def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler:
-    """Make a sampler for one trial of a study."""
+    """Create a sampler for one trial of a study."""
     own = derive_seed("sampler", seed, trial_number) % 2**32
     shared = derive_seed("sampler", seed) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
             case "tpe":
-                # group: without it, parameters that only some trials have fall out of the joint model
+                # group: without it, the joint model leaves out parameters that only some trials have
                 return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
             case "random":
                 return RandomSampler(seed=own)
             case "qmc":
-                # one sequence for all workers, which take their places in it from the storage
+                # one sequence for all workers, which find their positions in it through the storage
                 return QMCSampler(
                     scramble=True, seed=shared, warn_asynchronous_seeding=False, warn_independent_sampling=False
                 )
@@ -49,14 +49,14 @@ def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler
 
 
 def fixed_sampler(params: dict[str, Any], base: BaseSampler) -> BaseSampler:
-    """Make a sampler that gives these parameters."""
+    """Create a sampler that returns fixed parameters, and samples any others with `base`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return PartialFixedSampler(params, base)
 
 
 def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePruner:
-    """Make a pruner for trials of a budget, asked at so many evenly spaced steps."""
+    """Create a pruner for trials of a budget in iterations, asked at `rungs` evenly spaced steps."""
     rung = max(1, iterations // rungs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -1,4 +1,4 @@
-"""Keep files in an artifact store, named by URL, and check them by checksum when they are read."""
+"""Artifact stores, identified by URL, whose files are verified by checksum when they are read."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from optuna.exceptions import ExperimentalWarning
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET without a path"
+"""What messages name as allowed URLs."""
+
 Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """Name a stored file, with what is needed to know it again.
+    """A stored file, with the size and checksum to verify it.
 
     Attributes:
-        sha256: Of the content, in hexadecimal.
+        sha256: SHA-256 of the content, in hexadecimal.
     """
 
     artifact_id: str
@@ -39,7 +41,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """Hold an artifact store: one of Optuna's, so that optuna-dashboard can read it too."""
+    """An artifact store: one of Optuna's, so that optuna-dashboard can read it too."""
 
     url: str
     store: Store = field(repr=False)
@@ -47,7 +49,7 @@ class Artifacts:
     def write(self, content: bytes) -> Artifact:
         """Store a file under a new name.
 
-        Nothing refers to the name before this returns, so that nobody reads a file half-written.
+        Nothing refers to the name before this returns, so nobody reads a partly written file.
 
         Raises:
             ArtifactsUnavailable: The store is full or cannot be reached.
@@ -56,14 +58,14 @@ class Artifacts:
         with self._translated(artifact_id):
             try:
                 self.store.write(artifact_id, io.BytesIO(content))
-            except OSError:  # a folder may hold half of the file
+            except OSError:  # a folder may hold part of the file
                 with suppress(ArtifactNotFound):
                     self.store.remove(artifact_id)
                 raise
         return Artifact(artifact_id=artifact_id, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     def read(self, artifact: Artifact) -> bytes:
-        """Read a file whole.
+        """Read a whole file.
 
         Raises:
             ArtifactMissing: The store has no such file.
@@ -77,7 +79,7 @@ class Artifacts:
         return content
 
     def write_note(self, name: str, content: bytes) -> None:
-        """Store a file under a name that others can work out; one that is there is replaced.
+        """Store a file under a name that others can derive, replacing an earlier file.
 
         Raises:
             ArtifactsUnavailable: The store is full or cannot be reached.
@@ -86,7 +88,7 @@ class Artifacts:
             self.store.write(name, io.BytesIO(content))
 
     def find_note(self, name: str) -> bytes | None:
-        """Read a file by its name; None where there is none.
+        """Read a file by its name; return None if there is none.
 
         Raises:
             ArtifactsUnavailable: The store cannot be reached.
@@ -98,10 +100,10 @@ class Artifacts:
             return None
 
     def remove(self, artifact_id: str) -> bool:
-        """Delete a file, if it is there.
+        """Delete a file, if it exists.
 
         Returns:
-            Whether it may have been there: a bucket does not say.
+            Whether it may have existed: a bucket does not tell.
 
         Raises:
             ArtifactsUnavailable: The store cannot be reached.
@@ -113,7 +115,7 @@ class Artifacts:
 
     @contextmanager
     def _translated(self, artifact_id: str) -> Iterator[None]:
-        """Turn the errors of whatever store it is into ours: each has a tree of its own."""
+        """Turn the errors of any store into ours: each store has its own exception classes."""
         try:
             yield
         except ArtifactNotFound as error:
@@ -123,24 +125,21 @@ class Artifacts:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it, over an earlier one.
+    """Write a file, replacing an earlier one, so that nobody ever sees part of it.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to; an earlier file stays as it was.
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4()}")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(beside, content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
 def check_artifacts_url(url: str) -> None:
-    """Refuse a URL that can name no artifact store, without touching anything.
+    """Refuse a URL that cannot be an artifact store's, without side effects.
 
     Raises:
         BadInput: The URL is of another kind.
@@ -152,7 +151,7 @@ def check_artifacts_url(url: str) -> None:
 
 
 def absolute_artifacts(url: str) -> str:
-    """Give the URL of the same store for a process that works in another folder."""
+    """Return the URL of the same store for a process with another working directory."""
     return url if "://" in url else str(Path(url).absolute())
 
 
@@ -160,13 +159,13 @@ def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
     """Open an artifact store by URL.
 
     Args:
-        create: Whether a folder that is not there is made; else it counts as empty.
+        create: Whether to create a missing folder; otherwise it counts as empty.
 
     Raises:
-        BadInput: The URL is of another kind, or the folder cannot be made.
+        BadInput: The URL is of another kind, or the folder cannot be created.
 
     Side effects:
-        May make the folder.
+        May create the folder.
     """
     check_artifacts_url(url)
     parts = urlsplit(url)
@@ -181,10 +180,10 @@ def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a path at which no new folder can be made.
+    """Refuse a path at which no new folder can be created.
 
     Raises:
-        BadInput: Something that is not an empty folder stands there, or the folder that it is to be in does not exist.
+        BadInput: The path exists and is not an empty folder, or its parent folder does not exist.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput(f"folder {path}: there is something already; allowed is a new or an empty folder")
@@ -196,21 +195,22 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files that appears whole or not at all.
 
     Raises:
-        BadInput: Something that is not an empty folder stands there, or it cannot be written.
+        BadInput: The path exists and is not an empty folder, or it cannot be written.
     """
     check_new_folder(path)
     try:
         with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as beside:
-            made = Path(beside) / "files"
-            made.mkdir()
+            folder = Path(beside) / "files"
+            folder.mkdir()
             for name, content in files.items():
-                _write_synced(made / name, content)
-            made.replace(path)
+                _write_synced(folder / name, content)
+            folder.replace(path)
     except OSError as error:
         raise BadInput(f"folder {path}: it cannot be written: {error.strerror}") from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -218,9 +218,14 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 class _GoogleStore(GCSArtifactStore):
-    """Be Optuna's store, but say in Optuna's words that a file is not there."""
+    """Optuna's store, which reports a missing file as Optuna's other stores do."""
 
     def remove(self, artifact_id: str) -> None:
+        """Delete a file.
+
+        Raises:
+            ArtifactNotFound: There is no such file.
+        """
         from google.api_core.exceptions import NotFound
 
         try:

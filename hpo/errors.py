@@ -1,90 +1,94 @@
-"""Hold every error that this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 HpoError                    exit code 1
-├── BadInput                exit code 2: the caller can mend it
-│   ├── SpaceError          a search space that is malformed
-│   ├── StudyMismatch       a study that was made with other settings
-│   ├── StudyNotFound       no such study in the storage
-│   └── DataDamaged         a data set that is there but not whole
-├── DataUnavailable         a data set that is neither here nor to be fetched
+├── BadInput                exit code 2: the caller can correct it
+│   ├── SpaceError          a malformed search space
+│   ├── StudyMismatch       a study that was created with other settings
+│   ├── StudyNotFound       a study that is not in the storage
+│   └── DataDamaged         a data set that is present but incomplete or altered
+├── DataUnavailable         a data set that is neither present nor can be fetched
 ├── StorageUnavailable      exit code 3: the database did not answer
-├── ClusterUnavailable      no Ray cluster could be reached or started
-├── StudyFailed             every trial of the study fails
+├── ClusterUnavailable      a Ray cluster that could be neither reached nor started
+├── StudyFailed             a study of which every trial fails
 ├── StillRunning            a study that did not stop in time
-├── DeviceLost              a device that computes nothing any more
-└── LeaseLost               the trial was given to another worker
+├── DeviceLost              a device that can no longer compute
+├── VerificationFailed      a trial that gives another result when trained again
+├── ArtifactsUnavailable    an artifact store that cannot be used
+├── ArtifactMissing         a file that is not in the artifact store
+├── ArtifactDamaged         a file in the artifact store with a wrong checksum
+└── LeaseLost               a trial that was given to another worker
 """
 
 
 class HpoError(Exception):
-    """Be the root of the tree; its message is one line meant for a person."""
+    """The root of the tree; its message is one line meant for a person."""
 
     exit_code = 1
 
 
 class BadInput(HpoError):
-    """Name a value that cannot be used, where it stands, and what is allowed."""
+    """A value that cannot be used; the message says where it is and what is allowed."""
 
     exit_code = 2
 
 
 class SpaceError(BadInput):
-    """Name what is wrong in a search space, with file, line and key."""
+    """A mistake in a search space, with file, line and key."""
 
 
 class StudyMismatch(BadInput):
-    """Name the settings in which a command differs from the study it would continue."""
+    """A study with other settings than the command that would continue it; the message lists the differences."""
 
 
 class StudyNotFound(BadInput):
-    """Name a study that the storage does not hold."""
+    """A study that the storage does not hold."""
 
 
 class DataDamaged(BadInput):
-    """Name a data file that is missing, cut short or altered."""
+    """A data file that is missing, cut short or altered."""
 
 
 class DataUnavailable(HpoError):
-    """Say why a data set could not be fetched."""
+    """A data set that could not be fetched, with the reason."""
 
 
 class StorageUnavailable(HpoError):
-    """Say that the database could not be reached, without its password."""
+    """A database that could not be reached; the message leaves out its password."""
 
     exit_code = 3
 
 
 class ClusterUnavailable(HpoError):
-    """Say why a Ray cluster could be neither reached nor started."""
+    """A Ray cluster that could be neither reached nor started, with the reason."""
 
 
 class StudyFailed(HpoError):
-    """Say that a study was stopped because all of its trials fail."""
+    """A study that was stopped because all of its trials fail."""
 
 
 class StillRunning(HpoError):
-    """Name who still trains for a study that was stopped."""
+    """A stopped study that workers are still training for; the message names them."""
 
 
 class DeviceLost(HpoError):
-    """Name a device that this process cannot use any more."""
+    """A device that this process can no longer use."""
 
 
 class VerificationFailed(HpoError):
-    """Say where a trial trained again from scratch differs from what was stored."""
+    """A trial that differs from what was stored when it is trained again from scratch; the message says where."""
 
 
 class ArtifactsUnavailable(HpoError):
-    """Say why an artifact store could not be used."""
+    """An artifact store that could not be used, with the reason."""
 
 
 class ArtifactMissing(HpoError):
-    """Name a file that the artifact store does not hold."""
+    """A file that the artifact store does not hold."""
 
 
 class ArtifactDamaged(HpoError):
-    """Name a stored file whose checksum is wrong."""
+    """A stored file whose checksum is wrong."""
 
 
 class LeaseLost(HpoError):
-    """Say that a trial's lease ran out and the trial is no longer this worker's."""
+    """A trial whose lease ran out, so that it no longer belongs to this worker."""

@@ -1,4 +1,4 @@
-"""Create or continue a study, fill its queue, and say how it stands."""
+"""Studies: create or continue one, fill its queue, and summarise its state."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ from hpo.recipes.space import Param, SearchSpace
 from hpo.settings import StudySettings
 
 METRIC = "validation accuracy"
-TARGET = "trials"
-HOPELESS_FAILURES = 5
-"""How many trials may fail while none succeeds before the study is given up."""
+"""The name under which Optuna shows a trial's value."""
 
+TARGET = "trials"
+"""The study's user attribute that holds the number of trials it should have."""
+
+HOPELESS_FAILURES = 5
+"""The number of failed trials, with none succeeded, after which a study is abandoned."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """Be a study in a storage."""
+    """A study in a storage."""
 
     storage: Storage
     study_id: int
@@ -44,23 +47,23 @@ class Study:
 
     @property
     def space(self) -> SearchSpace | Comparison:
-        """Give the search space that the study was made with, or the recipes that a benchmark compares."""
+        """Return the search space that the study was created with, or the recipes that a benchmark compares."""
         kind = SearchSpace if is_search(self.settings.space) else Comparison
         return kind.model_validate(self.settings.space)
 
     @property
     def base(self) -> Recipe:
-        """Give the base recipe at the study's budget and seed."""
+        """Return the base recipe at the study's budget and seed."""
         return self.space.base_recipe.at(iterations=self.settings.iterations, seed=self.settings.seed)
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
-        """Give the recipe that a trial's parameters stand for."""
+        """Return the recipe that a trial's parameters describe."""
         return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
 
     def open_trial(self, attempt: Attempt) -> optuna.Trial:
         """Open a claimed trial for the study's sampler and pruner, seeded for this trial.
 
-        Two workers with one seed would repeat each other's draws, so it is derived from the trial's number.
+        Two workers with the same seed would repeat each other's draws, so it is derived from the trial's number.
         """
         sampler = make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number)
         if isinstance(self.space, Comparison):
@@ -74,39 +77,46 @@ class Study:
             )
             return optuna.Trial(study, attempt.trial_id)
 
-    def suggest(self, trial: optuna.Trial) -> tuple[dict[str, Param], Draft]:
-        """Let the sampler choose a trial's parameters, or give those that it has.
+    def suggest(self, attempt: Attempt, trial: optuna.Trial) -> tuple[dict[str, Param], Draft]:
+        """Let the sampler choose a trial's parameters, or return those that it already has.
+
+        Args:
+            trial: What `open_trial` returned for the attempt.
 
         Returns:
-            The parameters, and what is to be written for the trial.
+            The parameters, and what must be written for the trial.
         """
         with self.storage.translated():
             params = self.space.suggest(trial)
-        return params, self.storage.view.take_draft(trial._trial_id)
+        return params, self.storage.view.take_draft(attempt.trial_id)
 
-    def should_prune(self, trial: optuna.Trial) -> tuple[bool, Draft]:
-        """Ask the pruner about what was reported for a trial so far.
+    def should_prune(self, attempt: Attempt, trial: optuna.Trial) -> tuple[bool, Draft]:
+        """Ask the pruner about what has been reported for a trial so far.
+
+        Args:
+            trial: What `open_trial` returned for the attempt.
 
         Returns:
-            The decision, and what is to be written for the trial.
+            The decision, and what must be written for the trial.
         """
         with self.storage.translated():
             decided = trial.should_prune()
-        return decided, self.storage.view.take_draft(trial._trial_id)
+        return decided, self.storage.view.take_draft(attempt.trial_id)
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""
         with self.storage.translated():
-            found = self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
+            trials = self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
         total = overview.count(self.storage, self.study_id).total
-        return found[:total]  # Optuna's cache goes on listing waiting trials that were taken away at the end
+        return trials[:total]  # Optuna's cache still lists waiting trials that were removed from the end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Best:
-    """Be the best completed trial.
+    """The best completed trial.
 
     Attributes:
+        trial: Its number.
         value: Validation accuracy in [0, 1].
         standard_error: Of the value, binomial.
     """
@@ -119,7 +129,7 @@ class Best:
 
 
 def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int, note: str = "") -> Study:
-    """Make a study of `total` trials, or continue one, and fill its queue; one that was stopped goes on.
+    """Create a study of `total` trials, or continue one, and fill its queue; a stopped study is resumed.
 
     Args:
         note: Shown by optuna-dashboard beside the study, in Markdown.
@@ -148,10 +158,10 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
 
 
 def load(storage: Storage, name: str | None) -> Study:
-    """Load a study by name, or the only one; a search goes before the benchmarks beside it.
+    """Load a study by name, or the only one; a search takes precedence over its benchmarks.
 
     Raises:
-        StudyNotFound: There is no such study, or several and no name.
+        StudyNotFound: There is no such study, or there are several and no name is given.
     """
     with storage.translated():
         ours = {s.study_name: s for s in storage.optuna.get_all_studies() if "search space" in s.user_attrs}
@@ -161,19 +171,14 @@ def load(storage: Storage, name: str | None) -> Study:
             hint = "; name one with --study" if ours else "; `hpo run` makes one"
             raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
         name = next(iter(ours))
-    found = ours.get(name)
-    if found is None:
+    study_id = _find_study_id(storage, name) if name in ours else None
+    if study_id is None:
         raise StudyNotFound(f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours) or ' none'}")
-    return Study(
-        storage=storage,
-        study_id=found._study_id,
-        name=found.study_name,
-        settings=_settings(found.user_attrs, found.study_name),
-    )
+    return Study(storage=storage, study_id=study_id, name=name, settings=_settings(ours[name].user_attrs, name))
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Say how a study stands, in the form of `hpo status --json`."""
+    """Summarise the state of a study, in the form of `hpo status --json`."""
     trials = study.trials()
     finished = [trial for trial in trials if trial.state.is_finished()]
     counts = overview.count(study.storage, study.study_id)
@@ -196,17 +201,17 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def is_hopeless(now: Counts, before: Counts) -> bool:
-    """Tell whether no trial has ever succeeded, and too many have failed since `before`."""
+    """Return whether no trial has ever succeeded, and too many have failed since `before`."""
     return now.complete + now.pruned == 0 and now.failed - before.failed >= HOPELESS_FAILURES
 
 
 def is_search(space: dict[str, Any]) -> bool:
-    """Tell a search space from the recipes that a benchmark compares."""
+    """Return whether the stored space is a search space, rather than the recipes that a benchmark compares."""
     return "runs" not in space
 
 
 def target(study: Study) -> int:
-    """Give the number of trials that the study is to have."""
+    """Return the number of trials that the study should have."""
     with study.storage.translated():
         return int(study.storage.optuna.get_study_user_attrs(study.study_id).get(TARGET, 0))
 
@@ -217,23 +222,33 @@ def best(study: Study) -> Best:
     Raises:
         StudyNotFound: No trial is complete yet.
     """
-    found = find_best_trial(study.trials())
-    if found is None:
+    trial = find_best_trial(study.trials())
+    if trial is None:
         raise StudyNotFound(f"study {study.name} has no completed trial yet")
-    assert found.value is not None
+    assert trial.value is not None
+    with study.storage.translated():
+        trial_id = study.storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
     return Best(
-        trial=found.number,
-        value=found.value,
-        standard_error=found.user_attrs["standard error"],
-        recipe=study.recipe_of(found),
-        curve=tuple(overview.load_curve(study.storage, found._trial_id)),
+        trial=trial.number,
+        value=trial.value,
+        standard_error=trial.user_attrs["standard error"],
+        recipe=study.recipe_of(trial),
+        curve=tuple(overview.load_curve(study.storage, trial_id)),
     )
 
 
 def find_best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """Find the completed trial of the highest accuracy, the oldest of equals, as optuna-dashboard does."""
+    """Find the completed trial with the highest accuracy; of equals the oldest, as optuna-dashboard does."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+
+def _find_study_id(storage: Storage, name: str) -> int | None:
+    try:
+        with storage.translated():
+            return storage.optuna.get_study_id_from_name(name)
+    except KeyError:  # deleted since it was listed
+        return None
 
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:

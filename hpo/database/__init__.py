@@ -1,1 +1,1 @@
-"""The only folder that speaks SQL."""
+"""The database: the only folder that contains SQL."""

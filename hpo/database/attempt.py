@@ -11,7 +11,7 @@ FinalState = Literal["complete", "pruned", "failed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerId:
-    """Name a worker, for people and for the trail that it leaves."""
+    """The identity of a worker, as people see it and as its attempts record it."""
 
     name: str
     host: str
@@ -20,7 +20,11 @@ class WorkerId:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """Be the right to write for a trial."""
+    """A worker's claim of a trial, which gives it the right to write for that trial.
+
+    Attributes:
+        number: The trial's attempts count from 1.
+    """
 
     attempt_id: int
     trial_id: int
@@ -30,12 +34,12 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Say how far an attempt has come.
+    """The progress of an attempt.
 
     Attributes:
-        iteration: Where the trial stands.
+        iteration: The iteration that the trial has reached.
         trained_iterations: Optimizer steps that this attempt has executed.
-        val_accuracy: Last measured, in [0, 1].
+        val_accuracy: The last one measured, in [0, 1].
     """
 
     iteration: int
@@ -45,13 +49,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Say how a trial ended.
+    """The result of a trial.
 
     Attributes:
-        value: Validation accuracy in [0, 1]; None where none was measured.
+        value: Validation accuracy in [0, 1]; None if none was measured.
         attrs: User attributes, shown by optuna-dashboard.
         trial_system_attrs: System attributes of the trial.
-        study_system_attrs: System attributes of its study: that is where optuna-dashboard keeps a trial's note.
+        study_system_attrs: System attributes of its study, among which optuna-dashboard keeps a trial's note.
     """
 
     state: FinalState
@@ -62,5 +66,5 @@ class Outcome:
 
 
 def ended_message(attempt: Attempt) -> str:
-    """Say that an attempt has ended, in the words of `LeaseLost`."""
+    """Return the message of `LeaseLost` for an attempt that has ended."""
     return f"trial {attempt.trial_number}: attempt {attempt.number} has ended; another may be under way"

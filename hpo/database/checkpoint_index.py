@@ -1,4 +1,4 @@
-"""Find, add and evict the rows of checkpoints."""
+"""The index of checkpoints: find, add and evict their rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpo.recipes.schedule import CurvePoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """Be a state in the store, and the curve up to it."""
+    """A state in the artifact store, and the curve up to it."""
 
     checkpoint_id: int
     iteration: int
@@ -35,8 +35,8 @@ def find_checkpoint(
     """Find the deepest checkpoint on a path.
 
     Args:
-        reached: The path: keys of segments, each with the last iteration on it that counts.
-        passed_over: Ids of artifacts that do not count.
+        reached: The path: keys of segments, each with the last iteration on it to consider.
+        passed_over: Ids of artifacts to ignore.
     """
     if not reached:
         return None
@@ -48,14 +48,14 @@ def find_checkpoint(
 
 
 def add_checkpoint(storage: Storage, attempt: Attempt, row: Mapping[str, Any], budget_bytes: int) -> list[str]:
-    """Add a checkpoint that an attempt has saved and goes on from, or replace the one in its place.
+    """Add a checkpoint that an attempt has saved and continues from, or replace the one of the same state.
 
     Args:
         row: The columns of `CheckpointRow`, without its id and the time of its last use.
-        budget_bytes: Cap on the size of all files.
+        budget_bytes: Cap on the total size of the files.
 
     Returns:
-        The ids of the artifacts that no row names any more.
+        The ids of the artifacts that no row refers to any more.
     """
     same = (CheckpointRow.segment == row["segment"], CheckpointRow.iteration == row["iteration"])
     replaced = select(CheckpointRow.artifact_id).where(*same, CheckpointRow.artifact_id != row["artifact_id"])
@@ -68,9 +68,9 @@ def add_checkpoint(storage: Storage, attempt: Attempt, row: Mapping[str, Any], b
 
 
 def note_use(storage: Storage, attempt: Attempt, checkpoint: Checkpoint) -> None:
-    """Note that an attempt needs a checkpoint, so that it stays.
+    """Note that an attempt needs a checkpoint, so that it is kept.
 
-    Hundreds of workers may go on from one at once, and one of them is enough to note that it was used just now.
+    Hundreds of workers may continue from one checkpoint at once; one of them is enough to update its last use.
     """
     at = CheckpointRow.checkpoint_id == checkpoint.checkpoint_id
     unlocked = select(CheckpointRow.checkpoint_id).where(at).with_for_update(skip_locked=True)
@@ -81,7 +81,7 @@ def note_use(storage: Storage, attempt: Attempt, checkpoint: Checkpoint) -> None
 
 
 def drop_checkpoint(storage: Storage, artifact_id: str) -> None:
-    """Delete the row of a checkpoint whose file is of no use."""
+    """Delete the row of a checkpoint whose file cannot be used."""
     with storage.transaction() as session:
         session.execute(delete(CheckpointRow).where(CheckpointRow.artifact_id == artifact_id))
 
@@ -90,7 +90,7 @@ def evict(storage: Storage, budget_bytes: int) -> tuple[list[str], int]:
     """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs.
 
     Returns:
-        The ids of the artifacts that no row names any more, and how many bytes are left.
+        The ids of the artifacts that no row refers to any more, and the size of the remaining files in bytes.
     """
     with storage.transaction() as session:
         unnamed = _evict(session, budget_bytes)
@@ -128,7 +128,7 @@ def _evict(session: Session, budget_bytes: int) -> list[str]:
 
 
 def needed_checkpoints(session: Session) -> set[int]:
-    """List the checkpoints that running trials go on from, and those of each study's best trial."""
+    """Return the ids of the checkpoints that running trials continue from, and of each study's best trial."""
     has_one = AttemptRow.checkpoint_id.is_not(None)
     running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
     best_first = (TrialValueModel.value.desc(), TrialModel.number, AttemptRow.number.desc())

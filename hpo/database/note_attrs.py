@@ -1,4 +1,4 @@
-"""Notes and figures as the attributes in which optuna-dashboard looks for them."""
+"""Notes and figures as the attributes from which optuna-dashboard reads them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ NOTE_PIECE = 2045
 """Characters that optuna-dashboard puts into one attribute."""
 
 FIGURE_NAME = "training and validation.png"
+"""The name under which optuna-dashboard offers a trial's figure."""
 
 
 def note_attrs(body: str, trial_id: int | None = None) -> dict[str, Any]:
-    """Give a note as the study's system attributes in which optuna-dashboard looks for it.
+    """Return a note as the study's system attributes from which optuna-dashboard reads it.
 
     Args:
         trial_id: None for the note of the study itself.
@@ -25,11 +26,11 @@ def note_attrs(body: str, trial_id: int | None = None) -> dict[str, Any]:
 
 
 def figure_attrs(artifact_id: str) -> dict[str, Any]:
-    """Give a stored figure as the trial's system attribute in which Optuna looks for artifacts."""
+    """Return a stored figure as the trial's system attribute by which Optuna finds artifacts."""
     about = {"artifact_id": artifact_id, "filename": FIGURE_NAME, "mimetype": "image/png", "encoding": None}
     return {f"{ARTIFACT_PREFIX}{artifact_id}": json.dumps(about)}
 
 
 def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:
-    """Give the path at which optuna-dashboard serves a trial's figure."""
+    """Return the URL path at which optuna-dashboard serves a trial's figure."""
     return f"/artifacts/{study_id}/{trial_id}/{artifact_id}"

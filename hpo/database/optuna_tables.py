@@ -1,7 +1,7 @@
-"""Optuna's private tables and keys under the names by which this package knows them.
+"""Optuna's private tables and keys, under the names that this package uses.
 
 This is the only file that imports a private module of Optuna. A contract test pins the columns and attributes that the
-package relies on; where another release of Optuna changes one, it says which.
+package relies on, and shows which one another release of Optuna has changed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 FIXED_PARAMS = "fixed_params"
-"""The trial's system attribute that holds the parameters it was enqueued with; samplers give these."""
+"""The trial's system attribute that holds the parameters it was enqueued with; samplers return these."""
 
 METRIC_NAMES = "study:metric_names"
 """The study's system attribute that holds the names of its values."""

@@ -1,8 +1,8 @@
-"""Show a study to samplers and pruners as one worker needs it, in few queries, and keep what they would write.
+"""A view of a study for samplers and pruners, read in few queries, which collects what they want to write.
 
-Optuna's own storage reads every trial that is not finished, waiting ones too, at each prune decision. It writes each
-parameter and each value in a transaction of its own, and asks for no lease: a worker that was given up for dead would
-change the trial that is being retried in its place, and one that dies between two parameters would leave half of them.
+Optuna's own storage reads every unfinished trial, waiting ones too, at each prune decision. It writes each parameter
+and each value in a transaction of its own, and checks no lease: a worker that was taken for dead would change the trial
+while another worker retries it, and one that dies between two parameters would leave only some of them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ from hpo.database.optuna_tables import (
 from hpo.database.retry import RetryPolicy, retried
 
 NOTES = TrialSystemAttributeModel
-"""Where samplers and pruners write what they want to remember."""
+"""The table in which samplers and pruners keep their notes."""
 
 READ_AT_ONCE = 1_000
+"""Number of trials read in one query."""
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftParam:
-    """Be a sampled parameter in Optuna's internal form, with its distribution as JSON."""
+    """A sampled parameter in Optuna's internal form, with its distribution as JSON."""
 
     value: float
     distribution: str
@@ -49,7 +51,7 @@ class DraftParam:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """Hold what a sampler or a pruner wants to have written for a trial."""
+    """What a sampler or pruner wants to write for a trial."""
 
     params: Mapping[str, DraftParam]
     system_attrs: Mapping[str, Any]
@@ -57,10 +59,10 @@ class Draft:
 
 @dataclass
 class Finished:
-    """Be the finished trials of a study that have been read, by id.
+    """The finished trials of a study that have been read, by id.
 
     Attributes:
-        floor: Every trial of a lower id has been read.
+        floor: Every trial with a lower id has been read.
     """
 
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
@@ -68,10 +70,10 @@ class Finished:
 
 
 class OptunaView(CachedStorage):
-    """Be Optuna's storage for the trials that a worker holds.
+    """Optuna's storage for the trials that a worker holds.
 
-    Each finished trial is read once. Waiting trials are left out: they have nothing that a sampler or pruner looks at.
-    What is sampled and reported stays in Optuna's `Trial`, and what is to be written in a draft, which `queue` writes
+    Each finished trial is read once. Waiting trials are left out, since samplers and pruners use nothing of them. What
+    is sampled and reported stays in Optuna's `Trial`; what must be written goes into a draft, which `queue` writes
     under the trial's lease.
     """
 
@@ -86,7 +88,7 @@ class OptunaView(CachedStorage):
         self._reading = Lock()
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """Find a study's id, which does not change."""
+        """Return a study's id, which is read once."""
         if study_name not in self._study_ids:
             self._study_ids[study_name] = super().get_study_id_from_name(study_name)
         return self._study_ids[study_name]
@@ -95,47 +97,47 @@ class OptunaView(CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """List the finished and the running trials of certain states, in the order of their numbers."""
+        """List the finished and running trials with the given states, in the order of their numbers."""
         by_id: dict[int, FrozenTrial] = {}
         if states is None or TrialState.RUNNING in states:
             by_id = self._read_running(study_id)
         by_id |= self._read_finished(study_id)
-        found = [trial for trial in by_id.values() if states is None or trial.state in states]
-        found.sort(key=lambda trial: trial.number)
-        return copy.deepcopy(found) if deepcopy else found
+        trials = [trial for trial in by_id.values() if states is None or trial.state in states]
+        trials.sort(key=lambda trial: trial.number)
+        return copy.deepcopy(trials) if deepcopy else trials
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """Keep a parameter for the draft."""
-        found = DraftParam(value=param_value_internal, distribution=distribution_to_json(distribution))
-        self._params.setdefault(trial_id, {})[param_name] = found
+        """Add a parameter to the draft."""
+        param = DraftParam(value=param_value_internal, distribution=distribution_to_json(distribution))
+        self._params.setdefault(trial_id, {})[param_name] = param
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Keep a note of a sampler or pruner for the draft."""
+        """Add a note of a sampler or pruner to the draft."""
         self._attrs.setdefault(trial_id, {})[key] = value
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """Keep nothing: `queue.record` writes values together with the curve."""
+        """Do nothing: `queue.record` writes values together with the curve."""
 
     def take_draft(self, trial_id: int) -> Draft:
-        """Give what is to be written for a trial, and forget it."""
+        """Return the draft of a trial, and forget it."""
         return Draft(params=self._params.pop(trial_id, {}), system_attrs=self._attrs.pop(trial_id, {}))
 
     def _read_running(self, study_id: int) -> dict[int, FrozenTrial]:
-        """Read the running trials; what one was given does not change, so of those that are known only the notes."""
+        """Read the running trials; of known ones only the notes, since their parameters do not change."""
         running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING)
         with self._reading, Session(self._backend.engine) as session:
             begun = session.execute(select(TrialModel.trial_id, TrialModel._datetime_start_utc).where(*running)).all()
             before = self._running.get(study_id, {})
             known = {start.trial_id: before[start] for start in begun if start in before and before[start].params}
             new = [start.trial_id for start in begun if start.trial_id not in known]
-            found = read_trials(session, new, with_reports=False)
+            trials = read_trials(session, new, with_reports=False)
             notes = _read_attrs(session, NOTES, list(known))
-        found = {trial_id: trial for trial_id, trial in found.items() if trial.state == TrialState.RUNNING}
-        found |= {trial_id: _noted(trial, notes.get(trial_id, {})) for trial_id, trial in known.items()}
-        self._running[study_id] = {start: found[start.trial_id] for start in begun if start.trial_id in found}
-        return found
+        trials = {trial_id: trial for trial_id, trial in trials.items() if trial.state == TrialState.RUNNING}
+        trials |= {trial_id: _with_notes(trial, notes.get(trial_id, {})) for trial_id, trial in known.items()}
+        self._running[study_id] = {start: trials[start.trial_id] for start in begun if start.trial_id in trials}
+        return trials
 
     def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
         with self._reading:
@@ -149,7 +151,7 @@ class OptunaView(CachedStorage):
             return dict(known.trials)
 
     def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], int]:
-        """List the ids from a floor on, and find the lowest that is not finished, both at the same moment."""
+        """Return the ids of finished trials from a floor on, and the next floor, both read at the same moment."""
         trials = (TrialModel.study_id == study_id, TrialModel.trial_id >= floor)
         lowest = select(func.min(TrialModel.trial_id)).where(*trials, TrialModel.state.not_in(FINISHED))
         query = select(TrialModel.trial_id, lowest.scalar_subquery()).where(*trials, TrialModel.state.in_(FINISHED))
@@ -161,12 +163,12 @@ class OptunaView(CachedStorage):
 
 
 def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: bool = True) -> dict[int, FrozenTrial]:
-    """Read what samplers and pruners look at of trials, as plain rows: Optuna's storage makes an object of each.
+    """Read the parts of trials that samplers and pruners use, as plain rows: Optuna's storage creates many objects.
 
     Args:
-        with_reports: Whether to read what was reported; nobody looks at that of another trial that still runs.
+        with_reports: Whether to read reported values; nothing uses those of other running trials.
     """
-    found: dict[int, FrozenTrial] = {}
+    trials: dict[int, FrozenTrial] = {}
     for start in range(0, len(trial_ids), READ_AT_ONCE):
         ids = trial_ids[start : start + READ_AT_ONCE]
         params, values = _read_params(session, ids), _read_values(session, ids)
@@ -175,7 +177,7 @@ def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: boo
         row: Any  # Optuna's models are untyped
         for row in session.scalars(select(TrialModel).where(TrialModel.trial_id.in_(ids))):
             given = params.get(row.trial_id, {})
-            found[row.trial_id] = FrozenTrial(
+            trials[row.trial_id] = FrozenTrial(
                 trial_id=row.trial_id,
                 number=row.number,
                 state=row.state,
@@ -188,18 +190,18 @@ def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: boo
                 system_attrs=notes.get(row.trial_id, {}),
                 intermediate_values=reports.get(row.trial_id, {}),
             )
-    return found
+    return trials
 
 
 def _read_params(session: Session, ids: Sequence[int]) -> dict[int, dict[str, tuple[float, BaseDistribution]]]:
     table = TrialParamModel
     query = select(table.trial_id, table.param_name, table.param_value, table.distribution_json)
-    found: dict[int, dict[str, tuple[float, BaseDistribution]]] = {}
+    params: dict[int, dict[str, tuple[float, BaseDistribution]]] = {}
     for trial_id, name, value, distribution in session.execute(
         query.where(table.trial_id.in_(ids)).order_by(table.param_id)
     ):
-        found.setdefault(trial_id, {})[name] = (value, _distribution(distribution))
-    return found
+        params.setdefault(trial_id, {})[name] = (value, _distribution(distribution))
+    return params
 
 
 def _read_values(session: Session, ids: Sequence[int]) -> dict[int, float]:
@@ -211,18 +213,18 @@ def _read_values(session: Session, ids: Sequence[int]) -> dict[int, float]:
 def _read_reports(session: Session, ids: Sequence[int]) -> dict[int, dict[int, float]]:
     table = TrialIntermediateValueModel
     query = select(table.trial_id, table.step, table.intermediate_value, table.intermediate_value_type)
-    found: dict[int, dict[int, float]] = {}
+    reports: dict[int, dict[int, float]] = {}
     for trial_id, step, value, kind in session.execute(query.where(table.trial_id.in_(ids))):
-        found.setdefault(trial_id, {})[step] = table.stored_repr_to_intermediate_value(value, kind)
-    return found
+        reports.setdefault(trial_id, {})[step] = table.stored_repr_to_intermediate_value(value, kind)
+    return reports
 
 
 def _read_attrs(session: Session, table: Any, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     query = select(table.trial_id, table.key, table.value_json).where(table.trial_id.in_(ids))
-    found: dict[int, dict[str, Any]] = {}
+    attrs: dict[int, dict[str, Any]] = {}
     for trial_id, key, value in session.execute(query):
-        found.setdefault(trial_id, {})[key] = json.loads(value)
-    return found
+        attrs.setdefault(trial_id, {})[key] = json.loads(value)
+    return attrs
 
 
 @cache
@@ -230,7 +232,7 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _noted(trial: FrozenTrial, notes: dict[str, Any]) -> FrozenTrial:
+def _with_notes(trial: FrozenTrial, notes: dict[str, Any]) -> FrozenTrial:
     changed = copy.copy(trial)
     changed.system_attrs = notes
     return changed

@@ -1,4 +1,4 @@
-"""Read how a study stands, each look as one short transaction."""
+"""The state of a study, each part read in one short transaction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpo.recipes.schedule import CurvePoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Running:
-    """Be one line of the live view."""
+    """A running trial, and who trains it."""
 
     worker: str
     host: str
@@ -28,7 +28,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Count a study's trials by state."""
+    """Numbers of a study's trials by state."""
 
     complete: int = 0
     pruned: int = 0
@@ -38,7 +38,7 @@ class Counts:
 
     @property
     def finished(self) -> int:
-        """Count the trials that will not change any more."""
+        """Count the trials that have ended."""
         return self.complete + self.pruned + self.failed
 
     @property
@@ -66,21 +66,21 @@ def count(storage: Storage, study_id: int) -> Counts:
 
 @retried
 def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
-    """Tell whether a worker has brought a trial of a study to its end, other than by failing it."""
+    """Return whether a worker has completed or pruned a trial of a study."""
     with storage.transaction() as session:
-        found = session.execute(
+        finished = session.execute(
             select(AttemptRow.attempt_id)
             .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
             .where(TrialModel.study_id == study_id, AttemptRow.worker == worker)
             .where(AttemptRow.outcome.in_(("complete", "pruned")))
             .limit(1)
         )
-        return found.first() is not None
+        return finished.first() is not None
 
 
 @retried
 def list_running(storage: Storage, study_id: int) -> list[Running]:
-    """List who trains what, in the order of the trials."""
+    """List the running trials with their workers, in the order of the trials' numbers."""
     with storage.transaction() as session:
         rows = session.execute(
             select(AttemptRow, TrialModel.number)
@@ -115,7 +115,7 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
 
 @retried
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
-    """Find number and value of the completed trial of the highest value, the oldest of equals."""
+    """Find the number and value of the completed trial with the highest value; of equals, the oldest."""
     value = TrialValueModel.value
     with storage.transaction() as session:
         row = session.execute(
@@ -130,7 +130,7 @@ def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
 
 @retried
 def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
-    """Load a trial's curve, in the order of the iterations."""
+    """Load a trial's curve, in the order of iterations."""
     with storage.transaction() as session:
         rows = session.scalars(select(CurveRow).where(CurveRow.trial_id == trial_id).order_by(CurveRow.iteration))
         return [

@@ -1,4 +1,4 @@
-"""Leases on segments, and the trials that are parked because another worker trains the segment that they need next."""
+"""Leases on segments, and parked trials, which wait because another worker is training the segment they need next."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from hpo.database.tables import AttemptRow, ParkedRow, SegmentRow, WorkerRow, no
 from hpo.errors import LeaseLost
 
 MIN_PARKED = 2
-"""How many trials may wait for segments in training, however few workers there are, before no new trial is begun."""
+"""While fewer trials than this are parked, new trials may begin, however few workers are idle."""
 
 
 def take_segment(storage: Storage, attempt: Attempt, segment: str, end: int) -> bool:
     """Take the lease on a segment, unless a live worker is training it and has not passed its end.
 
-    Where it is refused, the trial is marked as waiting for the segment.
+    If the lease is refused, the trial is marked as waiting for the segment.
 
     Args:
         segment: Its key.
         end: Its last iteration.
+
+    Returns:
+        Whether the attempt holds the lease.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -34,7 +37,7 @@ def take_segment(storage: Storage, attempt: Attempt, segment: str, end: int) -> 
         _require_open(session, attempt)
         row = {"segment": segment, "attempt_id": attempt.attempt_id}
         upsert(session, SegmentRow, [row], ("segment",), update=False)
-        # Of several that come when a holder has ended, the second is to see that the first holds it now.
+        # Of several attempts that ask when a holder has ended, the second must see that the first holds it now.
         session.execute(select(SegmentRow.segment).where(SegmentRow.segment == segment).with_for_update())
         holder = session.execute(
             select(AttemptRow.attempt_id, AttemptRow.iteration)
@@ -53,10 +56,11 @@ def take_segment(storage: Storage, attempt: Attempt, segment: str, end: int) -> 
 
 
 def claimable(session: Session, study_id: int, number_parked: int) -> list[ColumnElement[bool]]:
-    """List the conditions on a trial that may be given out now.
+    """List the conditions on a trial that may be claimed now.
 
-    One that waits for another's segment is passed over while that is being trained. When several wait, and as many as
-    there are idle workers, no new trial is begun: its parameters would be sampled without what those will teach.
+    A trial that waits for another's segment is skipped while that segment is being trained. When several trials wait,
+    and at least as many as there are idle workers, no new trial begins: its parameters would be sampled without knowing
+    the results of the waiting trials.
     """
     begun = []
     if number_parked >= MIN_PARKED and number_parked >= (session.scalar(_count_idle(study_id)) or 0):
@@ -69,8 +73,8 @@ def claimable(session: Session, study_id: int, number_parked: int) -> list[Colum
 def parked(study_id: int) -> Select[Any]:
     """Select the waiting trials whose next segment a live worker is training.
 
-    They are looked for from the few rows that say so, as a study may have thousands of waiting trials; and in the
-    statement that chooses a trial, as others park trials meanwhile.
+    The search starts from the few parked rows, since a study may have thousands of waiting trials. It is part of the
+    statement that chooses a trial, since other workers park trials meanwhile.
     """
     return (
         select(ParkedRow.trial_id)
@@ -78,19 +82,19 @@ def parked(study_id: int) -> Select[Any]:
         .join(SegmentRow, SegmentRow.segment == ParkedRow.segment)
         .join(AttemptRow, AttemptRow.attempt_id == SegmentRow.attempt_id)
         .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.WAITING)
-        .where(*_live(), AttemptRow.iteration <= ParkedRow.end)  # at the end it has yet to save what others want
+        .where(*_live(), AttemptRow.iteration <= ParkedRow.end)  # at the end, its worker has yet to save the checkpoint
     )
 
 
 def _count_idle(study_id: int) -> Select[Any]:
-    """Select the number of live workers that have nothing to train, though they serve a study."""
+    """Select the number of live workers that serve a study and have nothing to train."""
     serving = or_(WorkerRow.study_id == study_id, WorkerRow.study_id.is_(None))
     busy = WorkerRow.name.in_(select(AttemptRow.worker).where(*_live()))
     return select(func.count()).where(serving, WorkerRow.seen_s + WorkerRow.lease_s >= now_s(), ~busy)
 
 
 def _live() -> tuple[ColumnElement[bool], ...]:
-    """List the conditions on an attempt that holds its trial."""
+    """Return the conditions on an attempt that holds its trial."""
     return AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s >= now_s()
 
 

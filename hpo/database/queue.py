@@ -1,8 +1,8 @@
-"""Hand trials to workers, and take what they write, each as one short transaction.
+"""The queue: hand trials to workers, and write their results, each in one short transaction.
 
-The queue is Optuna's WAITING trials. A claim opens an attempt with a lease; whatever is written for a trial is
-written by an open attempt, so that a worker that was given up for dead cannot write any more. Optuna's own methods
-would need a transaction each, which is why its tables are written directly here.
+The queue is Optuna's WAITING trials. A claim opens an attempt with a lease. Only an open attempt can write for its
+trial, so a worker that was taken for dead cannot write any more. Optuna's own methods would need a transaction each,
+which is why its tables are written directly here.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 
 LEASE_S = DEFAULT_LEASE_S
-MAX_LAPSES = 3
-"""How often a trial is given out again after a worker vanished with it and had not got further, before it fails."""
 
+MAX_LAPSES = 3
+"""How often a trial is retried after its worker vanished without making progress, before the trial fails."""
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 @retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
-    """Give the oldest waiting trial of a study that is neither paused nor stopped to one worker.
+    """Give the oldest waiting trial of a study to one worker, unless the study is paused or stopped.
 
     Atomic across processes: of several callers, exactly one gets a given trial.
 
@@ -56,7 +56,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
 
     Returns:
-        The attempt, or None when nothing is waiting, or nothing is to be given out.
+        The attempt, or None if no trial may be claimed now.
 
     Raises:
         StorageUnavailable: The database did not answer within its deadline.
@@ -65,24 +65,24 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         state, number_parked = _lock_state(session, study_id)
         if state != "running":
             return None
-        found = session.execute(
+        trial = session.execute(
             select(TrialModel.trial_id, TrialModel.number)
             .where(*claimable(session, study_id, number_parked))
             .order_by(TrialModel.number)
             .limit(1)
             .with_for_update(skip_locked=True)
         ).first()
-        if found is None:
+        if trial is None:
             return None
         changed = session.execute(
             update(TrialModel)
-            .where(TrialModel.trial_id == found.trial_id, TrialModel.state == TrialState.WAITING)
+            .where(TrialModel.trial_id == trial.trial_id, TrialModel.state == TrialState.WAITING)
             .values(state=TrialState.RUNNING, _datetime_start_utc=_utc_now())
         )
         assert _rows(changed) == 1, "the row was locked"
-        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == found.trial_id))
+        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial.trial_id))
         row = AttemptRow(
-            trial_id=found.trial_id,
+            trial_id=trial.trial_id,
             number=(before or 0) + 1,
             worker=worker.name,
             host=worker.host,
@@ -92,7 +92,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         )
         session.add(row)
         session.flush()
-        return Attempt(attempt_id=row.attempt_id, trial_id=found.trial_id, trial_number=found.number, number=row.number)
+        return Attempt(attempt_id=row.attempt_id, trial_id=trial.trial_id, trial_number=trial.number, number=row.number)
 
 
 @retried
@@ -100,7 +100,7 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
     """Extend the lease of an attempt, and note its progress.
 
     Returns:
-        The state of the study, which says whether the trial is to go on.
+        The state of the study, which decides whether the trial continues.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -112,7 +112,7 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
 
 @retried
 def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: Draft) -> None:
-    """Write what a sampler or a pruner wants to have written for the trial of an attempt.
+    """Write what a sampler or pruner wants to write for the trial of an attempt.
 
     Raises:
         LeaseLost: The attempt has ended; nothing is written.
@@ -144,7 +144,7 @@ def record(
     """Write curve points, and values for Optuna by step, for the trial of an attempt.
 
     Returns:
-        The state of the study, which says whether the trial is to go on.
+        The state of the study, which decides whether the trial continues.
 
     Raises:
         LeaseLost: The attempt has ended; nothing is written.
@@ -161,7 +161,7 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
     """End an attempt and its trial.
 
     Raises:
-        LeaseLost: The attempt has ended before; nothing is written.
+        LeaseLost: The attempt has already ended; nothing is written.
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
@@ -175,7 +175,7 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
     """End an attempt and put its trial back in the queue, under its number and with its parameters.
 
     Raises:
-        LeaseLost: The attempt has ended before; nothing is written.
+        LeaseLost: The attempt has already ended; nothing is written.
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
@@ -186,15 +186,15 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
 
 @retried
 def reap(storage: Storage, study_id: int | None) -> list[int]:
-    """End the attempts whose lease ran out, and put their trials back in the queue, or fail them after too many.
+    """End the attempts whose lease has run out, and put their trials back in the queue, or fail them after too many.
 
-    Any live process may do this at any time.
+    Any live process may call this at any time.
 
     Args:
         study_id: None for all studies.
 
     Returns:
-        The numbers of the trials concerned.
+        The numbers of these trials.
     """
     with storage.transaction() as session:
         lapsed = session.execute(
@@ -212,9 +212,9 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
 
 
 def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
-    """Read a study's state, which then stays until the transaction ends, and count the trials that wait for another's.
+    """Read a study's state, lock it until the transaction ends, and count the parked trials.
 
-    Whoever changes the state waits for the claims that are under way, and those that come later see the change.
+    A change of the state waits for the claims in progress, and later claims see the change.
     """
     number_parked = select(func.count()).select_from(parked(study_id).subquery()).scalar_subquery()
     query = select(StudyRow.state, number_parked).where(StudyRow.study_id == study_id)
@@ -223,10 +223,13 @@ def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
 
 
 def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
-    """Make sure that an attempt is open, and keep it so until the transaction ends, or for as long as `lease_s`.
+    """Make sure that an attempt is open, and keep it open until the transaction ends, or for `lease_s`.
 
     Returns:
-        The state of its study, read on the way.
+        The state of its study, read in the same statement.
+
+    Raises:
+        LeaseLost: The attempt has ended.
     """
     lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
@@ -234,7 +237,7 @@ def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float
     held = session.execute(
         update(AttemptRow)
         .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
-        # Where another tool deleted the study, SQLite may have kept the attempt.
+        # If another tool deleted the study, SQLite may have kept the attempt.
         .where(exists().where(TrialModel.trial_id == attempt.trial_id))
         .values(**asdict(progress), **lease)
         .returning(state)
@@ -291,7 +294,7 @@ def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Ma
 
 
 def _put_back(session: Session, trial_id: int) -> None:
-    # What was reported goes too: the next attempt reports it again, and a pruner must not see a future.
+    # Reported values go too: the next attempt reports them again, and a pruner must not see the future.
     delete_of_trials(session, [trial_id], (CurveRow, TrialIntermediateValueModel))
     notes = TrialSystemAttributeModel
     session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith(COMPLETED_RUNG_PREFIX)))
@@ -319,10 +322,10 @@ def _fail_or_put_back(session: Session, trial_id: int) -> None:
 
 
 def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
-    """Count how often a trial's worker has vanished since an attempt last got further than all before it.
+    """Count how often a trial's worker has vanished since an attempt last got further than all earlier ones.
 
     Args:
-        attempts: Outcome, and the iteration that was reached, of each.
+        attempts: The outcome and the last iteration of each, the oldest first.
 
     Returns:
         The count, and the furthest iteration.
@@ -341,5 +344,5 @@ def _rows(result: Any) -> int:
 
 
 def _utc_now() -> datetime:
-    """Give the time as Optuna's tables hold it: UTC without a zone."""
+    """Return the time in the form of Optuna's tables: UTC without a time zone."""
     return datetime.now(UTC).replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Delete a study with its trials and their figures, and nothing that another study may use."""
+"""The removal of a study with its trials and their figures, but nothing that another study may use."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ _OF_TRIALS: tuple[Any, ...] = (
     TrialSystemAttributeModel,
     TrialHeartbeatModel,
 )
+"""The tables with a column `trial_id`, in the order of deletion."""
+
 _OF_STUDIES: tuple[Any, ...] = (
     StudyRow,
     TrialModel,
@@ -53,15 +55,16 @@ _OF_STUDIES: tuple[Any, ...] = (
     StudySystemAttributeModel,
     StudyModel,
 )
+"""The tables with a column `study_id`, in the order of deletion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removed:
-    """Say what was deleted.
+    """Numbers of what was deleted with a study.
 
     Attributes:
-        files: Figures, and what people have uploaded to trials.
-        missing_files: Those that the artifact store did not hold, or did not give up.
+        files: Figures, and files that people have uploaded to trials.
+        missing_files: Files that were not in the artifact store, or could not be deleted.
     """
 
     trials: int
@@ -70,22 +73,22 @@ class Removed:
 
 
 def require_unused(storage: Storage, study_id: int, name: str) -> None:
-    """Refuse a study that workers are on.
+    """Refuse a study that still has active workers.
 
     Raises:
-        BadInput: Naming them.
+        BadInput: There are active workers; the message names them.
     """
     with storage.transaction() as session:
         _require_unused(session, study_id, name)
 
 
 def delete_study(storage: Storage, study_id: int, name: str, artifacts: Artifacts) -> Removed:
-    """Delete a study, its trials, what we keep of them, and their files; checkpoints stay, as they belong to no study.
+    """Delete a study, its trials, our rows about them, and their files; checkpoints stay, as they belong to no study.
 
-    The files go last: one that is left over takes some space, and one that is missing would be looked for.
+    The files are deleted last: a file without a row only takes space, but a row without its file would be an error.
 
     Raises:
-        BadInput: Workers are on it; nothing is deleted.
+        BadInput: The study still has active workers; nothing is deleted.
         StorageUnavailable: The database did not answer within its deadline.
     """
     trials, artifact_ids = _delete_rows(storage, study_id, name)
@@ -96,7 +99,7 @@ def delete_study(storage: Storage, study_id: int, name: str, artifacts: Artifact
 @retried
 def _delete_rows(storage: Storage, study_id: int, name: str) -> tuple[int, list[str]]:
     with storage.transaction() as session:
-        # Claims hold this lock, so none comes between the look at the workers and the end.
+        # Claims hold this lock, so none can happen between the check of the workers and the commit.
         session.execute(select(StudyRow.state).where(StudyRow.study_id == study_id).with_for_update())
         _require_unused(session, study_id, name)
         trials = select(TrialModel.trial_id).where(TrialModel.study_id == study_id)
@@ -116,8 +119,8 @@ def _delete(table: Any) -> Any:
 
 
 def _require_unused(session: Session, study_id: int, name: str) -> None:
-    if found := workers_on(session, study_id):
-        raise BadInput(f"study {name}: workers are on it: {', '.join(found)}; `hpo stop --study {name}` ends them")
+    if workers := workers_on(session, study_id):
+        raise BadInput(f"study {name}: workers are on it: {', '.join(workers)}; `hpo stop --study {name}` ends them")
 
 
 def _list_files(session: Session, study_id: int, trials: Select[Any]) -> list[str]:
@@ -132,12 +135,12 @@ def _list_files(session: Session, study_id: int, trials: Select[Any]) -> list[st
 
 
 def _artifact_id(value_json: str) -> str:
-    about = json.loads(value_json)  # Optuna puts JSON into its JSON
+    about = json.loads(value_json)  # Optuna nests JSON text in JSON
     return str((json.loads(about) if isinstance(about, str) else about)["artifact_id"])
 
 
 def _delete_files(artifacts: Artifacts, artifact_ids: Iterable[str]) -> int:
-    """Delete files, and count those that were there."""
+    """Delete files, and count those that existed."""
     deleted = 0
     for artifact_id in artifact_ids:
         try:

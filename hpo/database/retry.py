@@ -1,7 +1,7 @@
-"""Bound how long one call of the database may take, and make it again while the database does not answer.
+"""Retries and deadlines: limit how long one call of the database may take, and retry it while there is no answer.
 
-This is the one place that tries again. What is marked `retried` may be done twice, as the answer to the first try
-may have been lost on its way, so it is written to come to the same end then.
+Calls are retried nowhere else. A function marked `retried` may run twice, since the answer to the first try may have
+been lost, so it is written to have the same result then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -23,11 +22,19 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from hpo.errors import StorageUnavailable
 
 CONNECT_S = 10.0
+"""The longest time to open a connection."""
+
 CALL_S = 30.0
-CALLS_PER_TIMEOUT = 4  # of a database that accepts and never answers, before it is given up
+"""The longest time that one call may take."""
+
+CALLS_PER_TIMEOUT = 4
+"""Number of calls that a database which accepts connections and never answers gets within the timeout."""
+
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+
 LOOK_S = 0.1
+"""Time between two checks of whether to give up, while waiting for the next try."""
 
 log = logging.getLogger(__name__)
 
@@ -35,27 +42,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass
 class RetryPolicy:
-    """Say how long a process bears a database that does not answer, and remember whether it answers now.
+    """How long a process tolerates a database that does not answer, and whether the database answers now.
 
-    Attributes:
-        timeout_s: How long one call is made again and again; 0 makes it once.
-        gives_up: Asked between two tries whether to stop trying.
+    Args:
+        timeout_s: How long a call is retried; 0 for a single try.
+        gives_up: Called between two tries; returns whether to stop trying.
     """
 
-    timeout_s: float = 0.0
-    gives_up: Callable[[], bool] = lambda: False
-    _silent_since_s: float | None = field(default=None, init=False)
-    _warned: bool = field(default=False, init=False)
+    def __init__(self, timeout_s: float = 0.0, gives_up: Callable[[], bool] = lambda: False) -> None:
+        self.timeout_s = timeout_s
+        self.gives_up = gives_up
+        self._silent_since_s: float | None = None
+        self._warned = False
 
     @property
     def call_s(self) -> float:
-        """Give how long one call may take before it has failed."""
+        """Return the time after which a call without an answer has failed."""
         return min(CALL_S, self.timeout_s / CALLS_PER_TIMEOUT) if self.timeout_s else CALL_S
 
     def call(self, function: Callable[[], T]) -> T:
-        """Make a call until it is answered, the timeout is over or `gives_up` says so.
+        """Retry a call until it succeeds, the timeout is over or `gives_up` returns True.
 
         Raises:
             Exception: The last error of the function.
@@ -72,7 +79,7 @@ class RetryPolicy:
         return result
 
     def once(self, function: Callable[[], T]) -> T:
-        """Make a call that can be done without: a single time, and not at all while the database is known to be silent.
+        """Try an optional call once, or not at all while the database is known not to answer.
 
         Raises:
             StorageUnavailable: The database does not answer.
@@ -109,28 +116,29 @@ class RetryPolicy:
 
 
 class HasRetryPolicy(Protocol):
-    """Be something whose calls reach the database."""
+    """An object whose methods call the database."""
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """Give how long its calls are tried again."""
+        """Return how long its calls are retried."""
 
 
 S = TypeVar("S", bound=HasRetryPolicy)
 
 
 def retried(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Let a function be tried again for as long as the retry policy of its first argument allows."""
+    """Retry a function according to its first argument's retry policy."""
 
     @wraps(function)
     def call(first: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function, and retry it."""
         return first.retry_policy.call(lambda: function(first, *args, **kwargs))
 
     return call
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Tell whether an error, or what caused it, is one of reaching the database: the same call may succeed later."""
+    """Return whether an error, or its cause, is a failure to reach the database, so that a later call may succeed."""
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
             return True
@@ -141,22 +149,22 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one line what went wrong, in the words of the database's driver where these are part of it."""
-    said: BaseException | None = error
-    while said is not None and not isinstance(said, StorageUnavailable) and not getattr(said, "orig", None):
-        said = said.__cause__
-    lines = str(getattr(said, "orig", None) or said or error.__cause__ or error).strip().splitlines()
+    """Return the first line of an error's message, in the words of the database's driver if it has any."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, StorageUnavailable) and not getattr(cause, "orig", None):
+        cause = cause.__cause__
+    lines = str(getattr(cause, "orig", None) or cause or error.__cause__ or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def connector(url: URL, call_s: float, options: str) -> Callable[[], psycopg.Connection[Any]]:
-    """Make connections to PostgreSQL whose every call has a deadline.
+    """Return a function that opens connections to PostgreSQL with a deadline for every call.
 
-    The server's own `statement_timeout` does not help where the server, or the way to it, is gone; TCP's timeouts do
-    not where the other end still takes what is sent.
+    The server's own `statement_timeout` does not help if the server or the network is gone; TCP's timeouts do not help
+    if the other end still acknowledges what is sent.
 
     Args:
-        options: Of the session, as on the command line of `postgres`.
+        options: Options of the session, as on the command line of `postgres`.
     """
     connect_s = max(1, round(min(CONNECT_S, call_s)))
     call_ms = round(call_s * 1000)
@@ -171,7 +179,10 @@ def connector(url: URL, call_s: float, options: str) -> Callable[[], psycopg.Con
     }
 
     class Connection(psycopg.Connection[Any]):
+        """A connection with a deadline for every call."""
+
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+            """Wait for the server's answer, up to the deadline."""
             # A little later than the server, whose message says more.
             return super().wait(_until(time.monotonic() + call_s + 1, self, gen), *args, **kwargs)
 
@@ -181,7 +192,7 @@ def connector(url: URL, call_s: float, options: str) -> Callable[[], psycopg.Con
 def _until(
     deadline_s: float, connection: psycopg.Connection[Any], gen: Generator[Any, Any, T]
 ) -> Generator[Any, Any, T]:
-    """Pass on what a generator of the driver waits for; it is resumed ten times a second, ready or not."""
+    """Wrap a generator of the driver with a deadline; the driver resumes it ten times a second, ready or not."""
     try:
         wanted = next(gen)
         while True:

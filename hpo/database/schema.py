@@ -1,4 +1,4 @@
-"""Create our tables, check their revision and Optuna's, and bring older ones up to date."""
+"""The schema: create our tables, check their revision and Optuna's, and upgrade older ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEWER = "they were made by a newer release: `pip install --upgrade hpo`"
 
 
 def create_tables(engine: Engine, shown: str) -> None:
-    """Make our tables where there are none, in one transaction.
+    """Create our tables if there are none, in one transaction.
 
     Args:
         shown: The storage's URL for messages.
@@ -40,33 +40,33 @@ def require_revision(connection: Connection, shown: str) -> None:
     """Refuse tables of another revision than this release's.
 
     Raises:
-        BadInput: They are missing, older or newer, with what to do about it.
+        BadInput: They are missing, older or newer; the message says what to do about it.
     """
-    found = require_tables(connection, shown)
+    revision = require_tables(connection, shown)
     scripts = _scripts()
     head = scripts.get_current_head()
-    if found != head:
-        remedy = UPGRADE if _knows(scripts, found) else NEWER
-        raise BadInput(f"storage {shown}: its tables are of revision {found}, this release wants {head}; {remedy}")
+    if revision != head:
+        remedy = UPGRADE if _knows(scripts, revision) else NEWER
+        raise BadInput(f"storage {shown}: its tables are of revision {revision}, this release wants {head}; {remedy}")
 
 
 def require_tables(connection: Connection, shown: str) -> str:
-    """Give the revision of our tables.
+    """Return the revision of our tables.
 
     Raises:
         BadInput: There are none.
     """
-    found = find_revision(connection)
-    if found is None:
+    revision = find_revision(connection)
+    if revision is None:
         raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
-    return found
+    return revision
 
 
 def require_optuna_revision(backend: RDBStorage, shown: str) -> None:
     """Refuse Optuna's tables of another revision than the installed Optuna's.
 
     Raises:
-        BadInput: They are older or newer, with what to do about it.
+        BadInput: They are older or newer; the message says what to do about it.
     """
     theirs = backend.get_current_version()
     if theirs != backend.get_head_version():
@@ -76,10 +76,10 @@ def require_optuna_revision(backend: RDBStorage, shown: str) -> None:
 
 
 def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:
-    """Bring Optuna's tables and ours up to date.
+    """Upgrade Optuna's tables and ours.
 
     Args:
-        backend: Opened without its own check.
+        backend: Optuna's storage, opened without its own check.
 
     Returns:
         What was done, a line for each of the two.
@@ -102,7 +102,7 @@ def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:
 
 
 def find_revision(connection: Connection) -> str | None:
-    """Find the revision of our tables, or None where there are none."""
+    """Find the revision of our tables; None if there are none."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return context.get_current_revision()
 

@@ -1,4 +1,4 @@
-"""Open the shared database: one engine, Optuna's tables and ours."""
+"""The shared database: one engine, Optuna's tables and ours."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ from hpo.database.schema import create_tables, require_optuna_revision, require_
 from hpo.errors import BadInput, StorageUnavailable
 
 SQLITE_BUSY_S = 60.0
+"""The longest wait for SQLite's write lock."""
+
 CREATE_TRIES = 10
+"""Number of tries to create the tables in an SQLite file that other processes are creating, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Hold an open database.
+    """An open database.
 
     Attributes:
         url: For messages, without the password.
-        optuna: What Optuna's studies are loaded with; its calls are tried again, as those marked `retried` are.
-        search: The same for the trials that a worker holds.
+        optuna: The storage of Optuna's studies; its calls are retried, like functions marked `retried`.
+        view: The same for the trials that a worker holds.
     """
 
     url: str
@@ -70,7 +73,7 @@ class Storage:
             raise _unavailable(self.url, error) from error
 
     def with_empty_cache(self) -> Storage:
-        """Give the same database, with nothing remembered: SQLite gives the ids of deleted studies and trials again."""
+        """Return the same database with empty caches, as SQLite reuses the ids of deleted studies and trials."""
         backend = self.view._backend
         return replace(self, optuna=get_storage(backend), view=OptunaView(backend, self.retry_policy))
 
@@ -89,18 +92,18 @@ def open_storage(
     """Open a database by URL, in one try.
 
     Args:
-        access: `create` makes what is missing; the others want a database that is there. `read` cannot write.
-        retry_policy: How long the later calls are tried again; None for not at all.
-        one_connection: Let all threads of a process take turns at one connection to PostgreSQL, as a worker's do: there
-            may be hundreds of these, and each connection is a process of the server.
+        access: `create` creates what is missing; the others require an existing database. `read` cannot write.
+        retry_policy: How long later calls are retried; None for a single try.
+        one_connection: Let all threads of a process share one connection to PostgreSQL, as a worker's do: there may be
+            hundreds of workers, and each connection is a process of the server.
 
     Raises:
-        BadInput: The URL is malformed, of another kind of database, or names a file that is not there; or its tables
+        BadInput: The URL is malformed, of another kind of database, or names a file that does not exist; or the tables
             are of another release.
         StorageUnavailable: The database did not answer within its deadline.
 
     Side effects:
-        With `create`, makes the SQLite file, Optuna's tables and ours.
+        With `create`, creates the SQLite file, Optuna's tables and ours.
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)
@@ -117,7 +120,7 @@ def open_storage(
                 create_tables(backend.engine, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise _unavailable(shown, error) from error
-    # At the latest when the process ends: SQLite then leaves one file, which people may copy.
+    # Closed at the latest when the process ends: SQLite then leaves a single file, which people may copy.
     weakref.finalize(backend.engine, backend.engine.pool.dispose)
     return Storage(
         url=shown,
@@ -129,9 +132,9 @@ def open_storage(
 
 
 def upgrade_storage(url: str) -> list[str]:
-    """Bring the tables of a database up to date, Optuna's and ours.
+    """Upgrade the tables of a database, Optuna's and ours.
 
-    Nobody else may use the database meanwhile.
+    No other process may use the database meanwhile.
 
     Returns:
         What was done, a line for each of the two.
@@ -158,17 +161,17 @@ def upgrade_storage(url: str) -> list[str]:
 
 
 def parse_url(url: str) -> URL:
-    """Read a storage URL, and name the driver where it is left out.
+    """Parse a storage URL, and add the driver if it is left out.
 
     Raises:
-        BadInput: It is no URL of an SQLite file or a PostgreSQL database.
+        BadInput: It is not the URL of an SQLite file or a PostgreSQL database.
     """
     allowed = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
         parsed = make_url(url)
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise BadInput(f"storage: not a database URL; allowed: {allowed}") from None
-    if isinstance(hidden := parsed.query.get("password"), str):  # where no message would hide it
+    if isinstance(hidden := parsed.query.get("password"), str):  # messages would show it there
         parsed = parsed.set(password=hidden).difference_update_query(["password"])
     shown = parsed.render_as_string(hide_password=True)
     if parsed.drivername in ("postgres", "postgresql"):
@@ -181,16 +184,16 @@ def parse_url(url: str) -> URL:
 
 
 def is_one_file(url: str) -> bool:
-    """Tell whether a storage is a file of this machine.
+    """Return whether a storage is a file on this machine.
 
     Raises:
-        BadInput: It is no URL of an SQLite file or a PostgreSQL database.
+        BadInput: It is not the URL of an SQLite file or a PostgreSQL database.
     """
     return parse_url(url).get_backend_name() == "sqlite"
 
 
 def absolute_url(url: str) -> str:
-    """Give the URL of the same database for a process that works in another folder."""
+    """Return the URL of the same database for a process with another working directory."""
     if not is_one_file(url):
         return url
     parsed = parse_url(url)
@@ -205,14 +208,14 @@ def _check_sqlite_file(path: Path, access: str) -> None:
 
 
 class _RetriedStorage(RDBStorage):
-    """Be Optuna's storage, but try calls again, and leave no connection behind where it refuses a database."""
+    """Optuna's storage with retried calls, which leaves no connection open if it refuses a database."""
 
     def __init__(
         self, url: str, engine_kwargs: dict[str, Any], *, retry_policy: RetryPolicy, skip_table_creation: bool = False
     ) -> None:
         self.retry_policy = retry_policy
         try:
-            # Optuna's check speaks at length, and opens a second connection; `require_optuna_revision` is ours.
+            # Optuna's check prints a lot, and opens a second connection; `require_optuna_revision` is ours.
             super().__init__(url, engine_kwargs, skip_compatibility_check=True, skip_table_creation=skip_table_creation)
         except Exception:
             if hasattr(self, "engine"):
@@ -225,7 +228,7 @@ for _name in BaseStorage.__abstractmethods__:
 
 
 def _open_with_retries(url: URL, access: str, retry_policy: RetryPolicy, one_connection: bool) -> RDBStorage:
-    """Open Optuna's storage; of several processes that create the tables at once, all but one have to try again."""
+    """Open Optuna's storage; of several processes that create the tables at once, all but one must retry."""
     for remaining in reversed(range(CREATE_TRIES)):
         try:
             return _open_optuna(url, access, retry_policy, one_connection)
@@ -237,7 +240,7 @@ def _open_with_retries(url: URL, access: str, retry_policy: RetryPolicy, one_con
 
 
 def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connection: bool) -> RDBStorage:
-    # Where a call is tried again, a connection that broke while it was idle needs no test of its own.
+    # If calls are retried, a connection that broke while it was idle needs no test of its own.
     pool = {"pool_pre_ping": not retry_policy.timeout_s}
     plain_url = url.render_as_string(hide_password=False)
     if url.get_backend_name() == "sqlite":
@@ -251,7 +254,7 @@ def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connectio
             backend = _RetriedStorage(plain_url, kwargs, retry_policy=retry_policy)
         if not one_connection:
             return backend
-        backend.engine.dispose()  # only to make tables, Optuna opens a second connection beside the first
+        backend.engine.dispose()  # to create tables, Optuna opens a second connection
     if one_connection:
         kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": retry_policy.call_s}
     return _RetriedStorage(plain_url, kwargs, skip_table_creation=True, retry_policy=retry_policy)
@@ -259,6 +262,7 @@ def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connectio
 
 def _sqlite_options(access: str) -> dict[str, Any]:
     def prepare(connection: Any, _record: object) -> None:
+        """Set the options of a new connection."""
         connection.isolation_level = None  # transactions are begun below, not by the driver
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -272,11 +276,13 @@ def _sqlite_options(access: str) -> dict[str, Any]:
 def _begin_immediately(engine: Engine, access: str) -> None:
     """Take SQLite's write lock at the start of a transaction.
 
-    One that reads first and writes later fails at once when another has written in between, whatever the busy timeout.
+    A transaction that reads first and writes later would fail at once if another has written in between, whatever the
+    busy timeout.
     """
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        """Begin a transaction, with the write lock unless it only reads."""
         connection.exec_driver_sql("BEGIN" if access == "read" else "BEGIN IMMEDIATE")
 
 

@@ -1,4 +1,4 @@
-"""Describe a study, and fill its queue."""
+"""The description of a study, and its waiting trials."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _OPTUNA_CHILDREN = (
 
 @retried
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a study the user attributes that it does not have yet, and return all that it has then.
+    """Add the user attributes that a study does not have yet, and return all of its attributes.
 
-    Atomic across processes: of several that describe a study at once, one does, and the others get its words.
+    Atomic across processes: of several that describe a study at once, one writes, and the others get what it wrote.
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
@@ -47,18 +47,18 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
         rows = session.execute(
             select(attributes.key, attributes.value_json).where(attributes.study_id == study_id)
         ).all()
-        found: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        stored: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         session.add_all(
             StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value))
             for key, value in attrs.items()
-            if key not in found
+            if key not in stored
         )
-    return dict(attrs) | found
+    return dict(attrs) | stored
 
 
 @retried
 def add_note(storage: Storage, study_id: int, body: str) -> None:
-    """Give a study the note that optuna-dashboard shows, unless it has one: a person may have changed it."""
+    """Add the note that optuna-dashboard shows to a study, unless it has one: a person may have changed it."""
     attrs = note_attrs(body)
     with storage.transaction() as session:
         rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
@@ -67,13 +67,13 @@ def add_note(storage: Storage, study_id: int, body: str) -> None:
 
 @retried
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
-    """Add waiting trials, or take away those at the end, until the study has `total`.
+    """Add waiting trials, or remove them from the end, until the study has `total` trials.
 
-    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. TrialModel
-    that are finished or running stay, and so do those before them.
+    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. Finished and
+    running trials stay, and so do the trials before them.
 
     Args:
-        first: Parameters that the study's first trial is to have.
+        first: Parameters of the study's first trial.
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
@@ -86,12 +86,12 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
         session.add_all(rows)
         session.flush()
         ids: list[int] = [row.trial_id for row in rows]  # type: ignore[misc]  # Optuna's models are untyped
-        # SQLite gives the ids of deleted trials again, and other tools may delete without our tables.
+        # SQLite reuses the ids of deleted trials, and other tools may delete trials without their rows in our tables.
         delete_of_trials(session, ids, (AttemptRow, CurveRow))
         if present == 0 and rows:
             session.add(_system_attr(ids[0], FIXED_PARAMS, dict(first)))
-        made = {"study_id": study_id, "state": "running", "changed_s": now_s()}
-        upsert(session, StudyRow, [made], ("study_id",), update=present == 0)  # the same holds for ids of studies
+        state = {"study_id": study_id, "state": "running", "changed_s": now_s()}
+        upsert(session, StudyRow, [state], ("study_id",), update=present == 0)  # SQLite reuses ids of studies, too
 
 
 def _lock_study(session: Session, study_id: int) -> None:

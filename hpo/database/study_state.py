@@ -1,7 +1,6 @@
-"""Pause, resume and stop studies, and keep the list of live workers, each as one short transaction.
+"""The states of studies: pause, resume and stop them, each in one short transaction.
 
-A study's state is read within every claim, and on the way by every heartbeat. A worker has a row that it writes between
-trials; while it trains, the lease of its attempt is its sign of life, so that nothing is written twice.
+Every claim reads the state of its study, and so does every heartbeat.
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ from hpo.errors import StillRunning, StudyNotFound
 from hpo.settings import StudyState
 
 STOP_POLL_S = 0.5
+"""Time between two checks of whether a study has stopped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyLoad:
-    """Say what a study has to give out.
+    """A study's state, and its numbers of running and waiting trials.
 
     Attributes:
-        changed_s: When its state was last set, by the database's clock. With the id it tells a study from a later one
-            of the same id.
+        changed_s: When its state was last set, by the database's clock. With the id, it distinguishes a study from a
+            later one with the same id.
     """
 
     study_id: int
@@ -46,7 +46,7 @@ class StudyLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stopped:
-    """Say what became of the trials that ran when a study was stopped."""
+    """The outcome of stopping a study, by what happened to the trials that were running."""
 
     handed_back: int
     finished: int
@@ -54,7 +54,7 @@ class Stopped:
 
 
 def shown_state(state: StudyState, counts: Counts) -> str:
-    """Say in one word how a study stands: done, running, paused, stopping or stopped."""
+    """Return a study's state in one word: done, running, paused, stopping or stopped."""
     if counts.waiting + counts.running == 0:
         return "done"
     if state in ("stopped", "finishing"):
@@ -63,23 +63,23 @@ def shown_state(state: StudyState, counts: Counts) -> str:
 
 
 def is_over(state: StudyState, counts: Counts) -> bool:
-    """Tell whether the study's driver and workers are to end: at once, or when what runs has come to its end."""
+    """Return whether the study's driver and workers should end now; a finishing study first finishes its trials."""
     return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.running)
 
 
 @retried
 def find_state(storage: Storage, study_id: int) -> StudyState:
-    """Find a study's state."""
+    """Return a study's state."""
     with storage.transaction() as session:
         return _state(session, study_id)
 
 
 @retried
 def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
-    """Set a study's state; no claim that began under the other one is still under way when this returns.
+    """Set a study's state; when this returns, no claim that began under the old state is still in progress.
 
     Returns:
-        The state before.
+        The old state.
 
     Raises:
         StudyNotFound: The study was deleted.
@@ -95,7 +95,7 @@ def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
 
 @retried
 def reopen(storage: Storage, study_id: int) -> None:
-    """Let a stopped study go on; one that is paused stays so."""
+    """Resume a stopped study; a paused study stays paused."""
     with storage.transaction() as session:
         stopped = (StudyRow.study_id == study_id, StudyRow.state.in_(("stopped", "finishing")))
         session.execute(update(StudyRow).where(*stopped).values(state="running", changed_s=now_s()))
@@ -105,11 +105,11 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
     """Stop a study, and wait until nothing runs and its workers have ended.
 
     Args:
-        finish: Let running trials come to their ends; else they are handed back with a checkpoint.
+        finish: Let running trials finish; otherwise they are handed back with a checkpoint.
         timeout_s: How long to wait; None for as long as it takes.
 
     Raises:
-        StillRunning: They did not end in time, or somebody resumed the study meanwhile.
+        StillRunning: The workers did not end in time, or somebody resumed the study meanwhile.
     """
     before = {row.trial_number for row in overview.list_running(storage, study_id)}
     set_state(storage, study_id, "finishing" if finish else "stopped")
@@ -127,7 +127,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
 
 @retried
 def list_study_loads(storage: Storage, name: str | None = None) -> list[StudyLoad]:
-    """List all studies of ours, or the one of a name, the oldest first."""
+    """List all studies of ours, or the one with a name, the oldest first."""
     pending = and_(
         TrialModel.study_id == StudyRow.study_id, TrialModel.state.in_((TrialState.RUNNING, TrialState.WAITING))
     )

@@ -1,4 +1,4 @@
-"""The tables of hpo, which stand beside Optuna's in one database."""
+"""The tables of hpo, in the same database as Optuna's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hpo.settings import StudyState
 
 
 class Base(DeclarativeBase):
-    """Collect our tables; Optuna's are in a collection of their own."""
+    """The collection of our tables; Optuna's have a collection of their own."""
 
 
 class AttemptRow(Base):
-    """Be one claim of a trial by one worker; it may write for the trial while it has not ended.
+    """A claim of a trial by one worker, which may write for the trial until the attempt has ended.
 
     All times are seconds since the epoch by the database's clock.
     """
@@ -45,7 +45,7 @@ class AttemptRow(Base):
 
 
 class CurveRow(Base):
-    """Be one point of a trial's curve."""
+    """A point of a trial's curve."""
 
     __tablename__ = "hpo_curve_points"
 
@@ -59,11 +59,11 @@ class CurveRow(Base):
 
 
 class CheckpointRow(Base):
-    """Be a state on a trajectory that can be gone on from.
+    """A saved training state that trials can resume from.
 
     Attributes:
-        segment: Key of the stretch of one learning rate that it lies on; with `iteration` it names the state.
-        curve: Points measured up to there, as JSON.
+        segment: Key of the segment that it lies on; with `iteration`, it identifies the state.
+        curve: Points measured up to `iteration`, as JSON.
     """
 
     __tablename__ = "hpo_checkpoints"
@@ -80,7 +80,7 @@ class CheckpointRow(Base):
 
 
 class SegmentRow(Base):
-    """Say which attempt trains a segment now; it holds while the attempt's lease does."""
+    """The lease of an attempt on the segment that it trains; valid as long as the attempt's own lease."""
 
     __tablename__ = "hpo_segments"
 
@@ -89,7 +89,7 @@ class SegmentRow(Base):
 
 
 class ParkedRow(Base):
-    """Say that a waiting trial waits for a segment that another worker trains, up to `end`."""
+    """A waiting trial that needs a segment, with last iteration `end`, which another worker is training."""
 
     __tablename__ = "hpo_parked"
 
@@ -101,10 +101,10 @@ class ParkedRow(Base):
 
 
 class StudyRow(Base):
-    """Say whether a study's trials are given out, and since when.
+    """The state of a study, which decides whether its trials can be claimed.
 
     Attributes:
-        changed_s: When somebody made, paused, resumed or stopped the study, in seconds by the database's clock.
+        changed_s: When the study was last created, paused, resumed or stopped, in seconds by the database's clock.
     """
 
     __tablename__ = "hpo_studies"
@@ -117,12 +117,12 @@ class StudyRow(Base):
 
 
 class WorkerRow(Base):
-    """Be a sign of life of a worker between trials; while it trains, its attempt's lease is one.
+    """A worker's heartbeat between trials; while it trains, its attempt's lease is its heartbeat.
 
     Attributes:
-        study_id: Of the study that it serves; None where it serves all.
-        lease_s: How long after a sign of life the worker counts as alive.
-        seen_s: When this was written; whatever it trains now was claimed later.
+        study_id: Id of the study that it serves; None if it serves all.
+        lease_s: How long the worker counts as alive after a heartbeat.
+        seen_s: When the row was written; whatever the worker trains now was claimed later.
     """
 
     __tablename__ = "hpo_workers"
@@ -136,7 +136,7 @@ class WorkerRow(Base):
 
 
 class now_s(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
-    """Give the database's clock in seconds since the epoch."""
+    """The database's clock in seconds since the epoch."""
 
     type = Double()
     inherit_cache = True
@@ -161,7 +161,7 @@ def delete_of_trials(session: Session, trial_ids: Sequence[int], tables: Iterabl
 def upsert(
     session: Session, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...], *, update: bool = True
 ) -> None:
-    """Insert rows; where the key is taken, update the other columns, or leave the row as it is."""
+    """Insert rows; if a key exists already, update the other columns, or leave the row as it is."""
     if not rows:
         return
     dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

@@ -1,4 +1,8 @@
-"""Keep and read the list of live workers."""
+"""The list of live workers.
+
+A worker writes its row between trials; while it trains, the lease of its attempt is its heartbeat, so that nothing is
+written twice.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,12 @@ from hpo.database.tables import AttemptRow, StudyRow, WorkerRow, now_s, upsert
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveWorker:
-    """Be one line of `hpo workers`.
+    """A live worker, as `hpo workers` shows it.
 
     Attributes:
-        study: That it trains for or has joined; None for one that serves all and has nothing to do.
-        state: How that study stands: running, paused or stopping.
-        heartbeat_age_s: Seconds since the last sign of life, by the database's clock.
+        study: Name of the study that it trains for or has joined; None for an idle worker that serves all.
+        state: State of that study: running, paused or stopping.
+        heartbeat_age_s: Seconds since the last heartbeat, by the database's clock.
     """
 
     worker: str
@@ -38,10 +42,10 @@ class LiveWorker:
 
 @retried
 def heartbeat(storage: Storage, worker: WorkerId, study_id: int | None, lease_s: float) -> None:
-    """Write a worker's sign of life; to be called between its trials.
+    """Write a worker's heartbeat; called between its trials.
 
     Args:
-        study_id: Of the study that it serves; None where it serves all.
+        study_id: Id of the study that it serves; None if it serves all.
     """
     row = {"name": worker.name, "host": worker.host, "device": worker.device}
     row_now: dict[str, Any] = {**row, "study_id": study_id, "lease_s": lease_s, "seen_s": now_s()}
@@ -51,17 +55,17 @@ def heartbeat(storage: Storage, worker: WorkerId, study_id: int | None, lease_s:
 
 @retried
 def delete_stale_workers(storage: Storage) -> None:
-    """Delete the rows of workers that have given no sign of life for longer than their lease."""
+    """Delete the rows of workers without a heartbeat for longer than their lease."""
     with storage.transaction() as session:
         trains = exists().where(*_trained_by_row())
         session.execute(delete(WorkerRow).where(WorkerRow.seen_s + WorkerRow.lease_s < now_s(), ~trains))
 
 
 def deregister(storage: Storage, worker: WorkerId) -> None:
-    """Take a worker that ends from the list.
+    """Remove a worker that ends from the list.
 
     Raises:
-        StorageUnavailable: The database did not answer; the row goes when its lease is over.
+        StorageUnavailable: The database did not answer; the row is deleted when its lease has run out.
     """
     with storage.transaction() as session:
         session.execute(delete(WorkerRow).where(WorkerRow.name == worker.name))
@@ -95,33 +99,33 @@ def list_workers(storage: Storage) -> list[LiveWorker]:
 
 
 def live_workers(rows: Iterable[dict[str, Any]]) -> list[LiveWorker]:
-    """Choose the workers whose last sign of life is younger than their lease.
+    """Select the workers whose last heartbeat is not older than their lease.
 
     Args:
-        rows: The fields of `LiveWorker`, with the ages of the worker's row and of its attempt's lease instead, and the
-            length of the lease.
+        rows: The fields of `LiveWorker`, but in place of the heartbeat's age: the ages of the worker's row and of its
+            attempt's last renewal, and the length of the lease.
     """
-    found = []
+    live = []
     for row in rows:
         row_age_s, attempt_age_s, lease_s = (row.pop(name) for name in ("row_age_s", "attempt_age_s", "lease_s"))
         age_s = min(age for age in (row_age_s, attempt_age_s) if age is not None)
         if age_s <= lease_s:
             row["state"] = "stopping" if row["state"] in ("stopped", "finishing") else row["state"]
-            found.append(LiveWorker(heartbeat_age_s=max(0.0, age_s), **row))
-    return found
+            live.append(LiveWorker(heartbeat_age_s=max(0.0, age_s), **row))
+    return live
 
 
 @retried
 def list_workers_on(storage: Storage, study_id: int) -> list[str]:
-    """List the names of the workers that train for a study, or have joined it and wait."""
+    """List the names of the workers that train for a study, or have joined it and are idle."""
     with storage.transaction() as session:
         return workers_on(session, study_id)
 
 
 def workers_on(session: Session, study_id: int) -> list[str]:
-    """List the names of the workers that train for a study, or have joined it and wait, within a transaction.
+    """List the names of the workers that train for a study, or have joined it and are idle, within a transaction.
 
-    An attempt that is open counts whatever its lease says: until somebody reaps it, its worker may come back.
+    An open attempt counts even if its lease has run out: until it is reaped, its worker may come back.
     """
     training = (
         select(AttemptRow.worker)
@@ -134,9 +138,9 @@ def workers_on(session: Session, study_id: int) -> list[str]:
 
 
 def _trained_by_row() -> list[ColumnElement[bool]]:
-    """List the conditions on an attempt to be what a worker's row trains now.
+    """List the conditions under which an attempt is what the worker of a row trains now.
 
-    In a container that is started again names come back, so an attempt of an earlier worker of the name may be open.
+    A restarted container reuses names, so an attempt of an earlier worker of the same name may still be open.
     """
     mine = (AttemptRow.worker == WorkerRow.name, AttemptRow.claimed_s >= WorkerRow.seen_s)
     return [*mine, AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s >= now_s()]

@@ -1,4 +1,4 @@
-"""Hold recipes that are trained again, side by side, on fresh seeds: what a benchmark has in place of a space."""
+"""Recipes that are trained again, side by side, on fresh seeds: a benchmark has them in place of a search space."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from pydantic import BaseModel, ConfigDict
 from hpo.recipes.recipe import Recipe, derive_seed
 
 BASELINE = "baseline"
+"""Name of the recipe that the others are compared with."""
+
 CANDIDATE = "candidate"
+"""Name of the recipe of a search's best trial."""
+
 SEEDS = 2**31
-"""Seeds are drawn below this, as Optuna stores parameters in doubles."""
+"""Number of possible seeds; small, because Optuna stores parameters as doubles."""
 
 
 class Comparison(BaseModel):
-    """Hold the recipes of a benchmark by name; its trials train every recipe on one seed, then all on the next.
+    """The recipes of a benchmark by name; its trials train every recipe on one seed, then every recipe on the next.
 
     Attributes:
-        runs: Fields of the recipes, without budget and seed; `baseline` is one of them.
+        runs: Fields of the recipes by name, without budget and seed; `baseline` is one of the names.
         trial: Number of the search's trial that is the candidate, or None.
-        searched_seed: The search's own seed: it determines the fresh ones and is never among them.
+        searched_seed: The search's own seed, which determines the fresh seeds and is never one of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,35 +40,35 @@ class Comparison(BaseModel):
 
     @classmethod
     def of(cls, recipes: Mapping[str, Recipe], *, name: str, searched_seed: int, trial: int | None = None) -> Self:
-        """Compare recipes, whatever their budget and seed were."""
+        """Create a comparison of recipes, ignoring their budgets and seeds."""
         runs = {run: _without_budget(recipe) for run, recipe in recipes.items()}
         return cls(name=name, runs=runs, trial=trial, searched_seed=searched_seed)
 
     @property
     def base_recipe(self) -> Recipe:
-        """Give the recipe of the baseline, at the reference budget."""
+        """Return the recipe of the baseline, at the reference budget."""
         return Recipe.from_dict(self.runs[BASELINE])
 
     def seed(self, index: int) -> int:
-        """Give one of the fresh seeds."""
+        """Return the fresh seed with an index."""
         return next(islice(_fresh_seeds(self.searched_seed), index, None))
 
     def params_of(self, trial_number: int) -> dict[str, str | int]:
-        """Say which recipe a trial trains, and on which seed."""
+        """Return the name of the recipe that a trial trains, and the seed."""
         index, run = divmod(trial_number, len(self.runs))
         return {"run": list(self.runs)[run], "seed": self.seed(index)}
 
     def base_params(self) -> dict[str, str | int]:
-        """Give the parameters of the first trial."""
+        """Return the parameters of the first trial."""
         return self.params_of(0)
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Give a trial the parameters of its number as its own, so that they are stored and shown with it."""
+        """Set a trial's parameters through Optuna, so that they are stored and shown with it."""
         run = trial.suggest_categorical("run", list(self.runs))
         return {"run": run, "seed": trial.suggest_int("seed", 0, SEEDS - 1)}
 
     def recipe(self, params: Mapping[str, Any], *, iterations: int, seed: int) -> Recipe:
-        """Give the recipe that a trial's parameters name, for a budget; the study's seed is not used."""
+        """Return the recipe that a trial's parameters describe, for a budget; the study's seed is not used."""
         del seed
         return Recipe.from_dict(self.runs[params["run"]] | {"iterations": iterations, "seed": params["seed"]})
 

@@ -1,4 +1,4 @@
-"""Define the recipe of a training run, and load the documented ones."""
+"""The recipe of a training run, and the documented recipes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import yaml
 from hpo.errors import BadInput
 
 Head = Literal["linear", "dropout", "dense"]
+"""The layers between the last residual block and the logits."""
+
 HEADS: tuple[Head, ...] = get_args(Head)
 
 REFERENCE_ITERATIONS = 64_000
@@ -22,18 +24,21 @@ REFERENCE_ITERATIONS = 64_000
 BOUNDARY_GRID = 2_000
 """Reference iterations between two points at which a boundary may lie."""
 
+MIN_ITERATIONS = REFERENCE_ITERATIONS // BOUNDARY_GRID
+"""The smallest budget, in iterations, at which the grid's points remain distinct."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Hold everything that determines one training run, apart from data and numerics.
+    """Everything that determines one training run, apart from data and numerics.
 
-    A dropout rate of 0 and the `linear` head are the same network, so a recipe is brought into one
-    canonical form when it is made: `dropout` with rate 0 becomes `linear`, and `linear` has rate 0.
+    A dropout rate of 0 and the `linear` head are the same network, so a new recipe is brought into one
+    canonical form: `dropout` with rate 0 becomes `linear`, and `linear` has rate 0.
 
     Attributes:
         boundaries: Reference iterations at which the learning rate changes, ascending.
         values: Learning rates, one more than boundaries.
-        early_stopping: RetryPolicy in reference iterations, or None for no early stopping.
+        early_stopping: Patience in reference iterations, or None for no early stopping.
         iterations: Optimizer steps of the whole run; boundaries and patience are scaled to it.
         seed: Determines initial weights, batch order, augmentation and dropout masks.
     """
@@ -59,7 +64,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Make a recipe from what `to_dict` gave, or from YAML.
+        """Create a recipe from the result of `to_dict`, or from YAML.
 
         Raises:
             BadInput: A field is missing, unknown, or has a value that is not allowed.
@@ -71,11 +76,11 @@ class Recipe:
             raise BadInput(f"recipe {fields}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the recipe as plain JSON values."""
+        """Return the recipe as plain JSON values."""
         return asdict(self) | {"boundaries": list(self.boundaries), "values": list(self.values)}
 
     def at(self, *, iterations: int, seed: int) -> Self:
-        """Give the same recipe for another budget and seed."""
+        """Return the same recipe for another budget and seed."""
         return replace(self, iterations=iterations, seed=seed)
 
 
@@ -106,13 +111,9 @@ def _check(recipe: Recipe) -> None:
             raise BadInput(f"recipe: {name} is {getattr(recipe, name)!r}; allowed: {allowed}")
 
 
-MIN_ITERATIONS = REFERENCE_ITERATIONS // BOUNDARY_GRID
-"""The smallest budget at which grid points stay apart."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterCounts:
-    """Count parameters as Keras does: moving statistics of BatchNorm are the non-trainable ones."""
+    """Numbers of parameters as Keras counts them: the moving statistics of BatchNorm are the non-trainable ones."""
 
     total: int
     trainable: int
@@ -121,10 +122,10 @@ class ParameterCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentedRun:
-    """Hold one of the five documented experiments.
+    """One of the five documented experiments.
 
     Attributes:
-        params: Counts for 32x32x3 inputs and 10 classes.
+        params: Numbers of parameters for 32x32x3 inputs and 10 classes.
         test_loss: Mean cross-entropy on the CIFAR-10 test split, None where none was documented.
         test_accuracy: In [0, 1], None where none was documented.
     """
@@ -140,7 +141,7 @@ class DocumentedRun:
 
 @cache
 def documented_runs() -> dict[str, DocumentedRun]:
-    """Load the five documented experiments, by name, in their documented order."""
+    """Load the five documented experiments by name, in their documented order."""
     text = resources.files("hpo.recipes").joinpath("documented_runs.yaml").read_text(encoding="utf-8")
     return {entry["name"]: _documented_run(entry) for entry in yaml.safe_load(text)}
 
@@ -159,6 +160,6 @@ def _documented_run(entry: dict[str, Any]) -> DocumentedRun:
 
 
 def derive_seed(purpose: str, *counters: int) -> int:
-    """Mix a purpose and counters into a seed of 63 bits, the same on every machine."""
+    """Hash a purpose and counters to a seed of 63 bits, the same on every machine."""
     text = ":".join((purpose, *map(str, counters)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Compute what follows from a recipe's schedule: learning rate, phases, phase time, evaluation, early stopping."""
+"""A recipe's schedule: learning rate, phases, phase time, evaluations, reports to Optuna and early stopping."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from typing import Literal
 from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Recipe
 
 Align = Literal["phase", "iteration"]
+"""What trials are compared at: equal phase time, or equal iterations."""
 
 RUNGS = 16
-"""Prune decisions in a full trial; `should_prune` reads every running trial, so it is not asked at each report."""
+"""Number of prune decisions in a full trial; each reads every running trial, so there are fewer than reports."""
 
 REPORTS = REFERENCE_ITERATIONS // BOUNDARY_GRID
-"""Values that a full trial reports to Optuna: one for each boundary that a schedule could have."""
+"""Number of values that a full trial reports to Optuna: one for each possible boundary of a schedule, and the last."""
 
 _EVALUATION_SPACINGS = (250, 500, 1_000, 2_000)
+"""Reference iterations between two evaluations, the finest spacing first."""
+
 _EVALUATION_SHARE = Fraction(1, 12)
+"""The largest cost of the evaluations, as a fraction of the cost of training."""
+
 _FORWARD_PASSES_PER_STEP = 3  # a backward pass costs about two forward passes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """Be a stretch of iterations [start, end) of one learning rate."""
+    """A range [start, end) of iterations with one learning rate."""
 
     start: int
     end: int
@@ -36,11 +41,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Say when and on how much of the validation split a run is evaluated.
+    """The iterations at which a run is evaluated, and the number of validation images.
 
     Attributes:
         iterations: Ascending; the last is the budget.
-        images: Size of the fixed subset for all but the last evaluation; the whole split where equal to it.
+        images: Size of the fixed subset for all but the last evaluation, which uses the whole split.
     """
 
     iterations: tuple[int, ...]
@@ -49,10 +54,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
-    """Be one evaluation of a run.
+    """One evaluation of a run.
 
     Attributes:
-        train_loss: Mean cross-entropy of the training batches since the evaluation before.
+        train_loss: Mean cross-entropy of the training batches since the previous evaluation.
         val_loss: Mean cross-entropy on the validation images.
         val_accuracy: In [0, 1].
     """
@@ -65,7 +70,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Say that Optuna is given, as `step`, the value measured at `iteration`."""
+    """A value for Optuna: measured at `iteration`, reported as `step`."""
 
     step: int
     iteration: int
@@ -86,13 +91,13 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Give the rate of the optimizer step that leads from `iteration` to the one after."""
+    """Return the learning rate of the optimizer step from `iteration` to the next."""
     starts = [phase.start for phase in phases(recipe)]
     return recipe.values[bisect_right(starts, iteration) - 1]
 
 
 def learning_rate_runs(recipe: Recipe, until: int) -> tuple[tuple[int, float], ...]:
-    """List the rates over [0, until) as (end, rate), equal neighbours merged and empty phases left out."""
+    """List the learning rates over [0, until) as (end, rate), with equal neighbours merged and no empty phases."""
     runs: list[tuple[int, float]] = []
     for phase in phases(recipe):
         end = min(phase.end, until)
@@ -105,7 +110,7 @@ def learning_rate_runs(recipe: Recipe, until: int) -> tuple[tuple[int, float], .
 
 
 def distinct_iterations(lengths: Iterable[tuple[Recipe, int]]) -> int:
-    """Count the optimizer steps of recipes trained up to so many iterations, steps that they share counted once."""
+    """Count the optimizer steps of recipes, each trained up to an iteration; shared steps count once."""
     reached: dict[tuple[object, ...], int] = {}
     for recipe, length in lengths:
         same = replace(recipe, boundaries=(), values=(1.0,), early_stopping=None)
@@ -119,11 +124,11 @@ def distinct_iterations(lengths: Iterable[tuple[Recipe, int]]) -> int:
 
 
 def evaluation(iterations: int, batch_size: int, validation_images: int) -> Evaluation:
-    """Place the evaluations of a run so that they cost at most a tenth of its time.
+    """Place the evaluations of a run so that they cost at most a twelfth of its time.
 
-    The finest of 250, 500, 1,000 and 2,000 reference iterations that fits is taken (250 at the full CIFAR-10
-    budget: more than once an epoch of 351). Where even the last does not fit, a fixed subset of the validation split is
-    used, except at the end. Cost is counted in forward passes, a training step as three.
+    The spacing is the finest of 250, 500, 1,000 and 2,000 reference iterations that fits (250 at the full CIFAR-10
+    budget: more than once per epoch of 351). If none fits, a fixed subset of the validation split is used, except at
+    the end. Cost is counted in forward passes, a training step as three.
     """
     for spacing in _EVALUATION_SPACINGS:
         trained = Fraction(spacing * iterations, REFERENCE_ITERATIONS) * batch_size * _FORWARD_PASSES_PER_STEP
@@ -135,16 +140,19 @@ def evaluation(iterations: int, batch_size: int, validation_images: int) -> Eval
 
 
 def grid(iterations: int) -> tuple[int, ...]:
-    """List the iterations at which a boundary may lie, the budget included and 0 not."""
+    """List the iterations at which a boundary may lie, and the budget."""
     return tuple(scale(g, iterations) for g in range(BOUNDARY_GRID, REFERENCE_ITERATIONS + 1, BOUNDARY_GRID))
 
 
 def iteration_at_phase_time(step: int, recipe: Recipe, base: Recipe) -> int:
-    """Find the iteration at which a recipe is as far as `base` is at iteration `step`.
+    """Compute the iteration at which a recipe is as far as `base` is at iteration `step`.
 
-    As far means: in the same phase, and past the same fraction of it, rounded down. Where one schedule has more
-    phases, its neighbours with the smallest drop of the rate between them count as one, until both have equally
-    many: what a small drop does to the accuracy matters least.
+    As far means: in the same phase, and past the same fraction of it, rounded down. If one schedule has more phases,
+    its neighbouring phases with the smallest drop of the rate between them are merged until both have equally many: a
+    small drop affects the accuracy least.
+
+    Raises:
+        ValueError: The step is past the budget of `base`.
     """
     count = min(len(recipe.values), len(base.values))
     for own, reference in zip(_merged(phases(recipe), count), _merged(phases(base), count), strict=True):
@@ -154,8 +162,8 @@ def iteration_at_phase_time(step: int, recipe: Recipe, base: Recipe) -> int:
     raise ValueError(f"step {step} is past the budget {base.iterations}")
 
 
-def _merged(found: Sequence[Phase], count: int) -> list[Phase]:
-    merged = list(found)
+def _merged(original: Sequence[Phase], count: int) -> list[Phase]:
+    merged = list(original)
     while len(merged) > count:
         drops = [abs(math.log(a.learning_rate / b.learning_rate)) for a, b in pairwise(merged)]
         first = drops.index(min(drops))
@@ -164,38 +172,41 @@ def _merged(found: Sequence[Phase], count: int) -> list[Phase]:
 
 
 def reports(recipe: Recipe, base: Recipe, evaluated: Sequence[int], align: Align) -> tuple[Report, ...]:
-    """List which measurement goes to Optuna under which step.
+    """List which measurement is reported to Optuna as which step.
 
-    The steps are the same for all trials of a study: the grid of the base schedule. A step's value is that of
-    the last evaluation at or before the iteration that the step stands for.
+    The steps are the same for all trials of a study: the grid of the base schedule. The value of a step is that of
+    the last evaluation at or before the iteration that corresponds to it.
+
+    Args:
+        evaluated: The iterations of the evaluations, ascending.
     """
-    found = []
+    planned = []
     for step in grid(base.iterations):
         iteration = iteration_at_phase_time(step, recipe, base) if align == "phase" else step
         at = bisect_right(evaluated, iteration)
         if at:
-            found.append(Report(step=step, iteration=evaluated[at - 1]))
-    return tuple(found)
+            planned.append(Report(step=step, iteration=evaluated[at - 1]))
+    return tuple(planned)
 
 
 def rungs(iterations: int, count: int = RUNGS) -> frozenset[int]:
-    """List the steps at which a pruner is asked; the last report is not one, as nothing is left to save."""
+    """List the steps at which the pruner is asked; not the last, when there is nothing left to save."""
     steps = grid(iterations)
     return frozenset(steps[REPORTS // count - 1 : -1 : REPORTS // count])
 
 
 def best_point(curve: Sequence[CurvePoint]) -> CurvePoint:
-    """Find the point with the lowest validation loss, the earliest of equals."""
+    """Return the point with the lowest validation loss; of equals, the earliest."""
     return min(curve, key=lambda point: point.val_loss)
 
 
 def final_iteration(curve: Sequence[CurvePoint], recipe: Recipe) -> int:
-    """Give the iteration whose weights a run ends with: the last, or with early stopping that of the lowest loss."""
+    """Return the iteration of a run's final weights: the last, or with early stopping, that of the lowest loss."""
     return curve[-1].iteration if recipe.early_stopping is None else best_point(curve).iteration
 
 
 def stops_early(curve: Sequence[CurvePoint], recipe: Recipe) -> bool:
-    """Tell whether the patience of a recipe has run out at the end of a curve."""
+    """Return whether the patience of a recipe has run out at the end of a curve."""
     if recipe.early_stopping is None or not curve:
         return False
     patience = scale(recipe.early_stopping, recipe.iterations)

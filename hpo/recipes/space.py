@@ -1,4 +1,4 @@
-"""Read search spaces from YAML, and turn them into Optuna distributions and recipes."""
+"""Search spaces: check their fields, and turn them into Optuna distributions and recipes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ from hpo.errors import BadInput
 from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
 
 MAX_MEMBERS = 1_000
+"""The largest number of values in a range."""
 
 Param = bool | int | float | str
+"""The value of a trial's parameter."""
+
 Place = tuple[str | int, ...]
+"""The keys and list indices that lead to a value in a space's YAML."""
 
 
 class _Strict(BaseModel):
@@ -34,7 +38,7 @@ class _Strict(BaseModel):
 
 
 class IntRange(_Strict):
-    """Allow low, low + step, ... up to high."""
+    """A range of whole numbers: low, low + step, ... up to high."""
 
     low: int
     high: int
@@ -47,7 +51,7 @@ class IntRange(_Strict):
 
 
 class FloatRange(_Strict):
-    """Allow low, low + step, ... up to high."""
+    """A range of fractional numbers: low, low + step, ... up to high."""
 
     low: float
     high: float
@@ -59,14 +63,14 @@ class FloatRange(_Strict):
         return self
 
 
-def _check_range(found: IntRange | FloatRange) -> None:
-    if found.high < found.low:
-        raise ValueError(f"high {found.high} is under low {found.low}")
-    steps = (found.high - found.low) / found.step
+def _check_range(span: IntRange | FloatRange) -> None:
+    if span.high < span.low:
+        raise ValueError(f"high {span.high} is under low {span.low}")
+    steps = (span.high - span.low) / span.step
     if steps > MAX_MEMBERS:
-        raise ValueError(f"low {found.low} to high {found.high} in steps of {found.step} are over {MAX_MEMBERS} values")
+        raise ValueError(f"low {span.low} to high {span.high} in steps of {span.step} are over {MAX_MEMBERS} values")
     if abs(steps - round(steps)) > 1e-9:
-        raise ValueError(f"high {found.high} is not low {found.low} plus a multiple of step {found.step}")
+        raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {span.step}")
 
 
 def _form(value: object) -> str:
@@ -81,6 +85,7 @@ def _distinct(field: Any) -> Any:
 
 def _between(low: float, high: float) -> AfterValidator:
     def check(field: Any) -> Any:
+        """Refuse a field with a value outside the bounds."""
         for member in _members(field):
             if not low < member < high:
                 raise ValueError(f"{member} is not over {low} and under {high}")
@@ -116,10 +121,10 @@ SwitchField = Annotated[list[bool], Field(min_length=1), AfterValidator(_distinc
 
 
 class Search(_Strict):
-    """Say which fields of the base recipe are searched, and where; those left out stay as they are.
+    """The searched fields of the base recipe with their allowed values; the other fields keep the base recipe's value.
 
-    Boundaries and patience are reference iterations (of 64,000). `dropout` is searched only under a head that has
-    one, `patience` only under early stopping.
+    Boundaries and patience are reference iterations (of 64,000). `dropout` is searched only with a head that has
+    dropout, `patience` only with early stopping.
     """
 
     head: HeadField | None = None
@@ -145,7 +150,7 @@ class Search(_Strict):
 
 
 class SearchSpace(_Strict):
-    """Hold a base recipe and what is searched around it."""
+    """A base recipe, and the values that are searched around it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$")]
     description: str = ""
@@ -183,11 +188,11 @@ class SearchSpace(_Strict):
 
     @property
     def base_recipe(self) -> Recipe:
-        """Give the recipe of the first trial, at the reference budget."""
+        """Return the recipe of the first trial, at the reference budget."""
         return _base_recipe(self.base)
 
     def base_params(self) -> dict[str, Param]:
-        """Give the base recipe as values of the searched parameters."""
+        """Return the base recipe as values of the searched parameters."""
         return {
             _param_name(place): value
             for place, value, field in self._base_values()
@@ -195,13 +200,13 @@ class SearchSpace(_Strict):
         }
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Give every parameter that a trial can have, in the order in which they are sampled."""
+        """Return the distribution of every parameter that a trial can have, in the order of sampling."""
         return {
             _param_name(place): _distribution(field) for place, _, field in self._base_values() if _is_searched(field)
         }
 
     def suggest(self, trial: Trial) -> dict[str, Param]:
-        """Sample all parameters that apply, before any training, so that a pruned trial has them all."""
+        """Sample all parameters that apply to a trial; before training, so that a pruned trial has them all."""
         params: dict[str, Param] = {}
         for name, distribution in self.distributions().items():
             if self._applies(name, params):
@@ -209,7 +214,7 @@ class SearchSpace(_Strict):
         return params
 
     def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
-        """Put parameters on the base recipe, for a budget and a seed."""
+        """Apply parameters to the base recipe, for a budget and a seed."""
         base = self.base_recipe.to_dict()
         early = params.get("early_stopping", base["early_stopping"] is not None)
         changed = {
@@ -223,7 +228,7 @@ class SearchSpace(_Strict):
         return Recipe.from_dict(base | changed | {"iterations": iterations, "seed": seed})
 
     def _base_values(self) -> Iterator[tuple[Place, Param | None, Any]]:
-        """List every field that can be searched: its place in the YAML, the base recipe's value, what is allowed."""
+        """Yield each field that can be searched: its place in the YAML, the base recipe's value, the allowed values."""
         base, search = self.base_recipe, self.search
         yield ("search", "head"), base.head, search.head
         yield ("search", "dropout"), base.dropout or None, search.dropout

@@ -1,4 +1,4 @@
-"""Read search spaces from YAML, and say what is wrong in one with its line."""
+"""Search spaces in YAML files: read them, and report mistakes with their line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpo.recipes.space import IntRange, Search, SearchSpace
 
 
 def shipped_dir() -> Path:
-    """Give the folder of the shipped spaces: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped spaces: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"
@@ -29,7 +29,7 @@ def load_space(name_or_file: str) -> SearchSpace:
     """Load a shipped space by name, or one from a YAML file.
 
     Raises:
-        SpaceError: There is no such space, or it is malformed.
+        SpaceError: The space does not exist or is malformed.
     """
     if name_or_file in list_shipped():
         return parse_space((shipped_dir() / f"{name_or_file}.yaml").read_text("utf-8"), f"{name_or_file}.yaml")
@@ -49,7 +49,7 @@ def parse_space(text: str, source: str) -> SearchSpace:
     """Read a space from YAML.
 
     Raises:
-        SpaceError: Naming source, line, key, bad value and what is allowed.
+        SpaceError: The space is malformed; the message names source, line, key, bad value and what is allowed.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -112,14 +112,14 @@ def _short(value: object) -> str:
 
 
 def _line(node: yaml.Node, keys: list[Any]) -> int:
-    """Find the line of the deepest node on the way that `keys` describes."""
+    """Return the line of the deepest node on the path that `keys` describes."""
     line = node.start_mark.line + 1
     for key in keys:
         if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-            if not found:
+            entry = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if entry is None:
                 break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line, node = entry[0].start_mark.line + 1, entry[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
             node = node.value[key]
             line = node.start_mark.line + 1
@@ -129,5 +129,5 @@ def _line(node: yaml.Node, keys: list[Any]) -> int:
 
 
 def json_schema() -> dict[str, Any]:
-    """Give the JSON Schema of a space, for editors."""
+    """Return the JSON Schema of a space, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | SearchSpace.model_json_schema()

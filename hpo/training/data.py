@@ -1,4 +1,4 @@
-"""Hold data sets as tensors, split them, and draw augmented batches.
+"""Data sets as tensors: split them, and draw augmented batches.
 
 The test splits are not loaded here.
 """
@@ -16,13 +16,17 @@ from torch import Tensor
 from hpo.settings import DatasetName
 
 CLASSES = 10
+"""Number of classes of every data set."""
+
 VALIDATION_SHARE = 0.1
+"""Fraction of the training images that is set aside for validation."""
+
 SPLIT_SEED = 0  # the splits are the same for every study, so that studies can be compared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """Hold images and labels of one split.
+    """The images and labels of one split.
 
     Attributes:
         images: uint8 [N, H, W, C].
@@ -46,11 +50,11 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """Hold a data set's training and validation split, and how it is augmented.
+    """A data set's training and validation split, and how it is augmented.
 
     Attributes:
-        mean: Of the training split per channel, of pixels in [0, 255], float32 [C].
-        std: Likewise.
+        mean: Mean pixel of the training split per channel, in [0, 255], float32 [C].
+        std: Standard deviation, likewise.
         padding: Zero pixels on each side before a random crop of the original size.
         flip: Whether half of the images are mirrored left to right.
         checksum: SHA-256 of both splits.
@@ -67,7 +71,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Give height, width and channels."""
+        """Return height, width and channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
@@ -83,7 +87,7 @@ class Dataset:
 
 
 def split_dataset(name: DatasetName, whole: Split, *, padding: int, flip: bool) -> Dataset:
-    """Set aside a stratified tenth for validation, with the same seed every time."""
+    """Set aside a stratified tenth for validation, always with the same seed."""
     train, validation = stratified_split(whole, VALIDATION_SHARE)
     pixels = train.images.to(torch.float32)
     return Dataset(
@@ -99,7 +103,7 @@ def split_dataset(name: DatasetName, whole: Split, *, padding: int, flip: bool) 
 
 
 def stratified_split(whole: Split, share: float) -> tuple[Split, Split]:
-    """Split in two, the second of the given share, with equal proportions of the classes."""
+    """Split in two, with equal proportions of the classes; the second part has the given share of the images."""
     first, second = train_test_split(
         np.arange(len(whole)), test_size=share, stratify=whole.labels.numpy(), random_state=SPLIT_SEED
     )
@@ -115,7 +119,7 @@ def _checksum(*splits: Split) -> str:
 
 
 class Batches:
-    """Draw augmented training batches, each from the counters of its seed alone.
+    """Augmented training batches, each of which depends on its generator alone.
 
     Args:
         dataset: On the device on which the batches are wanted.
@@ -164,5 +168,5 @@ class Batches:
 
 
 def normalise(images: Tensor, dataset: Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn uint8 [N, H, W, C] into [N, C, H, W] of mean 0 and deviation 1 over the training split."""
+    """Turn uint8 [N, H, W, C] into [N, C, H, W], with mean 0 and deviation 1 over the training split."""
     return ((images.to(dtype) - dataset.mean) / dataset.std).permute(0, 3, 1, 2)

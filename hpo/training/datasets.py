@@ -1,4 +1,4 @@
-"""Load the data sets that have a name, and fetch those that are not on this machine."""
+"""The named data sets: load them, and download those that are not on this machine."""
 
 from __future__ import annotations
 
@@ -28,18 +28,25 @@ from hpo.training.data import Dataset, Split, split_dataset, stratified_split
 
 DIGITS_TEST_SHARE = 0.2  # scikit-learn's digits come without a test split of their own
 DOWNLOAD_START_S = 10.0
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Seconds until the first byte of a download, and between two bytes, before it is abandoned."""
 
-# SHA-256 of the uncompressed files: the compressed ones differ between distributors.
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""The folder of Debian's package dataset-fashion-mnist."""
+
 FASHION_MNIST_TRAIN = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
+"""SHA-256 of the uncompressed files, since the compressed ones differ between distributors."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Say how a data set is found and augmented (4 pixels of 32 in He et al. 2015, §4.2, and in proportion)."""
+    """How a data set is loaded, fetched and augmented.
+
+    Attributes:
+        padding: 4 pixels for images of 32 (He et al. 2015, §4.2), and in proportion for others.
+    """
 
     padding: int
     flip: bool
@@ -48,21 +55,21 @@ class _Source:
 
 
 def load_dataset(name: DatasetName, data_dir: Path) -> Dataset:
-    """Load a data set that is on this machine, and split it.
+    """Load a data set from this machine, and split it.
 
     Raises:
-        DataDamaged: A file is cut short or altered.
-        DataUnavailable: The data set is not there.
+        DataDamaged: A file is missing, cut short or altered.
+        DataUnavailable: The data set is not on this machine.
     """
     source = _SOURCES[name]
     return split_dataset(name, source.load(data_dir), padding=source.padding, flip=source.flip)
 
 
 def fetch_dataset(name: DatasetName, data_dir: Path) -> None:
-    """Download a data set, with a progress bar on stderr, unless it is there.
+    """Download a data set, with a progress bar on stderr, unless it is on this machine.
 
     Raises:
-        DataDamaged: What is there is cut short or altered.
+        DataDamaged: A file of a data set on this machine is missing, cut short or altered.
         DataUnavailable: The download did not start within 10 seconds, or failed.
 
     Side effects:
@@ -77,14 +84,14 @@ def fetch_dataset(name: DatasetName, data_dir: Path) -> None:
 
 
 def choose_dataset(name: DatasetName | Literal["auto"], data_dir: Path) -> tuple[DatasetName, str | None]:
-    """Resolve `auto`: CIFAR-10 if it is there or can be fetched, else digits.
+    """Resolve `auto`: CIFAR-10 if it is on this machine or can be downloaded, else digits.
 
     Returns:
-        The data set, and for digits in place of CIFAR-10 why that could not be had.
+        The data set; and if digits replace CIFAR-10, why CIFAR-10 is not available, else None.
 
     Raises:
-        DataDamaged: A CIFAR-10 that is there is cut short or altered.
-        DataUnavailable: A data set asked for by name is neither there nor to be fetched.
+        DataDamaged: A file of a data set on this machine is missing, cut short or altered.
+        DataUnavailable: A data set requested by name is neither on this machine nor can it be downloaded.
     """
     if name != "auto":
         fetch_dataset(name, data_dir)
@@ -97,7 +104,7 @@ def choose_dataset(name: DatasetName | Literal["auto"], data_dir: Path) -> tuple
 
 
 def read_digits() -> tuple[Split, Split]:
-    """Read scikit-learn's digits: those to train and validate on, and those set aside for the test."""
+    """Read scikit-learn's digits: the split for training and validation, and the test split."""
     bunch = load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
     whole = Split(images=images, labels=torch.from_numpy(bunch.target.astype(np.int64)))
@@ -105,11 +112,11 @@ def read_digits() -> tuple[Split, Split]:
 
 
 def read_cifar10(data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
-    """Read files of CIFAR-10, each given by name and MD5.
+    """Read files of CIFAR-10, each given by name and MD5 checksum.
 
     Raises:
-        DataDamaged: A file is cut short or altered.
-        DataUnavailable: The data set is not there.
+        DataDamaged: A file is missing, cut short or altered.
+        DataUnavailable: The data set is not on this machine.
     """
     from torchvision.datasets import CIFAR10  # here, as importing it takes a third of a worker's start
 
@@ -126,25 +133,25 @@ def read_cifar10(data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
 
 
 def read_fashion_mnist(data_dir: Path, files: Mapping[str, str]) -> Split:
-    """Read the two files of a split of Fashion-MNIST, images and labels, each given by name and SHA-256.
+    """Read the two files of a split of Fashion-MNIST, images and labels, each given by name and SHA-256 checksum.
 
     Raises:
-        DataDamaged: A file is cut short or altered.
-        DataUnavailable: The data set is not there.
+        DataDamaged: A file is missing, cut short or altered.
+        DataUnavailable: The data set is not on this machine.
     """
     folders = (data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST)
-    found = [f for f in folders if _is_folder(f)]
-    if not found:
+    folder = next((folder for folder in folders if _is_folder(folder)), None)
+    if folder is None:
         raise DataUnavailable(f"fashion_mnist is in none of {', '.join(map(str, folders))}")
-    images, labels = (_read_idx(found[0] / f"{name}.gz", sha256) for name, sha256 in files.items())
+    images, labels = (_read_idx(folder / f"{name}.gz", sha256) for name, sha256 in files.items())
     return Split(images=images[..., None], labels=labels.to(torch.int64))
 
 
 def _is_folder(path: Path) -> bool:
-    """Tell whether there is a folder that this process may look into."""
+    """Return whether a path is a folder that this process can read."""
     try:
         return path.is_dir()
-    except OSError:  # the name is too long, or a folder above lets nobody in: it is not there for us
+    except OSError:  # the name is too long, or a parent folder cannot be read
         return False
 
 
@@ -178,10 +185,10 @@ def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..
         raise DataDamaged(f"{path} is missing; remove {path.parent} to fetch the data set again") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataDamaged(f"{path} cannot be read: {error}") from error
-    found = hashlib.new(algorithm, content).hexdigest()
-    if found != expected:
+    checksum = hashlib.new(algorithm, content).hexdigest()
+    if checksum != expected:
         raise DataDamaged(
-            f"{path} is damaged: its {algorithm} is {found}, expected {expected}; "
+            f"{path} is damaged: its {algorithm} is {checksum}, expected {expected}; "
             f"remove {path.parent} to fetch the data set again"
         )
     return content
@@ -209,7 +216,7 @@ def _fetch_fashion_mnist(data_dir: Path) -> None:
 
 @contextmanager
 def _staging(data_dir: Path) -> Iterator[Path]:
-    """Give a folder to download into, so that a data set appears whole; what is in it is gone on with after a break."""
+    """Provide a folder to download into, so that a data set appears whole; its files survive a failed download."""
     folder = data_dir / ".fetching"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
@@ -218,7 +225,7 @@ def _staging(data_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def _download(name: str, url: str) -> Iterator[None]:
-    """Translate what can go wrong in a download, and give up when it does not start or stalls."""
+    """Translate the errors of a download, and abandon it if it does not start or stalls."""
     require_reachable(name, url)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_START_S)  # torchvision sets none
@@ -232,14 +239,15 @@ def _download(name: str, url: str) -> Iterator[None]:
 
 
 def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) -> None:
-    """Wait for the first byte of a download, at most `limit_s`, name resolution included.
+    """Wait for the first byte of a download, at most `limit_s` seconds including name resolution.
 
     Raises:
-        DataUnavailable: Nothing came.
+        DataUnavailable: No byte arrived, or the request failed.
     """
     answer: list[Exception | None] = []
 
     def probe() -> None:
+        """Request the first byte, and append None or the error to `answer`."""
         try:
             with urllib.request.urlopen(url, timeout=limit_s) as response:
                 response.read(1)
@@ -248,7 +256,7 @@ def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) ->
             _close(error)
             answer.append(error)
 
-    # A thread, because name resolution knows no timeout.
+    # A thread, because name resolution has no timeout.
     prober = threading.Thread(target=probe, daemon=True)
     prober.start()
     prober.join(limit_s)

@@ -1,4 +1,4 @@
-"""Build ResNet-20 with its three heads, and describe it layer by layer."""
+"""ResNet-20 with its three heads, and a description of its layers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from hpo.recipes.recipe import Head, ParameterCounts
 
 WIDTHS = (16, 32, 64)
-BLOCKS_PER_STAGE = 3  # n = 3 of the 6n+2 layers (He et al. 2015, §4.2)
+"""Channels of the three stages (He et al. 2015, §4.2)."""
+
+BLOCKS_PER_STAGE = 3
+"""n = 3 of the 6n+2 layers (He et al. 2015, §4.2)."""
+
 DENSE_UNITS = 512
+"""Width of the hidden layer in the `dense` head."""
 
 
 class Add(nn.Module):
-    """Add the shortcut to the main branch, in place of the main branch."""
+    """The sum of main branch and shortcut, computed in the memory of the main branch."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """Add two tensors of one shape [N, C, H, W]."""
@@ -28,7 +33,7 @@ class Add(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Subsample by 2 and double the channels with zeros (option A of He et al. 2015, §3.3)."""
+    """A shortcut that subsamples by 2 and doubles the channels with zeros (option A of He et al. 2015, §3.3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, 2C, ceil(H/2), ceil(W/2)], C/2 zero channels on each side."""
@@ -37,7 +42,7 @@ class PadShortcut(nn.Module):
 
 
 class SeededDropout(nn.Module):
-    """Drop activations with a mask drawn from a given generator, so that a mask can be drawn again."""
+    """Dropout whose masks are drawn from a given generator, so that a mask can be drawn again."""
 
     def __init__(self, rate: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,7 +58,7 @@ class SeededDropout(nn.Module):
 
 
 class Block(nn.Module):
-    """Be one residual block: two 3x3 convolutions and a shortcut."""
+    """A residual block: two 3x3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, shortcut_norm: bool) -> None:
         super().__init__()
@@ -79,13 +84,13 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Be the 20-layer residual network of He et al. 2015, §4.2, with one of three heads.
+    """The 20-layer residual network of He et al. 2015, §4.2, with one of three heads.
 
     The convolutions have biases and the initial weights are He-normal with fan-in, drawn on the CPU, so
     that they are the same on every device.
 
     Args:
-        channels: Of the input images.
+        channels: Number of channels of the input images.
         generator: Draws the dropout masks; on the device that the model runs on.
         seed: Determines the initial weights.
     """
@@ -155,12 +160,12 @@ def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
     """Load a network from exported weights, ready to classify.
 
     Returns:
-        The network, and how an image is prepared for it: Pillow's `mode` and `size` (width, height), then `mean` and
-        `std` of pixels in [0, 255], each [C, 1, 1]; and the `labels` of its outputs.
+        The network, and what is needed to use it: Pillow's `mode` and `size` (width, height) of its images, `mean` and
+        `std` of pixels in [0, 255], each [C, 1, 1], and the `labels` of its outputs.
     """
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["hpo"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     network = ResNet20(**facts.pop("network"), generator=torch.Generator())
     network.load_state_dict(tensors)
     return network.eval(), facts
@@ -168,11 +173,11 @@ def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRow:
-    """Be one line of the layer table.
+    """One line of the layer table.
 
     Attributes:
-        shape: Of the output, channels last, without the batch.
-        params: Count, BatchNorm's moving statistics included.
+        shape: Shape of the output, channels last, without the batch.
+        params: Number of parameters, BatchNorm's moving statistics included.
     """
 
     name: str
@@ -181,6 +186,7 @@ class LayerRow:
     params: int
 
 
+# Below the modules, from which it is built.
 _KERAS_NAMES: dict[type[nn.Module], tuple[str, str]] = {
     nn.Conv2d: ("conv2d", "Conv2D"),
     nn.BatchNorm2d: ("batch_normalization", "BatchNormalization"),
@@ -205,6 +211,7 @@ def layer_table(model: ResNet20, image_shape: tuple[int, int, int]) -> list[Laye
     seen: Counter[str] = Counter()
 
     def record(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        """Append the row of a layer that has just run."""
         name, kind = _KERAS_NAMES[type(module)]
         numbered = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1

@@ -1,4 +1,4 @@
-"""Train one recipe from any state of its trajectory to any later one."""
+"""The training of one recipe, from any state of its trajectory to any later one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from hpo.recipes.recipe import Recipe, derive_seed
-from hpo.recipes.schedule import CurvePoint, phases
+from hpo.recipes.schedule import CurvePoint, learning_rate
 from hpo.settings import Precision
 from hpo.training.data import CLASSES, Batches, Dataset, Split, normalise
 from hpo.training.model import ResNet20
 
 EVALUATION_BATCH = 500
+"""Images per forward pass of an evaluation."""
+
 SUBSET_SEED = 0
+"""Seed of the subset of the validation split that most evaluations use."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:
-    """Name what decides the last bit of a result, beside the recipe and the data.
+    """Everything besides recipe and data that affects the last bit of a result.
 
     Attributes:
-        compiled: Whether `torch.compile` made the kernels.
-        threads: Of one training process on a CPU; 0 on other devices.
+        compiled: Whether `torch.compile` generated the kernels.
+        threads: Number of threads of one training process on a CPU; 0 on other devices.
     """
 
     device_type: str
@@ -41,13 +46,13 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """Hold a point of a trajectory: all that is needed to go on from it.
+    """A point of a trajectory: everything needed to continue from it.
 
     Attributes:
         weights: Parameters and BatchNorm statistics by name, on the CPU.
         momentum: The optimizer's buffers by parameter name, on the CPU; empty at iteration 0.
         loss_sum: Sum of the training losses since the last evaluation, float64 scalar.
-        loss_count: How many losses were summed.
+        loss_count: Number of losses in the sum.
     """
 
     iteration: int
@@ -59,7 +64,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """Hold mean cross-entropy and accuracy (in [0, 1]) over some images."""
+    """Mean cross-entropy and accuracy (in [0, 1]) over a number of images."""
 
     loss: float
     accuracy: float
@@ -67,7 +72,7 @@ class Measurement:
 
 
 def native_precision(device: torch.device) -> Precision:
-    """Give bf16 where the device computes it natively, else fp32."""
+    """Return bf16 if the device computes it natively, else fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
@@ -76,7 +81,7 @@ def native_precision(device: torch.device) -> Precision:
 
 
 def _cpu_flags() -> set[str]:
-    """List what the processor can do, as Linux names it; torch itself also counts emulation as support."""
+    """List the processor's features, as Linux names them; torch itself also counts emulation as support."""
     try:
         return set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -99,7 +104,7 @@ def keep_memory() -> None:
     """Tell glibc's allocator to keep freed pages, which saves 10 to 20 % of a training step on a CPU.
 
     Side effects:
-        Sets the process's malloc options; does nothing where there is no glibc.
+        Sets the process's malloc options; does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -109,18 +114,15 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
 class Training:
-    """Walk along the trajectory of one recipe.
+    """A walk along the trajectory of one recipe.
 
-    A new one stands at iteration 0. The state after iteration t depends on the recipe, the data set and the
-    numerics alone, however often the walk was interrupted and taken up again with `restore`.
+    It starts at iteration 0. The state after iteration t depends on the recipe, the data set and the numerics alone,
+    however often the walk was interrupted and resumed with `restore`.
 
     Args:
         dataset: On the device to train on.
-        compiled: Whether to let `torch.compile` make the kernels.
+        compiled: Whether to let `torch.compile` generate the kernels.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, compiled: bool = False) -> None:
@@ -151,15 +153,14 @@ class Training:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self._batches = Batches(dataset, recipe.batch_size)
-        self._phases = phases(recipe)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
 
     def advance(self, until: int, stop: Callable[[], bool] = lambda: False) -> int:
-        """Train up to an iteration, or to the one at which `stop` says so.
+        """Train up to an iteration, or until `stop` returns True.
 
         Returns:
-            The number of optimizer steps done.
+            The number of optimizer steps executed.
         """
         started = self.iteration
         per_epoch = self._batches.per_epoch
@@ -169,7 +170,7 @@ class Training:
             epoch, position = divmod(self.iteration, per_epoch)
             if order is None or position == 0:
                 order = self._batches.order(self._seeded("order", epoch))
-            self._set_learning_rate()
+            self._optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.iteration)
 
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
@@ -186,11 +187,11 @@ class Training:
     def measure(self, images: int) -> CurvePoint:
         """Evaluate on a fixed number of validation images, and start a new mean of the training loss."""
         validation = self.dataset.validation
-        found = self.evaluate(validation if images >= len(validation) else _subset(validation, images))
+        measured = self.evaluate(validation if images >= len(validation) else _subset(validation, images))
         train_loss = float(self._loss_sum) / max(1, self._loss_count)
         self.restart_loss()
         return CurvePoint(
-            iteration=self.iteration, train_loss=train_loss, val_loss=found.loss, val_accuracy=found.accuracy
+            iteration=self.iteration, train_loss=train_loss, val_loss=measured.loss, val_accuracy=measured.accuracy
         )
 
     def restart_loss(self) -> None:
@@ -213,7 +214,7 @@ class Training:
         return Measurement(loss=float(loss) / len(split), accuracy=int(correct) / len(split), images=len(split))
 
     def state(self) -> State:
-        """Copy the present state to the CPU."""
+        """Copy the current state to the CPU."""
         buffers = self._optimizer.state
         return State(
             iteration=self.iteration,
@@ -239,11 +240,6 @@ class Training:
         self._loss_sum.fill_(state.loss_sum)
         self._loss_count = state.loss_count
 
-    def _set_learning_rate(self) -> None:
-        for phase in self._phases:
-            if phase.start <= self.iteration < phase.end:
-                self._optimizer.param_groups[0]["lr"] = phase.learning_rate
-
     def _seeded(self, purpose: str, counter: int) -> torch.Generator:
         return self._generator.manual_seed(derive_seed(purpose, self.recipe.seed, counter))
 
@@ -254,7 +250,7 @@ class Training:
 
 
 def _subset(validation: Split, images: int) -> Split:
-    """Take the same images every time; the split is sorted by position, so a random draw keeps its proportions."""
+    """Select the same images every time; the split keeps the data set's order, so a random draw is representative."""
     generator = torch.Generator().manual_seed(SUBSET_SEED)
     chosen = torch.randperm(len(validation), generator=generator)[:images].sort().values
     return validation.take(chosen.to(validation.labels.device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from safetensors import SafetensorError
@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unindexed:
-    """Be a stored checkpoint that the database does not know of yet.
+    """A stored checkpoint that the database does not know of yet.
 
     Attributes:
-        note: Name under which it can be left beside the files.
+        note: Name of the note in the artifact store that can list it for a later attempt.
+        row: The columns of its row in the database.
     """
 
     attempt: Attempt
@@ -41,24 +42,26 @@ class Unindexed:
 
 
 def _note_name(path: Sequence[Segment]) -> str:
-    """Name the note of a recipe: the key of the last segment stands for the whole of it."""
+    """Return the name of a recipe's note: the key of the last segment stands for the whole recipe."""
     return f"unindexed-{path[-1].key}"
 
 
-@dataclass
 class Checkpoints:
-    """Keep checkpoints: files in an artifact store, and an index of them in the database.
+    """Checkpoints: files in an artifact store, and an index of them in the database.
 
-    Attributes:
-        budget_bytes: Cap on the files' size; the least recently used go first.
+    Args:
+        budget_bytes: Cap on the total size of the files; the least recently used are deleted first.
     """
 
-    storage: Storage
-    artifacts: Artifacts
-    budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
-    _missing: set[str] = field(default_factory=set, init=False)
-    _warned: bool = field(default=False, init=False)
-    _unindexed: list[Unindexed] = field(default_factory=list, init=False)
+    def __init__(
+        self, storage: Storage, artifacts: Artifacts, budget_bytes: int = int(DEFAULT_CHECKPOINT_GB * GIGABYTE)
+    ) -> None:
+        self.storage = storage
+        self.artifacts = artifacts
+        self.budget_bytes = budget_bytes
+        self._missing: set[str] = set()
+        self._warned = False
+        self._unindexed: list[Unindexed] = []
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
@@ -66,14 +69,14 @@ class Checkpoints:
         return checkpoint_index.find_checkpoint(self.storage, reached, self._missing)
 
     def note_use(self, attempt: Attempt, checkpoint: Checkpoint) -> None:
-        """Note that an attempt needs a checkpoint, so that it stays."""
+        """Note that an attempt needs a checkpoint, so that it is kept."""
         checkpoint_index.note_use(self.storage, attempt, checkpoint)
 
     def load(self, checkpoint: Checkpoint) -> State | None:
-        """Read a checkpoint's state; None where the file is gone or damaged.
+        """Read a checkpoint's state; return None if its file is missing or damaged.
 
-        A damaged file is dropped for all. One that is missing is passed over by this process alone: another one's
-        artifact store may hold it.
+        A damaged file is removed for every process. A missing file is skipped by this process alone, since the artifact
+        store of another process may hold it.
         """
         try:
             return decode(self.artifacts.read(checkpoint.artifact))
@@ -86,9 +89,9 @@ class Checkpoints:
         return None
 
     def load_deepest(self, path: Sequence[Segment], at_most: int) -> State | None:
-        """Read the deepest checkpoint on a path, up to an iteration, whose file is there and whole."""
-        while (found := self.storage.retry_policy.call(lambda: self.find(path, at_most))) is not None:
-            state = self.load(found)
+        """Read the deepest checkpoint on a path, up to an iteration, whose file is intact."""
+        while (checkpoint := self.storage.retry_policy.call(lambda: self.find(path, at_most))) is not None:
+            state = self.load(checkpoint)
             if state is not None:
                 return state
         return None
@@ -96,8 +99,8 @@ class Checkpoints:
     def save(self, attempt: Attempt, path: Sequence[Segment], state: State, curve: Sequence[CurvePoint]) -> None:
         """Store a state.
 
-        Where the store is full, training goes on without new checkpoints, after one warning. Where the database does
-        not answer, it is told of the checkpoint later.
+        If the store is full, training continues without new checkpoints, after one warning. If the database does not
+        answer, the checkpoint is added to its index later.
         """
         try:
             artifact = self.artifacts.write(encode(state))
@@ -119,10 +122,10 @@ class Checkpoints:
             log.info("checkpoint %s of iteration %d: %s", artifact.artifact_id, state.iteration, error)
 
     def index(self) -> None:
-        """Tell the database of the checkpoints that it does not know of yet.
+        """Add the checkpoints that the database does not know of yet to its index.
 
         Raises:
-            StorageUnavailable: It did not answer for longer than the storage's retry policy allows.
+            StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         """
         self.storage.retry_policy.call(self._index)
 
@@ -135,7 +138,7 @@ class Checkpoints:
             del self._unindexed[0]
 
     def leave(self) -> None:
-        """Note beside the files what the database never learned, for the next attempt at the same recipe to find."""
+        """List the unindexed checkpoints in notes beside the files, for the next attempt at the same recipe."""
         for name in {each.note for each in self._unindexed}:
             rows = [each.row for each in self._unindexed if each.note == name]
             try:
@@ -145,10 +148,10 @@ class Checkpoints:
         self._unindexed.clear()
 
     def adopt(self, attempt: Attempt, path: Sequence[Segment]) -> None:
-        """Tell the database of what an earlier attempt at the same recipe had to leave.
+        """Add the checkpoints that an earlier attempt at the same recipe left unindexed to the index.
 
         Raises:
-            StorageUnavailable: It did not answer for longer than the storage's retry policy allows.
+            StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         """
         name = _note_name(path)
         try:
@@ -156,13 +159,16 @@ class Checkpoints:
             if note is None:
                 return
             self._unindexed += [Unindexed(attempt, name, row) for row in json.loads(note)]
-        except (ArtifactsUnavailable, ValueError) as error:  # ValueError: it was not written to its end
+        except (ArtifactsUnavailable, ValueError) as error:  # ValueError: the note is cut short
             log.warning("note %s cannot be read: %s", name, error)
         self.index()
         self._remove_files([name])
 
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
-        """Take the lease on a segment; where another has it, mark the trial as waiting for the segment.
+        """Take the lease on a segment; if another attempt has it, mark the trial as waiting for the segment.
+
+        Returns:
+            Whether the attempt holds the lease.
 
         Raises:
             LeaseLost: The attempt has ended.
@@ -170,7 +176,7 @@ class Checkpoints:
         return take_segment(self.storage, attempt, segment.key, segment.end)
 
     def collect_garbage(self) -> int:
-        """Bring the files under the cap, and return how many bytes are left."""
+        """Delete files until the rest fit the cap, and return the size of the rest in bytes."""
         unnamed, left_bytes = checkpoint_index.evict(self.storage, self.budget_bytes)
         self._remove_files(unnamed)
         return left_bytes
@@ -180,7 +186,7 @@ class Checkpoints:
         self._remove_files([artifact_id])
 
     def _remove_files(self, artifact_ids: Sequence[str]) -> None:
-        """Delete files that no row names any more."""
+        """Delete files that no row refers to any more."""
         for artifact_id in artifact_ids:
             try:
                 self.artifacts.remove(artifact_id)
@@ -190,14 +196,14 @@ class Checkpoints:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Give one attempt its access to the checkpoints of all."""
+    """One attempt's access to the shared checkpoints."""
 
     checkpoints: Checkpoints
     attempt: Attempt
 
 
 def encode(state: State) -> bytes:
-    """Write a state as safetensors, a format that holds tensors and text and runs nothing when it is read."""
+    """Write a state as safetensors, a format that holds tensors and text and runs no code when it is read."""
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
     facts = {"iteration": state.iteration, "loss_sum": state.loss_sum.hex(), "loss_count": state.loss_count}
@@ -208,7 +214,7 @@ def decode(content: bytes) -> State:
     """Read what `encode` wrote.
 
     Raises:
-        SafetensorError: The content is something else.
+        SafetensorError: The content is in another format.
     """
     tensors = load_tensors(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

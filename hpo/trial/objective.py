@@ -1,4 +1,4 @@
-"""Run one trial: train its recipe, report on the way, and stop early, prune or finish."""
+"""The run of one trial: train its recipe, report on the way, and stop early, prune or finish."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from hpo.trial.checkpoints import Sharing
 from hpo.trial.trajectory import Blocked, Trajectory
 
 AtEnd = Callable[[Training], dict[str, Any]]
-"""Is given a completed run with the weights that it ends with, and gives attributes for its trial."""
+"""A function from a completed run, with its final weights, to attributes for its trial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Say what a trial trains, and how it is compared with others.
+    """What a trial trains, and how it is compared with others.
 
     Attributes:
         base: The base recipe of the space at the same budget.
+        align: Whether trials are compared at equal phase time or at equal iterations.
     """
 
     recipe: Recipe
@@ -37,19 +38,19 @@ class Task:
 
 
 class Supervisor(Protocol):
-    """Be told how a trial goes on, and say whether it may."""
+    """A recipient of a trial's progress that decides whether it continues."""
 
     def stopped(self) -> bool:
-        """Tell whether training has to stop now; asked before each iteration, so it must be quick."""
+        """Return whether training must stop now; asked before each iteration, so it must be quick."""
 
     def advanced(self, iteration: int, steps: int) -> None:
-        """Take note that `steps` optimizer steps led to `iteration`."""
+        """Note that `steps` optimizer steps led to `iteration`."""
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        """Keep a measurement, and the values that Optuna is given, by step."""
+        """Record a measurement, and the values reported to Optuna, by step."""
 
     def should_prune(self) -> bool:
-        """Ask the study's pruner about what was recorded so far."""
+        """Ask the study's pruner about what has been recorded so far."""
 
 
 def run_trial(
@@ -57,13 +58,13 @@ def run_trial(
 ) -> Outcome | Blocked:
     """Train a trial's recipe to its end, from the deepest checkpoint on its path.
 
-    What was measured on the way to that checkpoint is reported and judged as if it had been trained here.
+    Measurements from before that checkpoint are reported and judged as if they had been made here.
 
     Args:
         sharing: None to train everything from scratch.
 
     Returns:
-        How the trial ended; `stopped` when the supervisor stopped it; `parked` when a live worker trains what it needs.
+        How the trial ended; `stopped` if the supervisor stopped it; `parked` if a live worker trains what it needs.
     """
     budget = task.recipe.iterations
     plan = evaluation(budget, task.recipe.batch_size, len(dataset.validation))
@@ -105,35 +106,35 @@ def run_trial(
 
 
 def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[int, float]) -> Outcome:
-    """Describe a trial that did not reach its end; its value is the last that Optuna was given."""
+    """Describe a trial that did not reach its end; its value is the last one reported to Optuna."""
     value = reported[max(reported)] if reported else None
     length = curve[-1].iteration if curve else 0
     return Outcome(state=state, value=value, attrs={"outcome": why, "iterations": length})
 
 
 def _completed(trajectory: Trajectory, task: Task, curve: list[CurvePoint]) -> Outcome | Blocked:
-    """Describe a trial that reached its end; with early stopping its weights are those of the lowest loss."""
+    """Describe a trial that reached its end; with early stopping, its weights are those with the lowest loss."""
     end, restored = curve[-1].iteration, final_iteration(curve, task.recipe)
-    found = trajectory.evaluate_at(restored)
-    if not isinstance(found, Measurement):
-        return found
+    measurement = trajectory.evaluate_at(restored)
+    if not isinstance(measurement, Measurement):
+        return measurement
     sentence = "complete" if end == task.recipe.iterations else f"stopped early at iteration {end}"
     if restored != end:
         sentence += f", weights of iteration {restored}"
     attrs: dict[str, Any] = {
         "outcome": sentence,
         "iterations": end,
-        "validation loss": found.loss,
-        "standard error": standard_error(found.accuracy, found.images),
+        "validation loss": measurement.loss,
+        "standard error": standard_error(measurement.accuracy, measurement.images),
     }
     if task.at_end is not None:
         training = trajectory.training_at(restored)
         if not isinstance(training, Training):
             return training
         attrs |= task.at_end(training)
-    return Outcome(state="complete", value=found.accuracy, attrs=attrs)
+    return Outcome(state="complete", value=measurement.accuracy, attrs=attrs)
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Give the standard error of an accuracy measured on independent images (binomial)."""
+    """Return the standard error of an accuracy measured on independent images (binomial)."""
     return math.sqrt(accuracy * (1 - accuracy) / images)

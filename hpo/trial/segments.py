@@ -1,4 +1,4 @@
-"""Cut a recipe's trajectory into segments, each with a key that says what decides its states."""
+"""Segments of a recipe's trajectory, each with a key made of everything that determines its states."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from hpo.training.data import Dataset
 from hpo.training.train import Numerics
 
 FORMAT = 1
-"""Part of every key; to be raised when a change of the training code changes its results."""
+"""Part of every key; raise it when a change to the training code changes its results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """Be a stretch (start, end] of iterations of one learning rate, with the key of the states on it."""
+    """A range (start, end] of iterations with one learning rate, and the key of its states."""
 
     key: str
     start: int
     end: int
 
 
-def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, found: Numerics) -> tuple[Segment, ...]:
+def segments(recipe: Recipe, dataset: Dataset, plan: Evaluation, numerics: Numerics) -> tuple[Segment, ...]:
     """Cut a recipe's path into segments.
 
-    A key is the SHA-256 of the canonical JSON of all that determines the states: architecture, dropout, data, batch
-    size, optimizer, seed, numerics, when is evaluated and on how much, and the learning rates up to and on the segment.
-    Early stopping and what comes later are not part of it.
+    A key is the SHA-256 of the canonical JSON of everything that determines the states: architecture, dropout, data,
+    batch size, optimizer, seed, numerics, the evaluations and their images, and the learning rates up to and on the
+    segment. Early stopping and later learning rates are not part of it.
     """
     setting = {
         "data": [dataset.name, dataset.checksum, dataset.padding, dataset.flip],
-        "numerics": asdict(found),
+        "numerics": asdict(numerics),
         "evaluation": asdict(plan),
     }
     return cut_path(recipe, setting)
 
 
 def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """Cut a recipe's path into segments, whose keys tell recipes apart within one setting.
+    """Cut a recipe's path into segments, whose keys distinguish recipes within one setting.
 
     Args:
-        setting: What determines the states beside the recipe, as JSON values.
+        setting: What determines the states besides the recipe, as JSON values.
     """
     same = {
         "format": FORMAT,
@@ -65,12 +65,12 @@ def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
 
 
 def segment_at(path: Sequence[Segment], iteration: int) -> Segment:
-    """Find the segment that leads on from an iteration before the last."""
+    """Return the segment whose training continues from an iteration before the last."""
     return next(segment for segment in path if segment.start <= iteration < segment.end)
 
 
 def segment_of(path: Sequence[Segment], iteration: int) -> Segment:
-    """Find the segment that a state of iteration 1 or more lies on."""
+    """Return the segment that the state at an iteration of 1 or more lies on."""
     return path[bisect_left([segment.end for segment in path], iteration)]
 
 

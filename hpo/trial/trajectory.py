@@ -1,8 +1,8 @@
-"""Train each trajectory once: find, keep and share the checkpoints along the paths that recipes walk.
+"""Trajectories, each trained once: find, store and share the checkpoints along the paths of recipes.
 
 Two recipes that agree up to iteration t have the same state at t, so the recipes of a study form a tree. Its edges are
-*segments*, stretches of one learning rate; a segment's key stands for all that determines the states on it, and a
-checkpoint is named by segment and iteration (the stage trees of Shin et al. 2020).
+*segments*, ranges of iterations with one learning rate. A segment's key stands for everything that determines its
+states, and a checkpoint is identified by segment and iteration (the stage trees of Shin et al. 2020).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from hpo.trial.segments import Segment, segment_at, segments
 
 log = logging.getLogger(__name__)
 
-
 Blocked = Literal["stopped", "parked"]
+"""The reasons for which a trial goes back to the queue: it was stopped, or waits for another worker's segment."""
 
 
 class Trajectory:
-    """Walk along a recipe's trajectory, training only what no checkpoint holds.
+    """A walk along a recipe's trajectory that trains only what no checkpoint holds.
 
     Args:
         sharing: None to train everything from scratch.
-        stop: Asked before each optimizer step whether to stop.
-        advanced: Told of optimizer steps: the iteration reached, and how many steps were executed.
+        stop: Called before each optimizer step; returns whether to stop.
+        advanced: Called after optimizer steps with the iteration reached and the number of steps executed.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Trajectory:
         """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
 
         Returns:
-            The measurement; `stopped` when `stop` said so; `parked` when a live worker trains what would come next.
+            The measurement; `stopped` if `stop` returned True; `parked` if a live worker is training what comes next.
         """
         while True:
             known = self._known(iteration)
@@ -78,12 +78,12 @@ class Trajectory:
                 return self._train_to(iteration)
 
     def keep(self) -> None:
-        """Remember the present state, so that `evaluate_at` need not find or train it again."""
+        """Remember the current state, so that `evaluate_at` need not load or train it again."""
         if self._training is not None and self._training.iteration == self.position:
             self._kept = self._training.state()
 
     def evaluate_at(self, iteration: int) -> Measurement | Blocked:
-        """Measure the state at an iteration that was passed, on the whole validation split."""
+        """Measure the state at an earlier iteration, on the whole validation split."""
         if iteration == self._recipe.iterations or self._plan.images == len(self._dataset.validation):
             point = next(point for point in self.curve if point.iteration == iteration)
             images = len(self._dataset.validation)
@@ -92,14 +92,14 @@ class Trajectory:
         return training.evaluate(self._dataset.validation) if isinstance(training, Training) else training
 
     def training_at(self, iteration: int) -> Training | Blocked:
-        """Give the training in its state at an iteration that was passed."""
+        """Return the training in its state at an earlier iteration."""
         if not self._go_to(iteration):
             return "stopped"
         assert self._training is not None
         return self._training
 
     def save(self) -> None:
-        """Store the present state, unless it is in the store or was never made here."""
+        """Store the current state, unless it is already stored or was not trained here."""
         training = self._training
         if self._sharing is None or training is None or training.iteration in (0, self._saved):
             return
@@ -113,10 +113,10 @@ class Trajectory:
         return next(point for point in self.curve if point.iteration == iteration)
 
     def _enter(self, segment: Segment) -> bool:
-        """Begin a segment: go on from the deepest checkpoint that there is by now, or lease the segment.
+        """Begin a segment: continue from the deepest checkpoint saved by now, or lease the segment.
 
-        Where the database does not answer, a trial that holds its state goes on without the lease, at the risk that
-        another trains the same; one that would have to begin from scratch waits.
+        If the database does not answer, a trial that holds its state continues without the lease, at the risk that
+        another trial trains the same segment; a trial that does not hold its state waits.
         """
         if self._sharing is None:
             self._entered = segment
@@ -136,16 +136,16 @@ class Trajectory:
             return True
         if not sharing.checkpoints.enter(sharing.attempt, segment):
             return False
-        if not self._adopt_deeper(sharing):  # what was saved between the look and the lease
+        if not self._adopt_deeper(sharing):  # it may have been saved just before the lease was taken
             self._entered = segment
         return True
 
     def _adopt_deeper(self, sharing: Sharing) -> bool:
-        found = sharing.checkpoints.find(self._path, self._recipe.iterations)
-        if found is None or found.iteration <= self.position:
+        checkpoint = sharing.checkpoints.find(self._path, self._recipe.iterations)
+        if checkpoint is None or checkpoint.iteration <= self.position:
             return False
-        sharing.checkpoints.note_use(sharing.attempt, found)
-        self.position, self.curve = found.iteration, list(found.curve)
+        sharing.checkpoints.note_use(sharing.attempt, checkpoint)
+        self.position, self.curve = checkpoint.iteration, list(checkpoint.curve)
         return True
 
     def _train_to(self, iteration: int) -> CurvePoint | Blocked:
@@ -162,7 +162,7 @@ class Trajectory:
         return point
 
     def _advance(self, iteration: int) -> bool:
-        """Train up to an iteration; False when stopped before."""
+        """Train up to an iteration, and return whether it was reached."""
         assert self._training is not None
         steps = self._training.advance(iteration, self._stop)
         self.position = max(self.position, self._training.iteration)
@@ -170,7 +170,11 @@ class Trajectory:
         return self._training.iteration == iteration
 
     def _go_to(self, iteration: int) -> bool:
-        """Bring the training to a state that the curve covers, from the deepest checkpoint that can be read."""
+        """Bring the training to an iteration that the curve covers, from the deepest readable checkpoint.
+
+        Returns:
+            Whether the iteration was reached; not if training was stopped.
+        """
         if self._training is not None and self._training.iteration == iteration:
             return True
         self._training = Training(self._recipe, self._dataset, self._precision, self._compiled)
@@ -196,7 +200,7 @@ class Trajectory:
 def training_at(
     recipe: Recipe, iteration: int, dataset: Dataset, precision: Precision, checkpoints: Checkpoints, compiled: bool
 ) -> Training:
-    """Bring a training to an iteration, from the deepest checkpoint that can be read, or else from scratch."""
+    """Bring a training to an iteration, from the deepest readable checkpoint, or else from scratch."""
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
     path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
     training = Training(recipe, dataset, precision, compiled)

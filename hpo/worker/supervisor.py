@@ -75,7 +75,7 @@ class TrialSupervisor:
     def sample(self) -> dict[str, Param]:
         """Let the study's sampler choose the trial's parameters, and write them before anything is trained."""
         self._trial = self.study.open_trial(self.attempt)
-        params, draft = self.study.suggest(self._trial)
+        params, draft = self.study.suggest(self.attempt, self._trial)
         queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
         return params
 
@@ -118,7 +118,7 @@ class TrialSupervisor:
         if self.failure is not None:
             return False
         assert self._trial is not None, "sampled before it is trained"
-        decided, draft = self.study.should_prune(self._trial)
+        decided, draft = self.study.should_prune(self.attempt, self._trial)
         queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
         return decided
 

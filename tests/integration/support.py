@@ -96,7 +96,7 @@ def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
 
 def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
     """Sample the parameters of a claimed trial, as its worker would."""
-    params, draft = made.suggest(made.open_trial(attempt))
+    params, draft = made.suggest(attempt, made.open_trial(attempt))
     queue.write_draft(made.storage, attempt, NOTHING, draft)
     return params
 

@@ -309,7 +309,7 @@ def _report(made: study.Study, attempt: Attempt, value: float) -> None:
         trial.report(value, step)
         queue.record(made.storage, attempt, progress, [], {step: value})
         if step in rungs(iterations):
-            _, draft = made.should_prune(trial)
+            _, draft = made.should_prune(attempt, trial)
             queue.write_draft(made.storage, attempt, progress, draft)
 
 

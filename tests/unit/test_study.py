@@ -74,7 +74,7 @@ def reopened(folder):
 def suggest(study):
     """Claim the next trial and sample its parameters, as a worker does."""
     attempt = queue.claim(study.storage, study.study_id, WORKER)
-    params, draft = study.suggest(study.open_trial(attempt))
+    params, draft = study.suggest(attempt, study.open_trial(attempt))
     queue.write_draft(study.storage, attempt, Progress(iteration=0, trained_iterations=0, val_accuracy=None), draft)
     return attempt, params
 

@@ -1,1 +1,1 @@
-"""Hold the Alembic migrations of our tables; Optuna's tables are Optuna's to migrate."""
+"""The Alembic migrations of our tables; Optuna migrates its own."""

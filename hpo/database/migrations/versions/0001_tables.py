@@ -1,4 +1,4 @@
-"""Create the tables of attempts, curves, checkpoints, segments and parked trials."""
+"""The tables of attempts, curves, checkpoints, segments and parked trials."""
 
 import sqlalchemy as sa
 from alembic import op

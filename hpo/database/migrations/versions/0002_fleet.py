@@ -1,6 +1,6 @@
-"""Create the tables of studies' states and of workers.
+"""The tables of studies' states and of workers.
 
-A migration imports nothing of the package: what that says may change, and a migration may not.
+A migration imports nothing from the package: the package may change, and a migration may not.
 """
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ NOW_S = {
 
 
 def upgrade() -> None:
-    """Create the tables, with every study of ours as running."""
+    """Create the tables, and mark every study of ours as running."""
     studies = op.create_table(
         "hpo_studies",
         sa.Column(
