@@ -94,6 +94,7 @@ ORDER = (
     "database",
     "artifacts",
     "settings",
+    "waiting",
     "recipes.schedule",
     "recipes.recipe",
     "recipes",
