@@ -105,7 +105,7 @@ def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:
 
 
 def stopped(name: str, stop: Stopped) -> str:
-    """Say what `hpo stop` did."""
+    """Write what `hpo stop` did."""
     trials = f"{stop.handed_back} running trials were handed back, {stop.finished} came to their ends"
     counts = stop.counts
     if not counts.waiting:

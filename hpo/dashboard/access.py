@@ -112,7 +112,7 @@ class Failures:
 
 
 def require_login(app: WSGIApplication, credentials: Credentials, failures: Failures) -> WSGIApplication:
-    """Let through only requests with the credentials (HTTP Basic, RFC 7617)."""
+    """Allow only requests with the credentials (HTTP Basic, RFC 7617)."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer requests without the credentials with 401, and those of a locked address with 429."""
@@ -135,7 +135,7 @@ def require_login(app: WSGIApplication, credentials: Credentials, failures: Fail
 
 
 def refuse_foreign_hosts(app: WSGIApplication) -> WSGIApplication:
-    """Let through only requests that were sent to this machine under one of its own names.
+    """Allow only requests that were sent to this machine under one of its own names.
 
     Otherwise a web site whose name resolves to 127.0.0.1 could read, in a browser here, what only this machine may.
     """
@@ -162,7 +162,7 @@ def refuse_foreign_changes(app: WSGIApplication) -> WSGIApplication:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a name or address reaches this machine only from itself."""
+    """Return whether a name or address reaches this machine only from itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -177,7 +177,7 @@ def _host_of(url: str) -> str:
 
 
 def _is_own(environ: WSGIEnvironment) -> bool:
-    """Tell whether a request comes from the dashboard's own pages, or from a program, which sends neither header."""
+    """Return whether a request comes from the dashboard's own pages, or from a program, which sends neither header."""
     origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
     own_origin = origin is None or urlsplit(origin).netloc == environ.get("HTTP_HOST")
     return own_origin and site in (None, "same-origin", "none")

@@ -46,7 +46,7 @@ def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSG
 
 
 def read_only(app: WSGIApplication) -> WSGIApplication:
-    """Let through only GET and HEAD: optuna-dashboard itself lets whoever reaches it delete studies."""
+    """Allow only GET and HEAD: optuna-dashboard itself lets whoever reaches it delete studies."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer requests that could change something with 405."""
@@ -105,9 +105,8 @@ def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = DEFAU
     try:
         yield f"http://{LOOPBACK}:{server.effective_port}/"
     finally:
-        server.trigger.pull_trigger(
-            lambda: server.asyncore.close_all(server._map)
-        )  # runs in the thread, and ends its loop
+        # This runs in the server's thread, whose loop it ends.
+        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
         thread.join(CLOSE_S)
         server.task_dispatcher.shutdown(timeout=CLOSE_S)
         storage.close()

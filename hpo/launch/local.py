@@ -33,12 +33,12 @@ class LocalPlace:
 
     @property
     def worker(self) -> str:
-        """Name the last worker that was started, as in its attempts."""
+        """Return the name of the last worker that was started, as in its attempts; empty where none was."""
         return "" if self._process is None else worker_name(self._process.pid)
 
     @property
     def output(self) -> str:
-        """Name the file that holds the last worker's output."""
+        """Return the path of the last worker's output."""
         return str(self.log_path)
 
     def start(self) -> None:

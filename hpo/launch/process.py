@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 DRIVER_ENV = "HPO_DRIVER_PID"
+"""The variable that tells a worker the process id of its driver."""
 
 
 def start_worker(

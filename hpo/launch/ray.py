@@ -67,17 +67,17 @@ class RayPlace:
 
     @property
     def name(self) -> str:
-        """Name the host of the last worker."""
+        """Return the host of the last worker."""
         return "the Ray cluster" if self._location is None else self._location.host
 
     @property
     def worker(self) -> str:
-        """Name the last worker, as in its attempts; empty where it has not started."""
+        """Return the name of the last worker, as in its attempts; empty where it has not started."""
         return "" if self._location is None else f"{self._location.host}:{self._location.process_id}"
 
     @property
     def output(self) -> str:
-        """Name the place of the last worker's output."""
+        """Return where the last worker's output is."""
         return "Ray's logs" if self._location is None else f"{self._location.output} on {self._location.host}"
 
     def start(self) -> None:
@@ -94,7 +94,7 @@ class RayPlace:
         self._started_s = time.monotonic()
 
     def waits(self) -> bool:
-        """Tell whether the worker still waits for room, after the seconds that an actor takes to start."""
+        """Return whether the worker still waits for room, after the seconds that an actor takes to start."""
         return self._ended is None and self._location is None and time.monotonic() - self._started_s > ROOM_S
 
     def poll(self) -> Ended | None:

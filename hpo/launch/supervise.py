@@ -15,6 +15,8 @@ from hpo.study import Study, is_hopeless
 from hpo.worker.stop import LAST_CALL_S, StopSignal
 
 POLL_S = 0.5
+"""How long the driver waits between two looks at its workers."""
+
 TERMINATE_S = LAST_CALL_S + 0.3
 """How long workers that are asked to end may take before they are killed."""
 
@@ -43,21 +45,21 @@ class Place(Protocol):
 
     @property
     def name(self) -> str:
-        """Name the place in messages."""
+        """Return the place's name for messages."""
 
     @property
     def worker(self) -> str:
-        """Name the last worker that was started, as in its attempts; empty where it is not known yet."""
+        """Return the name of the last worker that was started, as in its attempts; empty where it is not known yet."""
 
     @property
     def output(self) -> str:
-        """Name the place of the last worker's output."""
+        """Return where the last worker's output is."""
 
     def start(self) -> None:
         """Start a worker."""
 
     def waits(self) -> bool:
-        """Tell whether the worker still waits for room."""
+        """Return whether the worker still waits for room."""
 
     def poll(self) -> Ended | None:
         """Return how the worker ended; None while it runs or waits."""

@@ -26,6 +26,8 @@ LONGEST_BEAT_S = 10.0
 """The longest time between two heartbeats: with each of them a worker learns whether its study was stopped."""
 
 IDLE_POLL_S = 0.5
+"""The shortest wait of an idle worker."""
+
 IDLE_SHARE = 0.25
 """The part of its idle time so far that a worker waits before it asks again."""
 
@@ -77,7 +79,7 @@ def worker_id(device: torch.device) -> WorkerId:
 
 
 def worker_name(process_id: int) -> str:
-    """Name a worker process of this machine."""
+    """Return the name of a worker process of this machine."""
     return f"{socket.gethostname()}:{process_id}"
 
 

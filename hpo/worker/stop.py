@@ -62,7 +62,7 @@ class StopSignal:
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Let SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once.
+        """Treat SIGTERM and SIGINT as requests to stop; a second SIGINT ends the process at once.
 
         Side effects:
             Replaces both signal handlers while the context lasts, and ends the process where it lasts too long

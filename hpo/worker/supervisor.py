@@ -76,7 +76,7 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def stopped(self) -> bool:
-        """Tell whether the worker or the study is to stop, or the attempt has ended."""
+        """Return whether the worker or the study is to stop, or the attempt has ended."""
         return self.recalled or self.failure is not None or bool(self.stop)
 
     def advanced(self, iteration: int, steps: int) -> None:
@@ -155,7 +155,7 @@ class TrialSupervisor:
                 self._changed.notify_all()
 
     def _wait_for_beat(self) -> bool:
-        """Wait until it is time to write, and tell whether the trial is still in training."""
+        """Wait until it is time to write, and return whether the trial is still in training."""
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._wanted, beat_s(self.lease_s))
             return not self._done
