@@ -1,4 +1,4 @@
-"""Run the command line as `python -m hpo`."""
+"""The command line as `python -m hpo`."""
 
 from hpo.cli import main
 

@@ -1,4 +1,4 @@
-"""Hold the settings of a study, and the defaults and limits of what a user may type."""
+"""The settings of a study, the defaults and limits of what a user may type, and exit codes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,34 @@ DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
 PrunerName = Literal["asha", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "bf16"]
+LauncherName = Literal["local", "ray"]
 StudyState = Literal["running", "paused", "finishing", "stopped"]
-"""What runs in a paused or finishing study comes to its end; in one that is stopped it is handed back."""
+"""Running trials of a paused or finishing study finish; those of a stopped study are handed back."""
 
-GIGABYTE = 10**9
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+"""Exit codes after SIGINT and SIGTERM: 128 plus the number of the signal, as in shells. `hpo.errors` has the others."""
+
+GIGABYTE = 10**9  # bytes
+LOOPBACK = "127.0.0.1"
+MAX_WORKERS = 512
+
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 DEFAULT_ARTIFACTS = "hpo-artifacts"
 DEFAULT_CHECKPOINT_GB = 10.0
 DEFAULT_STORAGE_TIMEOUT_S = 600.0
 DEFAULT_LEASE_S = 60.0
+DEFAULT_DATASET: DatasetName | Literal["auto"] = "auto"
 DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
+DEFAULT_SAMPLER: SamplerName = "tpe"
+DEFAULT_PRUNER: PrunerName = "asha"
+DEFAULT_ALIGN: Align = "phase"
+DEFAULT_PRECISION: Precision | Literal["auto"] = "auto"
+DEFAULT_SEED = 0
+DEFAULT_REUSE = True
+DEFAULT_LAUNCHER: LauncherName = "local"
+DEFAULT_DEVICE = "auto"
+DEFAULT_BENCHMARK_SEEDS = 5
+DEFAULT_DASHBOARD_PORT = 8080
 
 _PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,13 +50,13 @@ _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySettings:
-    """Hold all that determines a study's trials, decisions and values, apart from how many there are.
+    """Everything that determines a study's trials, decisions and values, except the number of trials.
 
     Attributes:
         space: The search space as its YAML would load.
         split: SHA-256 of the data set's training and validation splits.
-        compiled: Whether `torch.compile` makes the kernels.
-        align: Whether pruners compare trials at phase time or at equal iterations.
+        compiled: Whether kernels come from `torch.compile`.
+        align: Whether pruners compare trials at equal phase time or at equal iterations.
     """
 
     space: dict[str, Any]
@@ -54,18 +72,18 @@ class StudySettings:
 
     @classmethod
     def from_attrs(cls, attrs: dict[str, Any]) -> Self:
-        """Read the settings back from what `to_attrs` gave."""
+        """Read the settings back from the attributes that `to_attrs` returned."""
         return cls(**{field.name: attrs[_title(field.name)] for field in fields(cls)})
 
     def to_attrs(self) -> dict[str, Any]:
-        """Give the settings as a study's user attributes, under names that a person can read."""
+        """Return the settings as a study's user attributes, under names that a person can read."""
         return {_title(field.name): getattr(self, field.name) for field in fields(self)}
 
     def require(self, stored: StudySettings, study: str) -> None:
-        """Refuse to continue a study that was made with other settings.
+        """Refuse to continue a study that was created with other settings.
 
         Raises:
-            StudyMismatch: Naming each setting that differs, with both values.
+            StudyMismatch: Some settings differ; each is named with both values.
         """
         pairs = [(f.name, getattr(stored, f.name), getattr(self, f.name)) for f in fields(self)]
         differ = [_difference(name, old, new) for name, old, new in pairs if old != new]
@@ -93,7 +111,7 @@ def mask_passwords(text: str) -> str:
 
 
 def check_study_name(name: str) -> str:
-    """Return the name if it can stand in a file name and a URL.
+    """Return the name if it can be part of a file name and a URL.
 
     Raises:
         BadInput: It is empty, too long, or has other characters than letters, digits, '.', '_' and '-'.
@@ -106,5 +124,5 @@ def check_study_name(name: str) -> str:
 
 
 def default_data_dir() -> Path:
-    """Give the folder in which data sets are kept between runs."""
+    """Return the folder in which data sets are kept between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"

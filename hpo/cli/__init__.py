@@ -1,4 +1,4 @@
-"""Parse the command line, call, and print.
+"""The command line: parse it, call, and print.
 
 Nothing heavy is imported at the top: `hpo --help` must feel instant.
 """
@@ -15,9 +15,9 @@ import typer
 from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
-from hpo.cli.output import INTERRUPTED, say_error
+from hpo.cli.output import say_error
 from hpo.errors import BadInput, HpoError
-from hpo.settings import mask_passwords
+from hpo.settings import EXIT_INTERRUPTED, mask_passwords
 
 app = typer.Typer(
     name="hpo",
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 spaces_app = typer.Typer(help="List, show and check search spaces.", no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True, rich_markup_mode=None)
-storage_app = typer.Typer(help="Look after the database.", no_args_is_help=True, rich_markup_mode=None)
+storage_app = typer.Typer(help="Manage the database schema.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
 app.add_typer(storage_app, name="storage")
@@ -77,7 +77,7 @@ def options(
 
 
 def main() -> Never:
-    """Run the command line: errors are one line on stderr, and each kind has its exit code."""
+    """Run the command line; an error is one line on stderr, and each kind has its exit code."""
     _hide_passwords(sys.orig_argv)
     code = _run()
     gc.freeze()  # or the interpreter searches all of torch and scipy for garbage before it ends, for a second
@@ -85,7 +85,7 @@ def main() -> Never:
 
 
 def _hide_passwords(command: Sequence[str]) -> None:
-    """Take the passwords of URLs out of what process lists show of this command.
+    """Mask the passwords of URLs in this command's line in process lists.
 
     Side effects:
         Sets the process title.
@@ -109,4 +109,4 @@ def _run() -> int:
         say_error(error.format_message())
         return BadInput.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        return EXIT_INTERRUPTED

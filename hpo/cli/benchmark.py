@@ -1,4 +1,4 @@
-"""Measure a winner, or the documented experiments, on the test split."""
+"""`hpo benchmark`: measure a winner, or the documented experiments, on the test split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
+    MAX_ITERATIONS,
     AddressOption,
     ArtifactsOption,
     BudgetOption,
@@ -24,17 +25,24 @@ from hpo.cli.options import (
     StorageOption,
     StorageTimeoutOption,
     StudyOption,
+    TimeoutOption,
     WorkersOption,
 )
 from hpo.cli.output import print_json, say, show
 from hpo.cli.run import choose_data, choose_precision
 from hpo.errors import BadInput, StudyFailed
-from hpo.recipes.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
+from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
+    DEFAULT_BENCHMARK_SEEDS,
     DEFAULT_CHECKPOINT_GB,
+    DEFAULT_DATASET,
     DEFAULT_ITERATIONS,
+    DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
+    DEFAULT_PRECISION,
+    DEFAULT_REUSE,
+    DEFAULT_SEED,
     DEFAULT_STORAGE,
     DEFAULT_STORAGE_TIMEOUT_S,
     StudySettings,
@@ -48,25 +56,29 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    study: StudyOption = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh seeds each recipe is trained on.")] = 5,
+    study_name: StudyOption = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh seeds each recipe is trained on.")] = (
+        DEFAULT_BENCHMARK_SEEDS
+    ),
     all_documented: Annotated[
         bool, typer.Option("--all-documented", help="Train the five documented experiments, and no study's best.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Study of the runs. [STUDY.benchmark; documented-DATASET]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study of the runs. [STUDY.benchmark; documented-DATASET]")
+    ] = None,
     dataset: Annotated[DatasetChoice | None, typer.Option(help="With --all-documented. [auto]")] = None,
     precision: Annotated[PrecisionChoice | None, typer.Option(help="With --all-documented. [auto]")] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=MIN_ITERATIONS, max=100 * REFERENCE_ITERATIONS, help="Budget of a run. [the study's]"),
+        typer.Option(min=MIN_ITERATIONS, max=MAX_ITERATIONS, help="Budget of a run. [the study's]"),
     ] = None,
     workers: WorkersOption = None,
-    launcher: LauncherOption = LauncherChoice.local,
+    launcher: LauncherOption = LauncherChoice[DEFAULT_LAUNCHER],
     address: AddressOption = None,
     gpus_per_worker: GpusOption = None,
-    reuse: ReuseOption = True,
+    reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
+    timeout: TimeoutOption = None,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,
     storage: StorageOption = DEFAULT_STORAGE,
@@ -83,38 +95,40 @@ def benchmark(
     from hpo.results import benchmark as benchmarks
     from hpo.worker.stop import StopSignal
 
-    _check_options(all_documented, study, dataset, precision)
+    _check_options(all_documented, study_name, dataset, precision)
     check_launcher(launcher, address, gpus_per_worker)
     if name is not None:
         check_study_name(name)
     check_artifacts_url(artifacts)
     folder = data_dir or default_data_dir()
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
-    chosen = connect(launcher, address, storage, workers, gpus_per_worker, stop)
+    connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     if all_documented:
         settings = _documented_settings(folder, dataset, precision, iterations)
-        opened = open_storage(storage, "create", retry_policy)
-        made = benchmarks.begin_documented(opened, seeds, settings, folder, name=name)
+        database = open_storage(storage, "create", retry_policy)
+        companion = benchmarks.begin_documented(database, seeds, settings, folder, name=name)
     else:
-        search = _load_search(open_storage(storage, retry_policy=retry_policy), study)
-        made = benchmarks.begin(search, seeds, folder, name=name, iterations=iterations)
+        study = _load_study(open_storage(storage, retry_policy=retry_policy), study_name)
+        companion = benchmarks.begin(study, seeds, folder, name=name, iterations=iterations)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
-    drive(made, chosen, timeout, options, worker_environment(storage, artifacts), stop)
-    found = benchmarks.result(made)
+    drive(companion, connected, timeout, options, worker_environment(storage, artifacts), stop)
+    result = benchmarks.result(companion)
     if json_output:
-        print_json(benchmarks.to_dict(found))
+        print_json(benchmarks.to_dict(result))
     else:
-        show(view.documented_runs(found) if all_documented else view.benchmark(found, benchmarks.verdict(found)))
-    if not found.seeds and not found.waiting:
-        raise StudyFailed(f"no seed of study {made.name} has all its figures; `hpo dashboard` shows why")
+        show(view.documented_runs(result) if all_documented else view.benchmark(result, benchmarks.verdict(result)))
+    if not result.seeds and not result.waiting:
+        raise StudyFailed(f"no seed of study {companion.name} has all its figures; `hpo dashboard` shows why")
 
 
 def _check_options(
-    all_documented: bool, study: str | None, dataset: DatasetChoice | None, precision: PrecisionChoice | None
+    all_documented: bool, study_name: str | None, dataset: DatasetChoice | None, precision: PrecisionChoice | None
 ) -> None:
-    if all_documented and study is not None:
-        raise BadInput(f"--study {study}: with --all-documented no study is benchmarked; --name names the runs' own")
+    if all_documented and study_name is not None:
+        raise BadInput(
+            f"--study {study_name}: with --all-documented no study is benchmarked; --name names the runs' own"
+        )
     for option, choice in (("--dataset", dataset), ("--precision", precision)):
         if choice is not None and not all_documented:
             raise BadInput(
@@ -125,27 +139,27 @@ def _check_options(
 def _documented_settings(
     folder: Path, dataset: DatasetChoice | None, precision: PrecisionChoice | None, iterations: int | None
 ) -> StudySettings:
-    name, split = choose_data(DatasetChoice.auto.value if dataset is None else dataset.value, folder)
+    name, split = choose_data(DEFAULT_DATASET if dataset is None else dataset.value, folder)
     return StudySettings(
         space={},
         dataset=name,
         split=split,
         iterations=iterations or DEFAULT_ITERATIONS[name],
-        seed=0,
-        precision=choose_precision(PrecisionChoice.auto.value if precision is None else precision.value),
+        seed=DEFAULT_SEED,
+        precision=choose_precision(DEFAULT_PRECISION if precision is None else precision.value),
         sampler="random",
         pruner="none",
         align="iteration",
     )
 
 
-def _load_search(storage: Storage, name: str | None) -> Study:
-    """Load the study to be benchmarked, and say so where it is still under way."""
+def _load_study(storage: Storage, name: str | None) -> Study:
+    """Load the study to be benchmarked, and tell the user if it is not finished."""
     from hpo import study as studies
     from hpo.database import overview
 
-    found = studies.load(storage, name)
-    counts = overview.count(storage, found.study_id)
+    study = studies.load(storage, name)
+    counts = overview.count(storage, study.study_id)
     if left := counts.waiting + counts.running:
-        say(f"study {found.name} has {left} trials that are not finished; this is a benchmark of its best so far")
-    return found
+        say(f"study {study.name} has {left} trials that are not finished; this is a benchmark of its best so far")
+    return study

@@ -1,4 +1,4 @@
-"""Show what there is to search with: networks, spaces and data sets."""
+"""Commands on networks, search spaces and data sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(
     from hpo.cli import view
     from hpo.training.model import ResNet20, count_parameters, layer_table
 
-    built = ResNet20(
+    network = ResNet20(
         channels=3,
         classes=10,
         head=head.value,
@@ -34,7 +34,7 @@ def model(
         shortcut_norm=shortcut_norm,
         generator=torch.Generator(),
     )
-    rows, counts = layer_table(built, (32, 32, 3)), count_parameters(built)
+    rows, counts = layer_table(network, (32, 32, 3)), count_parameters(network)
     if json_output:
         print_json({"layers": [asdict(row) for row in rows], "params": asdict(counts)})
     else:
@@ -46,8 +46,8 @@ def spaces_list(json_output: JsonOption = False) -> None:
     from hpo.cli import view
     from hpo.recipes.space_file import list_shipped, load_space
 
-    found = [load_space(name) for name in list_shipped()]
-    entries = [(s.name, str(s.base), len(s.distributions()), s.description) for s in found]
+    shipped = [load_space(name) for name in list_shipped()]
+    entries = [(s.name, str(s.base), len(s.distributions()), s.description) for s in shipped]
     if json_output:
         print_json([dict(zip(("name", "base", "parameters", "description"), e, strict=True)) for e in entries])
     else:
@@ -64,11 +64,11 @@ def spaces_show(name: str) -> None:
 
 
 def spaces_check(file: str) -> None:
-    """Check a space file, and name file, line, key, bad value and what is allowed."""
+    """Check a space file; an error names file, line, key, bad value and what is allowed."""
     from hpo.recipes.space_file import load_space
 
-    found = load_space(file)
-    print(f"{file}: a good space: {found.name}, {len(found.distributions())} parameters around {found.base}")
+    space = load_space(file)
+    print(f"{file}: a good space: {space.name}, {len(space.distributions())} parameters around {space.base}")
 
 
 def spaces_schema() -> None:
@@ -79,7 +79,7 @@ def spaces_schema() -> None:
 
 
 def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
-    """Download a data set unless it is there."""
+    """Download a data set unless it is already there."""
     from hpo.training.datasets import fetch_dataset
 
     folder = data_dir or default_data_dir()
@@ -88,25 +88,25 @@ def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
 
 
 def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
-    """Say which data sets are here, and whether they are whole."""
+    """Show which data sets are on this machine, and whether they are complete."""
     from hpo.errors import DataDamaged, DataUnavailable
     from hpo.training.datasets import load_dataset
 
     folder = data_dir or default_data_dir()
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     damaged = False
     for name in DEFAULT_ITERATIONS:
         try:
-            data = load_dataset(name, folder)
-            found[name] = f"whole: {len(data.train)} training and {len(data.validation)} validation images"
+            dataset = load_dataset(name, folder)
+            states[name] = f"whole: {len(dataset.train)} training and {len(dataset.validation)} validation images"
         except DataUnavailable as error:
-            found[name] = f"not here: {error}"
+            states[name] = f"not here: {error}"
         except DataDamaged as error:
-            found[name], damaged = f"damaged: {error}", True
+            states[name], damaged = f"damaged: {error}", True
     if json_output:
-        print_json(found)
+        print_json(states)
     else:
-        for title, line in found.items():
-            print(f"{title}: {line}")
+        for title, state in states.items():
+            print(f"{title}: {state}")
     if damaged:
         raise typer.Exit(BadInput.exit_code)

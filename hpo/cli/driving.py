@@ -1,4 +1,4 @@
-"""Drive a study's workers: what `hpo run` and `hpo benchmark` have in common."""
+"""The drive of a study's workers, which `hpo run` and `hpo benchmark` have in common."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worker: float | None) -> None:
-    """Refuse options of Ray without it.
+    """Refuse options of Ray without `--launcher ray`.
 
     Raises:
-        BadInput: Naming the option.
+        BadInput: There is such an option; it is named.
     """
     if launcher == LauncherChoice.ray:
         return
@@ -40,10 +40,10 @@ def connect(
     gpus_per_worker: float | None,
     stop: StopSignal,
 ) -> Launcher:
-    """Find out where workers can run, which may take a while on a cluster.
+    """Connect to the machines where workers can run, which may take a while on a cluster.
 
     Raises:
-        BadInput: Ray is not installed, or the cluster can have no such workers.
+        BadInput: Ray is not installed, or the cluster has no room for such workers.
         ClusterUnavailable: There is no such cluster.
     """
     if launcher == LauncherChoice.local:
@@ -55,11 +55,11 @@ def connect(
     except ModuleNotFoundError as error:
         raise BadInput(f"--launcher ray: needs `pip install hpo[ray]` ({error})") from error
     with stop.installed():
-        found = RayLauncher.connect(address, storage, workers, gpus_per_worker)
+        cluster = RayLauncher.connect(address, storage, workers, gpus_per_worker)
         if stop:
-            found.close()
+            cluster.close()
     exit_if_stopped(stop)
-    return found
+    return cluster
 
 
 def worker_options(
@@ -72,7 +72,7 @@ def worker_options(
 
 
 def worker_environment(storage: str, artifacts: str) -> dict[str, str]:
-    """Name the shared places to workers, which may work in another folder."""
+    """Return the environment that tells workers where the storage and artifacts are; they may run in another folder."""
     from hpo.artifacts import absolute_artifacts
     from hpo.database.storage import absolute_url
 
@@ -87,11 +87,13 @@ def drive(
     environment: dict[str, str],
     stop: StopSignal,
 ) -> None:
-    """Train a study's trials until none is left, and show how it goes on.
+    """Train a study's trials until none is left, and show the progress.
 
     Raises:
         StudyFailed: A worker kept dying.
-        typer.Exit: A signal ended it.
+
+    Side effects:
+        Ends the process after a signal.
     """
     with stop.installed(), closing(launcher):
         workers = launcher.prepare(study, ["--study", study.name, *options], environment)
@@ -112,15 +114,15 @@ def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSi
         return
     say(f"study {study.name}: {workers.summary}")
     stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with Progress(study) as shown:
-        workers.run(stop, lambda counts, note: _look(study, counts, note, shown, stop))
+    with Progress(study) as progress:
+        workers.run(stop, lambda counts, note: _look(study, counts, note, progress, stop))
 
 
-def _look(study: Study, counts: Counts, note: str, shown: Progress, stop: StopSignal) -> None:
-    """Show how a study stands, and let its driver end when somebody has stopped it."""
+def _look(study: Study, counts: Counts, note: str, progress: Progress, stop: StopSignal) -> None:
+    """Show a study's progress, and let its driver end when somebody has stopped the study."""
     from hpo.database import study_state
 
     state = study_state.find_state(study.storage, study.study_id)
-    shown.update(counts, study_state.shown_state(state, counts), note)
+    progress.update(counts, study_state.shown_state(state, counts), note)
     if study_state.is_over(state, counts) and counts.waiting + counts.running:
         stop.reason = stop.reason or "stopped"

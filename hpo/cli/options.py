@@ -1,4 +1,4 @@
-"""Name the options that several commands take, and what may be chosen."""
+"""Options that several commands take, and the values that may be chosen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Annotated
 
 import typer
 
+from hpo.recipes.recipe import REFERENCE_ITERATIONS
+from hpo.settings import MAX_WORKERS
+
+MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
+"""The largest budget of a run that may be asked for."""
+
 
 class DatasetChoice(StrEnum):
-    """Be a data set that can be asked for."""
+    """A data set of a study; `auto` chooses one."""
 
     auto = "auto"
     cifar10 = "cifar10"
@@ -19,14 +25,14 @@ class DatasetChoice(StrEnum):
 
 
 class FetchableDataset(StrEnum):
-    """Be a data set that can be fetched."""
+    """A data set that can be downloaded."""
 
     cifar10 = "cifar10"
     fashion_mnist = "fashion_mnist"
 
 
 class SamplerChoice(StrEnum):
-    """Be a way to choose the next recipe."""
+    """A sampler, which chooses the next recipe."""
 
     tpe = "tpe"
     random = "random"
@@ -36,7 +42,7 @@ class SamplerChoice(StrEnum):
 
 
 class PrunerChoice(StrEnum):
-    """Be a way to end poor trials."""
+    """A pruner, which ends poor trials early."""
 
     asha = "asha"
     hyperband = "hyperband"
@@ -46,14 +52,14 @@ class PrunerChoice(StrEnum):
 
 
 class AlignChoice(StrEnum):
-    """Be a way to line up trials for the pruner."""
+    """The points of their runs at which a pruner compares trials."""
 
     phase = "phase"
     iteration = "iteration"
 
 
 class PrecisionChoice(StrEnum):
-    """Be a number format to train in."""
+    """A number format for training; `auto` chooses one."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -61,14 +67,14 @@ class PrecisionChoice(StrEnum):
 
 
 class LauncherChoice(StrEnum):
-    """Be where workers are started."""
+    """The place where workers are started."""
 
     local = "local"
     ray = "ray"
 
 
 class HeadChoice(StrEnum):
-    """Be a head of the network."""
+    """A head of the network."""
 
     linear = "linear"
     dropout = "dropout"
@@ -93,19 +99,20 @@ ArtifactsOption = Annotated[
     ),
 ]
 ReuseOption = Annotated[
-    bool, typer.Option("--reuse/--no-reuse", help="Start trials from checkpoints of others, or all from scratch.")
+    bool, typer.Option("--reuse/--no-reuse", help="Start trials from checkpoints of other trials, or all from scratch.")
 ]
 BudgetOption = Annotated[
-    float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that checkpoints may take in all.")
+    float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that all checkpoints together may take.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, max=512, help="Processes. [one per GPU, or per core]")
+    int | None, typer.Option("--workers", min=1, max=MAX_WORKERS, help="Processes. [one per GPU, or per core]")
 ]
 LauncherOption = Annotated[
-    LauncherChoice, typer.Option("--launcher", help="Where workers are: on this machine, or on a Ray cluster.")
+    LauncherChoice, typer.Option("--launcher", help="Where workers run: on this machine, or on a Ray cluster.")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Of a Ray cluster: HOST:PORT, auto or local. [RAY_ADDRESS, else local]")
+    str | None,
+    typer.Option("--address", help="Ray cluster address: HOST:PORT, auto or local. [RAY_ADDRESS, else local]"),
 ]
 GpusOption = Annotated[
     float | None,
@@ -113,10 +120,13 @@ GpusOption = Annotated[
 ]
 StorageTimeoutOption = Annotated[
     float,
-    typer.Option("--storage-timeout", min=1, help="Seconds to bear a database that does not answer, before exit 3."),
+    typer.Option(
+        "--storage-timeout", min=1, help="Give up after this many seconds without the database (exit code 3)."
+    ),
 ]
 LeaseOption = Annotated[
     float,
-    typer.Option("--lease", min=1, help="Seconds without a sign of life until a worker's trial is given to another."),
+    typer.Option("--lease", min=1, help="Seconds without a heartbeat until a worker's trial is given to another."),
 ]
+TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=1, help="Stop after this many seconds.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

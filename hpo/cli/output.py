@@ -1,31 +1,26 @@
-"""Print for people and for programs: results on stdout, all else on stderr."""
+"""Output for people and for programs: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 
-if TYPE_CHECKING:
-    from hpo.worker.stop import StopSignal
-
-INTERRUPTED, TERMINATED = 130, 143
+from hpo.worker.stop import EXIT_CODES, StopSignal
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
     """End the process with the code of the signal that stopped it, if one did.
 
     Side effects:
-        Ends it at once: the interpreter would take a second of computing to take torch apart.
+        Ends it without the interpreter's clean-up, which would take a second of computing to unload torch.
     """
-    codes = {"interrupted": INTERRUPTED, "terminated": TERMINATED, "orphaned": TERMINATED}
-    if stop.reason in codes:
+    if stop.reason in EXIT_CODES:
         say(f"{stop.reason}; the same command continues")
         sys.stdout.flush()
-        os._exit(codes[stop.reason])
+        os._exit(EXIT_CODES[stop.reason])
 
 
 def show(renderable: RenderableType) -> None:
@@ -40,11 +35,11 @@ def print_json(document: object) -> None:
 
 
 def say(message: str) -> None:
-    """Tell a person something; stdout stays for results."""
+    """Print a message for a person on stderr; stdout is kept for results."""
     print(message, file=sys.stderr)
 
 
 def say_error(message: str) -> None:
-    """Tell a person what went wrong, in one line; what a value may hold besides letters cannot steer the terminal."""
+    """Print an error in one line; control characters are escaped so that they cannot steer the terminal."""
     line = " ".join(message.split())
     say("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line))

@@ -1,4 +1,4 @@
-"""Show how a study goes on: a live view on a terminal, now and then a line elsewhere."""
+"""The progress of a study: a live view on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hpo.database.overview import Counts
 from hpo.study import Study
 
 PLAIN_EVERY_S = 10.0
+"""The least time between two lines where there is no terminal."""
 
 
 class Progress:
-    """Show how a study goes on: a live view on a terminal, now and then a line elsewhere."""
+    """The progress of a study on stderr: a live view on a terminal, a line from time to time elsewhere."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._target = 0
         self._console = Console(stderr=True)
         self._live = (
             Live(console=self._console, transient=True, redirect_stdout=False) if self._console.is_terminal else None
@@ -43,11 +43,11 @@ class Progress:
             self._live.stop()
 
     def update(self, counts: Counts, state: str, note: str = "") -> None:
-        """Show the counts, the best trial, and on a terminal what each worker does.
+        """Show the counts, the best trial, and on a terminal the trial of each worker.
 
         Args:
-            state: How the study stands, in a word.
-            note: What people should know beside it.
+            state: The study's state in a word.
+            note: Whatever else people should know.
         """
         if self._finished_before is None:
             self._finished_before = counts.finished

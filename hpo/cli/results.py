@@ -1,4 +1,4 @@
-"""Look at what a study found: the best trial, a check of it, the dashboard; and keep the checkpoints in bounds."""
+"""Commands on the results of a study (best, verify, report, dashboard) and on its storage (gc, upgrade)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import typer
 
 from hpo.cli.options import ArtifactsOption, BudgetOption, DataOption, JsonOption, StorageOption, StudyOption
 from hpo.cli.output import print_json, say, show
-from hpo.settings import DEFAULT_ARTIFACTS, DEFAULT_CHECKPOINT_GB, DEFAULT_STORAGE, GIGABYTE, default_data_dir
+from hpo.settings import (
+    DEFAULT_ARTIFACTS,
+    DEFAULT_CHECKPOINT_GB,
+    DEFAULT_DASHBOARD_PORT,
+    DEFAULT_STORAGE,
+    GIGABYTE,
+    LOOPBACK,
+    default_data_dir,
+)
 
 if TYPE_CHECKING:
     from hpo.study import Best, Study
 
 
 def best(
-    study: StudyOption = None,
+    study_name: StudyOption = None,
     export: Annotated[
         Path | None, typer.Option(help="Write weights, recipe, metrics and a model card to a new folder.")
     ] = None,
@@ -33,17 +41,17 @@ def best(
     from hpo.cli import view
     from hpo.database.storage import open_storage
 
-    found_study = studies.load(open_storage(storage, "read" if export is None else "write"), study)
-    found = studies.best(found_study)
+    study = studies.load(open_storage(storage, "read" if export is None else "write"), study_name)
+    winner = studies.best(study)
     if export is not None:
-        _export(found_study, found, export, artifacts, data_dir or default_data_dir())
+        _export(study, winner, export, artifacts, data_dir or default_data_dir())
     if json_output:
-        print_json(asdict(found) | {"recipe": found.recipe.to_dict()})
+        print_json(asdict(winner) | {"recipe": winner.recipe.to_dict()})
     else:
-        show(view.best(found, found_study.base.to_dict()))
+        show(view.best(winner, study.base.to_dict()))
 
 
-def _export(study: Study, found: Best, path: Path, artifacts: str, data_dir: Path) -> None:
+def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Path) -> None:
     from hpo.artifacts import check_new_folder, open_artifacts, write_folder
     from hpo.results import benchmark, export
     from hpo.trial.checkpoints import Checkpoints
@@ -51,15 +59,15 @@ def _export(study: Study, found: Best, path: Path, artifacts: str, data_dir: Pat
 
     check_new_folder(path)
     dataset = load_as_worker(study, data_dir)
-    kept = Checkpoints(study.storage, open_artifacts(artifacts))
-    test = benchmark.find_sentence(study, found.trial)
-    write_folder(path, export.files(export.load(study, found, dataset, kept, test)))
-    say(f"wrote trial {found.trial} to {path}")
+    checkpoints = Checkpoints(study.storage, open_artifacts(artifacts))
+    test = benchmark.find_sentence(study, winner.trial)
+    write_folder(path, export.files(export.load(study, winner, dataset, checkpoints, test)))
+    say(f"wrote trial {winner.trial} to {path}")
 
 
 def verify(
     trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial. [the best]")] = None,
-    study: StudyOption = None,
+    study_name: StudyOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
@@ -72,25 +80,25 @@ def verify(
     from hpo.worker.verify import verify as verify_trial
 
     database = open_storage(storage)
-    found = studies.load(database, study)
-    kept = Checkpoints(database, open_artifacts(artifacts))
-    number = studies.best(found).trial if trial is None else trial
-    say(f"training trial {number} of {found.name} from scratch")
-    print(verify_trial(found, number, data_dir or default_data_dir(), kept))
+    study = studies.load(database, study_name)
+    checkpoints = Checkpoints(database, open_artifacts(artifacts))
+    number = studies.best(study).trial if trial is None else trial
+    say(f"training trial {number} of {study.name} from scratch")
+    print(verify_trial(study, number, data_dir or default_data_dir(), checkpoints))
 
 
 def report(
-    study: StudyOption = None,
+    study_name: StudyOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report. [STUDY-report]")] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Write what a study found, with figures: one HTML page that needs no network, and the same in Markdown."""
+    """Write a report of a study with figures: one HTML page that needs no network, and the same in Markdown."""
     from hpo import study as studies
     from hpo.database.storage import open_storage
     from hpo.results.report import write_report
 
-    found = studies.load(open_storage(storage, "read"), study)
-    for path in write_report(found, out or Path(f"{found.name}-report")):
+    study = studies.load(open_storage(storage, "read"), study_name)
+    for path in write_report(study, out or Path(f"{study.name}-report")):
         print(path)
 
 
@@ -99,19 +107,19 @@ def gc(
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs."""
+    """Delete the least recently used checkpoints over a budget, except those that a running or a best trial needs."""
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
     from hpo.trial.checkpoints import Checkpoints
 
-    kept = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
-    left = kept.collect_garbage()
-    print(f"{left / GIGABYTE:.3f} GB of checkpoints are left")
+    checkpoints = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
+    left_bytes = checkpoints.collect_garbage()
+    print(f"{left_bytes / GIGABYTE:.3f} GB of checkpoints are left")
 
 
 def dashboard(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_DASHBOARD_PORT,
     auth: Annotated[
         Path | None,
         typer.Option(
@@ -129,8 +137,8 @@ def dashboard(
     from hpo.database.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)
-    opened = open_storage(storage, "write" if read_write else "read")
-    app = make_app(opened, open_artifacts(artifacts, create=False), read_write=read_write)
+    database = open_storage(storage, "write" if read_write else "read")
+    app = make_app(database, open_artifacts(artifacts, create=False), read_write=read_write)
     server = bind(guard(app, host, credentials), host, port)
     mode = "changes allowed" if read_write else "read-only"
     login = "" if credentials is None else ", with a login"
@@ -141,7 +149,7 @@ def dashboard(
 
 
 def storage_upgrade(storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Bring the storage's tables up to date, Optuna's and ours; nobody else may use it meanwhile."""
+    """Bring the storage's tables up to date, Optuna's and ours; nobody else may use the storage meanwhile."""
     from hpo.database.storage import upgrade_storage
 
     for line in upgrade_storage(storage):

@@ -1,4 +1,4 @@
-"""Search: create a study or continue one, join it, and see how it stands."""
+"""`hpo run`, `hpo worker` and `hpo status`: create a study or continue one, join it, and show its progress."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
+    MAX_ITERATIONS,
     AddressOption,
     AlignChoice,
     ArtifactsOption,
@@ -33,16 +34,26 @@ from hpo.cli.options import (
     StorageOption,
     StorageTimeoutOption,
     StudyOption,
+    TimeoutOption,
     WorkersOption,
 )
 from hpo.cli.output import exit_if_stopped, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
-from hpo.recipes.recipe import MIN_ITERATIONS, REFERENCE_ITERATIONS
+from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
+    DEFAULT_ALIGN,
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,
+    DEFAULT_DATASET,
+    DEFAULT_DEVICE,
     DEFAULT_ITERATIONS,
+    DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
+    DEFAULT_PRECISION,
+    DEFAULT_PRUNER,
+    DEFAULT_REUSE,
+    DEFAULT_SAMPLER,
+    DEFAULT_SEED,
     DEFAULT_STORAGE,
     DEFAULT_STORAGE_TIMEOUT_S,
     GIGABYTE,
@@ -61,36 +72,38 @@ if TYPE_CHECKING:
     from hpo.worker.stop import StopSignal
     from hpo.worker.work import WorkerConfig
 
+WATCH_EVERY_S = 1.0
+
 
 def run(
-    space: Annotated[str, typer.Option(help="A shipped space's name, or a YAML file.")],
-    trials: Annotated[int, typer.Option(min=1, help="How many trials the study is to have in all.")],
-    study: Annotated[str | None, typer.Option(help="Name of the study. [SPACE-DATASET]")] = None,
-    dataset: Annotated[DatasetChoice, typer.Option(help="auto: CIFAR-10 if it can be had, else digits.")] = (
-        DatasetChoice.auto
+    space_name: Annotated[str, typer.Option("--space", help="A shipped space's name, or a YAML file.")],
+    trials: Annotated[int, typer.Option(min=1, help="Total number of trials of the study.")],
+    study_name: Annotated[str | None, typer.Option("--study", help="Name of the study. [SPACE-DATASET]")] = None,
+    dataset: Annotated[DatasetChoice, typer.Option(help="auto: CIFAR-10 if it is available, else digits.")] = (
+        DatasetChoice[DEFAULT_DATASET]
     ),
     iterations: Annotated[
         int | None,
-        typer.Option(
-            min=MIN_ITERATIONS, max=100 * REFERENCE_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"
-        ),
+        typer.Option(min=MIN_ITERATIONS, max=MAX_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"),
     ] = None,
     workers: WorkersOption = None,
-    launcher: LauncherOption = LauncherChoice.local,
+    launcher: LauncherOption = LauncherChoice[DEFAULT_LAUNCHER],
     address: AddressOption = None,
     gpus_per_worker: GpusOption = None,
-    sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice.tpe,
-    pruner: Annotated[PrunerChoice, typer.Option(help="How poor trials are ended.")] = PrunerChoice.asha,
+    sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice[DEFAULT_SAMPLER],
+    pruner: Annotated[PrunerChoice, typer.Option(help="Pruning algorithm.")] = PrunerChoice[DEFAULT_PRUNER],
     align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
-        AlignChoice.phase
+        AlignChoice[DEFAULT_ALIGN]
     ),
-    precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = PrecisionChoice.auto,
-    compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the kernels.")] = False,
+    precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = (
+        PrecisionChoice[DEFAULT_PRECISION]
+    ),
+    compiled: Annotated[bool, typer.Option("--compile", help="Generate kernels with torch.compile.")] = False,
     submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
-    reuse: ReuseOption = True,
+    reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the study.")] = 0,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the study.")] = DEFAULT_SEED,
+    timeout: TimeoutOption = None,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,
     dashboard: Annotated[
@@ -111,20 +124,20 @@ def run(
     from hpo.results.notes import study_note
     from hpo.worker.stop import StopSignal
 
-    if study is not None:
-        check_study_name(study)
+    if study_name is not None:
+        check_study_name(study_name)
     check_launcher(launcher, address, gpus_per_worker)
     if submit and launcher != LauncherChoice.local:
         raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
-    found_space = load_space(space)
+    space = load_space(space_name)
     check_artifacts_url(artifacts)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
-    chosen = connect(launcher, address, storage, workers, gpus_per_worker, stop)
+    connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()
     dataset_name, split = choose_data(dataset.value, folder)
-    name = study or f"{found_space.name}-{dataset_name}"
+    name = study_name or f"{space.name}-{dataset_name}"
     settings = StudySettings(
-        space=found_space.model_dump(mode="json", exclude_none=True),
+        space=space.model_dump(mode="json", exclude_none=True),
         dataset=dataset_name,
         split=split,
         iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
@@ -136,31 +149,32 @@ def run(
         align=align.value,
     )
     database = open_storage(storage, "create", RetryPolicy(storage_timeout, gives_up=stop.__bool__))
-    made = studies.continue_or_create(database, name, settings, trials, note=study_note(name, settings, space))
+    note = study_note(name, settings, space_name)
+    study = studies.continue_or_create(database, name, settings, trials, note=note)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)
     if submit:
         say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
     else:
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
-            drive(made, chosen, timeout, options, environment, stop)
-    found = studies.status(made)
+            drive(study, connected, timeout, options, environment, stop)
+    summary = studies.status(study)
     if json_output:
-        print_json(found)
+        print_json(summary)
     else:
-        _conclude(made, found, storage)
-    counts = found["trials"]
+        _conclude(study, summary, storage)
+    counts = summary["trials"]
     if counts["failed"] and not counts["complete"] + counts["pruned"]:
         raise StudyFailed(f"all trials of study {name} failed; `hpo dashboard` shows why")
 
 
 def worker(
-    study: StudyOption = None,
+    study_name: StudyOption = None,
     forever: Annotated[
-        bool, typer.Option("--forever", help="Serve all studies in turn, or STUDY, and those made later; never end.")
+        bool, typer.Option("--forever", help="Serve all studies in turn, later ones included, or STUDY; never end.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    reuse: ReuseOption = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = DEFAULT_DEVICE,
+    reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,
@@ -168,7 +182,7 @@ def worker(
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
 ) -> None:
-    """Join a study, from any machine that reaches its storage, until it has no trial left to train."""
+    """Train trials of a study, on any machine that reaches its storage, until none is left."""
     from hpo.artifacts import open_artifacts
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
@@ -179,19 +193,19 @@ def worker(
     from hpo.worker.work import WorkerConfig
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    if study is not None:
-        check_study_name(study)
+    if study_name is not None:
+        check_study_name(study_name)
     stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
-    # With --forever the first study may be made later, and with it the tables.
+    # With --forever the first study may be created later, and the tables with it.
     access: Literal["create", "write"] = "create" if forever else "write"
     database = retry_policy.call(lambda: open_storage(storage, access, retry_policy, one_connection=True))
-    place = pick_device(device)
+    picked = pick_device(device)
     store = open_artifacts(artifacts)
-    kept = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
-    config = WorkerConfig(checkpoints=kept, artifacts=store, lease_s=lease)
+    checkpoints = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
+    config = WorkerConfig(checkpoints=checkpoints, artifacts=store, lease_s=lease)
     serve = _serve_forever if forever else _serve_one
-    serve(database, study, place, data_dir or default_data_dir(), config, stop)
+    serve(database, study_name, picked, data_dir or default_data_dir(), config, stop)
     exit_if_stopped(stop)
 
 
@@ -203,20 +217,20 @@ def _serve_one(
     from hpo.results.test_split import end_of_run
     from hpo.worker.work import work
 
-    found = studies.load(storage, name)
+    study = studies.load(storage, name)
     finished = work(
-        found,
+        study,
         device=device,
         data_dir=data_dir,
         checkpoints=config.checkpoints,
         stop=stop,
         lease_s=config.lease_s,
         artifacts=config.artifacts,
-        at_end=end_of_run(found, data_dir),
+        at_end=end_of_run(study, data_dir),
     )
-    say(f"finished {finished} trials of {found.name}")
-    if not stop and study_state.find_state(storage, found.study_id) in ("stopped", "finishing"):
-        say(f"study {found.name} was stopped; `hpo resume --study {found.name}` lets it go on")
+    say(f"finished {finished} trials of {study.name}")
+    if not stop and study_state.find_state(storage, study.study_id) in ("stopped", "finishing"):
+        say(f"study {study.name} was stopped; `hpo resume --study {study.name}` lets it go on")
 
 
 def _serve_forever(
@@ -239,35 +253,35 @@ def _serve_forever(
 
 
 def status(
-    study: StudyOption = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the study is done.")] = False,
+    study_name: StudyOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the study is done.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     json_output: JsonOption = False,
 ) -> None:
-    """Say how a study stands."""
+    """Show a study's progress."""
     from hpo import study as studies
     from hpo.database.storage import open_storage
 
-    found = studies.load(open_storage(storage, "read"), study)
+    study = studies.load(open_storage(storage, "read"), study_name)
     if watch and not json_output:
-        _watch(found)
+        _watch(study)
     elif json_output:
-        print_json(studies.status(found))
+        print_json(studies.status(study))
     else:
         from hpo.cli import view
 
-        show(view.status(studies.status(found)))
+        show(view.status(studies.status(study)))
 
 
 def _driver(given: str) -> int | None:
-    """Read the process id that the driver gives its workers."""
+    """Read the process id that a driver passes to its workers."""
     if given and not (given.isascii() and given.isdigit()):
         raise BadInput(f"HPO_DRIVER_PID is {given!r}: allowed is a process id, which `hpo run` sets for its workers")
     return int(given) if given else None
 
 
 def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
-    """Find the data set, and give its name and the checksum of its splits."""
+    """Choose the data set, and return its name and the checksum of its splits."""
     from hpo.training.datasets import choose_dataset, load_dataset
 
     name, why_not_cifar10 = choose_dataset(wanted, folder)
@@ -277,7 +291,7 @@ def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[Da
 
 
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
-    """Resolve `auto` to what this machine computes natively."""
+    """Replace `auto` by the format that this machine computes natively."""
     from hpo.training.train import native_precision
     from hpo.worker.device import pick_device
 
@@ -300,21 +314,22 @@ def _watch(study: Study) -> None:
     from hpo.cli.progress import Progress
     from hpo.database import overview, study_state
 
-    with Progress(study) as shown:
+    with Progress(study) as progress:
         while True:
             counts = overview.count(study.storage, study.study_id)
-            shown.update(counts, study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts))
+            state = study_state.find_state(study.storage, study.study_id)
+            progress.update(counts, study_state.shown_state(state, counts))
             if counts.waiting + counts.running == 0:
                 return
-            time.sleep(1.0)
+            time.sleep(WATCH_EVERY_S)
 
 
-def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
+def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
     from hpo.cli import view
     from hpo.study import best as load_best
 
-    show(view.status(found))
-    if found["best"] is None:
+    show(view.status(summary))
+    if summary["best"] is None:
         return
     print()
     show(view.best(load_best(study), study.base.to_dict()))
@@ -333,7 +348,7 @@ def _conclude(study: Study, found: dict[str, Any], storage_url: str) -> None:
 
 def _notice_digits(why: str) -> None:
     console = Console(stderr=True)
-    text = f"CIFAR-10 is not to be had ({why}). This study runs on scikit-learn's digits instead: 1,797 scans of 8x8."
+    text = f"CIFAR-10 is not available ({why}). This study uses scikit-learn's digits instead: 1,797 scans of 8x8."
     console.rule("[bold]NOTICE: digits in place of CIFAR-10", style="yellow")
     console.print(text, style="bold yellow", highlight=False, soft_wrap=True)
     console.rule(style="yellow")

@@ -1,4 +1,4 @@
-"""Look after studies that run: see who works, pause, resume, stop and delete them."""
+"""Commands on running studies: list their workers, pause, resume, stop and delete."""
 
 from __future__ import annotations
 
@@ -24,49 +24,49 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
     from hpo.database import workers
     from hpo.database.storage import open_storage
 
-    found = workers.list_workers(open_storage(storage, "read"))
+    live_workers = workers.list_workers(open_storage(storage, "read"))
     if json_output:
-        print_json([asdict(worker) for worker in found])
-    elif found:
-        show(view.workers(found))
+        print_json([asdict(worker) for worker in live_workers])
+    elif live_workers:
+        show(view.workers(live_workers))
     else:
         print("no worker is alive")
 
 
-def pause(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Give out no more trials of a study; those that run go on to their ends, and workers wait."""
+def pause(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
+    """Pause a study. Running trials finish; workers wait."""
     from hpo.database import overview, study_state
 
-    found = _load(storage, study)
-    counts = overview.count(found.storage, found.study_id)
+    study = _load(storage, study_name)
+    counts = overview.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
-        print(f"study {found.name} is done: there is nothing to pause")
+        print(f"study {study.name} is done: there is nothing to pause")
         return
-    study_state.set_state(found.storage, found.study_id, "paused")
+    study_state.set_state(study.storage, study.study_id, "paused")
     print(
-        f"study {found.name} is paused: {counts.running} running trials go on to their ends, "
-        f"{counts.waiting} wait. `hpo resume --study {found.name}` lets it go on"
+        f"study {study.name} is paused: {counts.running} running trials go on to their ends, "
+        f"{counts.waiting} wait. `hpo resume --study {study.name}` lets it go on"
     )
 
 
-def resume(study: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Let a paused or stopped study go on, and workers that gave it up try it again."""
+def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
+    """Resume a paused or stopped study; workers that gave it up try it again."""
     from hpo.database import overview, study_state
 
-    found = _load(storage, study)
-    before = study_state.set_state(found.storage, found.study_id, "running")
-    counts = overview.count(found.storage, found.study_id)
+    study = _load(storage, study_name)
+    before = study_state.set_state(study.storage, study.study_id, "running")
+    counts = overview.count(study.storage, study.study_id)
     was = {"running": "ran", "paused": "was paused"}.get(before, "was stopped")
-    print(f"study {found.name} {was} and goes on: {counts.running} trials run, {counts.waiting} wait for workers")
+    print(f"study {study.name} {was} and goes on: {counts.running} trials run, {counts.waiting} wait for workers")
 
 
 def stop(
-    study: StudyOption = None,
+    study_name: StudyOption = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Let running trials come to their ends, instead of handing them back.")
+        bool, typer.Option("--finish", help="Let running trials finish, instead of handing them back.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=1, help="Wait at most so many seconds, then exit 1. [as long as it takes]")
+        float | None, typer.Option(min=1, help="Wait at most this many seconds, then exit 1. [as long as it takes]")
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
@@ -74,32 +74,32 @@ def stop(
     from hpo.cli import view
     from hpo.database import study_state, workers
 
-    found = _load(storage, study)
-    if left := workers.list_workers_on(found.storage, found.study_id):
-        say(f"study {found.name}: waiting for {', '.join(left)}")
-    done = study_state.stop(found.storage, found.study_id, found.name, finish=finish, timeout_s=timeout)
-    print(view.stopped(found.name, done))
+    study = _load(storage, study_name)
+    if left := workers.list_workers_on(study.storage, study.study_id):
+        say(f"study {study.name}: waiting for {', '.join(left)}")
+    stopped = study_state.stop(study.storage, study.study_id, study.name, finish=finish, timeout_s=timeout)
+    print(view.stopped(study.name, stopped))
 
 
 def delete(
-    study: Annotated[str, typer.Option("--study", help="Name of the study.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the study's name to be typed.")] = False,
+    study_name: Annotated[str, typer.Option("--study", help="Name of the study.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the study's name as a confirmation.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Delete a study with its trials and their figures; checkpoints stay, as other studies may start from them."""
+    """Delete a study with its trials and their figures; keep checkpoints, as other studies may start from them."""
     from hpo.artifacts import open_artifacts
     from hpo.database import removal
 
-    found = _load(storage, study)
+    study = _load(storage, study_name)
     store = open_artifacts(artifacts, create=False)
-    removal.require_unused(found.storage, found.study_id, found.name)
+    removal.require_unused(study.storage, study.study_id, study.name)
     if not yes:
-        _confirm(found)
-    gone = removal.delete_study(found.storage, found.study_id, found.name, store)
-    print(f"deleted study {found.name}: {gone.trials} trials with their curves and notes, {gone.files} files")
-    if gone.missing_files:
-        say(f"{gone.missing_files} files of its trials are not deleted: --artifacts {artifacts} does not hold them")
+        _confirm(study)
+    deleted = removal.delete_study(study.storage, study.study_id, study.name, store)
+    print(f"deleted study {study.name}: {deleted.trials} trials with their curves and notes, {deleted.files} files")
+    if deleted.missing_files:
+        say(f"{deleted.missing_files} files of its trials are not deleted: --artifacts {artifacts} does not hold them")
     print("kept: all checkpoints, which other studies may start from; `hpo gc` bounds what they take")
 
 
@@ -111,7 +111,7 @@ def _load(storage: str, name: str | None) -> Study:
 
 
 def _confirm(study: Study) -> None:
-    """Ask for the name of what is about to be deleted.
+    """Ask the user to type the name of the study that is to be deleted.
 
     Raises:
         BadInput: Something else was typed, or nothing.

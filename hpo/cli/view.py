@@ -1,4 +1,4 @@
-"""Turn what is known of studies, trials and models into text and tables for a terminal.
+"""Text and tables for a terminal, of studies, trials and models.
 
 Everything here is a pure function from records to something that rich can print.
 """
@@ -40,12 +40,12 @@ def duration(seconds: float | None) -> str:
 
 
 def time_left(elapsed_s: float, finished: int, remaining: int) -> float | None:
-    """Estimate the seconds to the end from the trials finished since the start; None while there is none."""
+    """Estimate the seconds to the end from the trials that finished since the start; None while none has."""
     return elapsed_s / finished * remaining if finished else None
 
 
 def counts_line(counts: Counts, target: int) -> str:
-    """Write how many trials are in which state."""
+    """Write how many trials are in each state."""
     parts = [f"{counts.finished} / {target} finished", f"{counts.complete} complete", f"{counts.pruned} pruned"]
     parts += [f"{counts.failed} failed"] if counts.failed else []
     parts += [f"{counts.running} running", f"{counts.waiting} waiting"]
@@ -63,38 +63,40 @@ def progress(
     state: str = "running",
     note: str = "",
 ) -> RenderableType:
-    """Draw the live view of a study: what is finished, the best so far, and what each worker does."""
+    """Draw the live view of a study: its counts, the best trial so far, and the trial of each worker."""
     headline = Text(f"{name}  ", style="bold")
     headline.append(_state_prefix(state) + counts_line(counts, target), style="default")
-    summary = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("worker", "device", "trial", "iteration", "accuracy"):
         table.add_column(title, justify="left" if title in ("worker", "device") else "right")
     for row in running:
         at = f"{row.iteration} / {budget}"
         table.add_row(row.worker, row.device, str(row.trial_number), at, accuracy(row.val_accuracy))
-    return Group(headline, f"{summary}, time left {duration(left_s)}", *([note] if note else []), table)
+    return Group(headline, f"{_best_so_far(best)}, time left {duration(left_s)}", *([note] if note else []), table)
 
 
 def progress_line(
     counts: Counts, target: int, best: tuple[int, float] | None, left_s: float | None, state: str = "running"
 ) -> str:
-    """Write the same in one line, for a log."""
-    found = f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
-    return f"{_state_prefix(state)}{counts_line(counts, target)}; {found}; time left {duration(left_s)}"
+    """Write the live view in one line, for a log."""
+    return f"{_state_prefix(state)}{counts_line(counts, target)}; {_best_so_far(best)}; time left {duration(left_s)}"
+
+
+def _best_so_far(best: tuple[int, float] | None) -> str:
+    return f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
 
 
 def _state_prefix(state: str) -> str:
-    """Write how a study stands where that is not what one expects of it."""
+    """Write a study's state unless it is running or done."""
     return "" if state in ("running", "done") else f"{state}: "
 
 
-def workers(found: Sequence[LiveWorker]) -> RenderableType:
-    """Draw `hpo workers`."""
+def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:
+    """Draw the table of `hpo workers`."""
     table = _table("worker", "host", "device", "study")
     for title in ("trial", "iteration", "last heartbeat"):
         table.add_column(title, justify="right")
-    for row in found:
+    for row in live_workers:
         at = ("-", "-") if row.trial is None else (str(row.trial), str(row.iteration))
         age = f"{row.heartbeat_age_s:.0f} s ago"
         study = "-" if row.study is None else row.study + ("" if row.state == "running" else f" ({row.state})")
@@ -102,10 +104,10 @@ def workers(found: Sequence[LiveWorker]) -> RenderableType:
     return table
 
 
-def stopped(name: str, found: Stopped) -> str:
-    """Say what `hpo stop` did."""
-    trials = f"{found.handed_back} running trials were handed back, {found.finished} came to their ends"
-    counts = found.counts
+def stopped(name: str, stop: Stopped) -> str:
+    """Write what `hpo stop` did."""
+    trials = f"{stop.handed_back} running trials were handed back, {stop.finished} came to their ends"
+    counts = stop.counts
     if not counts.waiting:
         return f"study {name} has no trial left: {trials}, {counts.finished} are finished"
     return (
@@ -114,79 +116,79 @@ def stopped(name: str, found: Stopped) -> str:
     )
 
 
-def status(found: Mapping[str, Any]) -> RenderableType:
-    """Draw `hpo status`."""
-    trials = found["trials"]
+def status(summary: Mapping[str, Any]) -> RenderableType:
+    """Draw the table of `hpo status`."""
+    trials = summary["trials"]
     finished = trials["complete"] + trials["pruned"] + trials["failed"]
     states = ", ".join(f"{number} {state}" for state, number in trials.items())
-    best = found["best"]
+    best = summary["best"]
     table = _pairs()
-    table.add_row("study", found["study"])
-    table.add_row("space", f"{found['space']} on {found['dataset']}, {found['iterations']} iterations a trial")
-    table.add_row("state", found["state"])
-    table.add_row("trials", f"{finished} of {found['target']} finished: {states}")
+    table.add_row("study", summary["study"])
+    table.add_row("space", f"{summary['space']} on {summary['dataset']}, {summary['iterations']} iterations a trial")
+    table.add_row("state", summary["state"])
+    table.add_row("trials", f"{finished} of {summary['target']} finished: {states}")
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
-    table.add_row("iterations", spent_line(found["iterations_spent"]))
+    table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table
 
 
 def spent_line(spent: Mapping[str, int]) -> str:
-    """Write what a study cost beside what it would cost without pruning and early stopping."""
+    """Write a study's cost in iterations, and what it would have been without pruning and early stopping."""
     naive = spent["naive"]
     share = f" ({spent['trained'] / naive:.0%} of naive)" if naive else ""
     return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
 
 
-def best(found: Best, base: Mapping[str, Any]) -> RenderableType:
-    """Draw `hpo best`: the value, and the recipe with the base recipe's value where it differs."""
+def best(winner: Best, base: Mapping[str, Any]) -> RenderableType:
+    """Draw the table of `hpo best`: the value, and the recipe with the base recipe's value where it differs."""
     table = _pairs()
-    table.add_row("trial", str(found.trial))
+    table.add_row("trial", str(winner.trial))
     table.add_row(
         "validation accuracy",
-        f"{found.value:.4f} ± {found.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
+        f"{winner.value:.4f} ± {winner.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
         "`hpo benchmark` tests it on new images.",
     )
-    for name, value in found.recipe.to_dict().items():
+    for name, value in winner.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
         table.add_row(name, f"{value}{changed}")
     return table
 
 
-def benchmark(found: Result, verdict: str) -> RenderableType:
-    """Draw `hpo benchmark`: accuracy and loss on the test split, seed by seed, and what follows from them."""
-    runs = [run for run in found.runs if run in (found.candidate, found.baseline)]
+def benchmark(result: Result, verdict: str) -> RenderableType:
+    """Draw the table of `hpo benchmark`: accuracy and loss on the test split for each seed, and the verdict."""
+    runs = [run for run in result.runs if run in (result.candidate, result.baseline)]
     columns: list[tuple[str, tuple[float, ...], Estimate]]
     columns = [(f"accuracy\n{run.name}", run.test_accuracy, run.accuracy) for run in runs]
     if len(runs) == 2:
-        columns.append(("accuracy\ndifference", found.differences, found.difference))
+        columns.append(("accuracy\ndifference", result.differences, result.difference))
     columns += [(f"loss\n{run.name}", run.test_loss, run.loss) for run in runs]
     table = _figures("seed", *(title for title, _, _ in columns))
-    for seed, *row in zip(found.seeds, *(values for _, values, _ in columns), strict=True):
+    for seed, *row in zip(result.seeds, *(values for _, values, _ in columns), strict=True):
         table.add_row(str(seed), *map(accuracy, row))
     table.add_row("mean", *(accuracy(summary.mean) for *_, summary in columns), style="bold")
     for title, end in (("95 % interval from", 0), ("to", 1)):
         table.add_row(title, *(accuracy(summary.ci95 and summary.ci95[end]) for *_, summary in columns))
     table.add_row("documented", *_documented_cells(runs))
-    return Group(*_benchmark_head(found), table, "", *_benchmark_notes(found), Text(verdict, style="bold"))
+    return Group(*_benchmark_head(result), table, "", *_benchmark_notes(result), Text(verdict, style="bold"))
 
 
-def documented_runs(found: Result) -> RenderableType:
-    """Draw the documented figures, and beside them what the documented recipes reach here."""
+def documented_runs(result: Result) -> RenderableType:
+    """Draw the documented figures beside those that the documented recipes reach here."""
     documented_titles = ("documented\naccuracy", "documented\nloss")
     table = _figures("run", *documented_titles, "accuracy here\nmean ± 95 %", "loss here\nmean ± 95 %")
-    for run in found.runs:
+    for run in result.runs:
         table.add_row(run.name, *map(accuracy, documented(run)), mean(run.accuracy), mean(run.loss))
-    return Group(*_benchmark_head(found), table, "", *_benchmark_notes(found))
+    return Group(*_benchmark_head(result), table, "", *_benchmark_notes(result))
 
 
 def documented(run: Run) -> tuple[float | None, float | None]:
-    """Give the documented test accuracy and loss of a run's recipe, as far as there are any."""
+    """Return the documented test accuracy and loss of a run's recipe; None where none is documented."""
     return (run.documented.test_accuracy, run.documented.test_loss) if run.documented else (None, None)
 
 
-def mean(found: Estimate) -> str:
+def mean(estimate: Estimate) -> str:
     """Write a mean with half the width of its interval."""
-    return accuracy(found.mean) + (f" ± {(found.ci95[1] - found.ci95[0]) / 2:.4f}" if found.ci95 else "")
+    return accuracy(estimate.mean) + (f" ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.4f}" if estimate.ci95 else "")
 
 
 def _figures(first: str, *others: str) -> Table:
@@ -203,18 +205,18 @@ def _documented_cells(runs: Sequence[Run]) -> list[str]:
     return [*map(accuracy, accuracies), *between, *map(accuracy, losses)]
 
 
-def _benchmark_head(found: Result) -> tuple[str, str]:
+def _benchmark_head(result: Result) -> tuple[str, str]:
     return (
-        f"{found.study}: test split of {found.dataset}, {found.iterations:,} iterations, {len(found.seeds)} seeds",
+        f"{result.study}: test split of {result.dataset}, {result.iterations:,} iterations, {len(result.seeds)} seeds",
         "",
     )
 
 
-def _benchmark_notes(found: Result) -> list[str]:
-    notes = [f"without a figure: {line}" for line in found.missing]
-    if found.waiting:
-        notes.append(f"{found.waiting} runs are still to be trained; the same command continues.")
-    if not found.comparable and any(run.documented for run in found.runs):
+def _benchmark_notes(result: Result) -> list[str]:
+    notes = [f"without a figure: {line}" for line in result.missing]
+    if result.waiting:
+        notes.append(f"{result.waiting} runs are still to be trained; the same command continues.")
+    if not result.comparable and any(run.documented for run in result.runs):
         notes.append("The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.")
     return notes
 

@@ -1,1 +1,1 @@
-"""optuna-dashboard on a storage, and who may see it."""
+"""optuna-dashboard on a storage, and the limits on who may see it."""

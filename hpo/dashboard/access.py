@@ -1,4 +1,4 @@
-"""Keep the dashboard to those who may see it: a login, and refusals of what other web sites make a browser send."""
+"""Access to the dashboard: a login, and the refusal of requests that other web sites make a browser send."""
 
 from __future__ import annotations
 
@@ -22,33 +22,37 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 USER_ENV, PASSWORD_ENV = "HPO_DASHBOARD_USER", "HPO_DASHBOARD_PASSWORD"
-MIN_PASSWORD = 8
+MIN_PASSWORD = 8  # characters
 MAX_FAILURES = 5
+"""Wrong passwords after which an address is locked out."""
+
 LOCK_S = 30.0
+"""How long an address is locked out after its last wrong password."""
+
 MAX_ADDRESSES = 10_000
-"""Addresses with failures that are remembered; one that comes on top of them pushes out the oldest."""
+"""Addresses with failures that are remembered; one more replaces the oldest."""
 
 SAFE_METHODS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credentials:
-    """Be the user and the password that the dashboard asks for."""
+    """The user and the password that the dashboard asks for."""
 
     user: str
     password: str = field(repr=False)
 
     def match(self, user: str, password: str) -> bool:
-        """Compare in a time that does not depend on where they differ."""
+        """Compare with a user and a password, in a time that does not depend on where they differ."""
         right_user = hmac.compare_digest(user.encode(), self.user.encode())
         return hmac.compare_digest(password.encode(), self.password.encode()) and right_user
 
 
 def find_credentials(file: Path | None, environment: Mapping[str, str]) -> Credentials | None:
-    """Read user and password from a file of one line USER:PASSWORD, else from the environment; None without either.
+    """Read user and password from a file with one line USER:PASSWORD, else from the environment; None without either.
 
     Raises:
-        BadInput: The file cannot be read or is open to others, or a source is malformed; no password is shown.
+        BadInput: The file cannot be read, others may read it, or its text is malformed; no password is shown.
     """
     if file is not None:
         user, colon, password = _read_private(file).partition(":")
@@ -66,7 +70,7 @@ def _read_private(file: Path) -> str:
             return opened.read(1_000).decode().strip("\r\n")
     except OSError as error:
         raise BadInput(f"--auth {file}: {error.strerror}") from error
-    except ValueError as error:  # no UTF-8, or a name that no file can have
+    except ValueError as error:  # not UTF-8, or a name that no file can have
         raise BadInput(f"--auth {str(file)!r}: allowed is a text file with one line USER:PASSWORD") from error
 
 
@@ -78,24 +82,24 @@ def _checked(place: str, user: str, password: str | None) -> Credentials:
     return Credentials(user=user, password=password)
 
 
-@dataclass
 class Failures:
-    """Remember which addresses guessed wrong, and lock out those that did so too often.
+    """The wrong passwords of each address, which lock it out when there are too many.
 
-    Attributes:
-        clock: In seconds; what it counts from does not matter.
+    Args:
+        clock: Returns seconds since any fixed point in time.
     """
 
-    clock: Callable[[], float] = time.monotonic
-    _by_address: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._by_address: dict[str, tuple[int, float]] = {}
 
     def locked_s(self, address: str) -> float:
-        """Give for how many seconds more an address is locked out."""
+        """Return for how many more seconds an address is locked out."""
         count, last = self._by_address.get(address, (0, 0.0))
         return max(0.0, last + LOCK_S - self.clock()) if count >= MAX_FAILURES else 0.0
 
     def add(self, address: str) -> None:
-        """Count a wrong guess; those of long ago are forgotten."""
+        """Count a wrong password; the count starts again once the last one is `LOCK_S` old."""
         count, last = self._by_address.pop(address, (0, 0.0))
         expired = self.clock() - last >= LOCK_S
         self._by_address[address] = (1 if expired else count + 1, self.clock())
@@ -103,14 +107,15 @@ class Failures:
             del self._by_address[next(iter(self._by_address))]
 
     def forget(self, address: str) -> None:
-        """Start anew for an address that guessed right."""
+        """Reset the count of an address that sent the right password."""
         self._by_address.pop(address, None)
 
 
 def require_login(app: WSGIApplication, credentials: Credentials, failures: Failures) -> WSGIApplication:
-    """Let only requests through that carry the credentials (HTTP Basic, RFC 7617)."""
+    """Allow only requests with the credentials (HTTP Basic, RFC 7617)."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer requests without the credentials with 401, and those of a locked address with 429."""
         request = Request(environ)
         address, given = request.remote_addr or "", request.authorization
         if wait_s := failures.locked_s(address):
@@ -130,12 +135,13 @@ def require_login(app: WSGIApplication, credentials: Credentials, failures: Fail
 
 
 def refuse_foreign_hosts(app: WSGIApplication) -> WSGIApplication:
-    """Let only requests through that were sent to this machine under one of its own names.
+    """Allow only requests that were sent to this machine under one of its own names.
 
-    A web site whose name is made to point to 127.0.0.1 could else read, in a browser here, what only this machine may.
+    Otherwise a web site whose name resolves to 127.0.0.1 could read, in a browser here, what only this machine may.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer requests to other hosts with 400."""
         if is_loopback(_host_of(f"//{environ.get('HTTP_HOST', '')}")):
             return app(environ, start_response)
         return _refusal(HTTPStatus.BAD_REQUEST, "the Host header names another machine")(environ, start_response)
@@ -144,9 +150,10 @@ def refuse_foreign_hosts(app: WSGIApplication) -> WSGIApplication:
 
 
 def refuse_foreign_changes(app: WSGIApplication) -> WSGIApplication:
-    """Let no other web site make a browser change something, with the login that the browser sends by itself."""
+    """Refuse changes that another web site makes a browser ask for, with the login that the browser sends by itself."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer changes from other web sites with 403."""
         if environ["REQUEST_METHOD"] in SAFE_METHODS or _is_own(environ):
             return app(environ, start_response)
         return _refusal(HTTPStatus.FORBIDDEN, "changes from another web site are refused")(environ, start_response)
@@ -155,7 +162,7 @@ def refuse_foreign_changes(app: WSGIApplication) -> WSGIApplication:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a name or address is this machine's for itself."""
+    """Return whether a name or address reaches this machine only from itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -165,12 +172,12 @@ def is_loopback(host: str) -> bool:
 def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # brackets around something else than an address
+    except ValueError:  # brackets around something other than an address
         return ""
 
 
 def _is_own(environ: WSGIEnvironment) -> bool:
-    """Tell whether a request comes from the dashboard's own pages, or from a program, which sends neither header."""
+    """Return whether a request comes from the dashboard's own pages, or from a program, which sends neither header."""
     origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
     own_origin = origin is None or urlsplit(origin).netloc == environ.get("HTTP_HOST")
     return own_origin and site in (None, "same-origin", "none")

@@ -1,4 +1,4 @@
-"""Serve optuna-dashboard on a study's storage, read-only unless told otherwise."""
+"""The server of optuna-dashboard on a storage, read-only unless changes are allowed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from hpo.dashboard.access import (
 )
 from hpo.database.storage import Storage
 from hpo.errors import BadInput
+from hpo.settings import DEFAULT_DASHBOARD_PORT, LOOPBACK
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 THREADS = 8
-LOOPBACK = "127.0.0.1"
 PORTS = 20
-"""How many ports are tried one after the other before any that is free is taken."""
+"""How many ports are tried in turn before any free one is taken."""
+
 CLOSE_S = 2.0
+"""How long the server's thread, and then its requests, may take to end."""
 
 
 def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSGIApplication:
@@ -44,9 +46,10 @@ def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSG
 
 
 def read_only(app: WSGIApplication) -> WSGIApplication:
-    """Let only GET and HEAD through: optuna-dashboard itself lets whoever reaches it delete studies."""
+    """Allow only GET and HEAD: optuna-dashboard itself lets whoever reaches it delete studies."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer requests that could change something with 405."""
         if environ["REQUEST_METHOD"] in SAFE_METHODS:
             return app(environ, start_response)
         body = b'{"reason": "this dashboard is read-only; `hpo dashboard --read-write` allows changes"}'
@@ -57,7 +60,7 @@ def read_only(app: WSGIApplication) -> WSGIApplication:
 
 
 def guard(app: WSGIApplication, host: str, credentials: Credentials | None) -> WSGIApplication:
-    """Put what an address needs in front of an application: a login, a check of the Host header, or both.
+    """Protect an application as its address requires: with a login, a check of the Host header, or both.
 
     Raises:
         BadInput: Others can reach the address, and there are no credentials.
@@ -75,7 +78,7 @@ def guard(app: WSGIApplication, host: str, credentials: Credentials | None) -> W
 
 
 def bind(app: WSGIApplication, host: str, port: int) -> MultiSocketServer | BaseWSGIServer:
-    """Listen on an address; the server's `run` answers until it is interrupted.
+    """Listen on an address; the server's `run` answers requests until it is interrupted.
 
     Raises:
         BadInput: The address cannot be bound.
@@ -84,13 +87,13 @@ def bind(app: WSGIApplication, host: str, port: int) -> MultiSocketServer | Base
         return create_server(app, host=host, port=port, threads=THREADS)
     except OSError as error:
         raise BadInput(f"--host {host} --port {port}: {error.strerror or error}") from error
-    except ValueError as error:  # waitress's word for a name that nobody knows
+    except ValueError as error:  # what waitress raises for an unknown host name
         raise BadInput(f"--host {host!r} --port {port}: not an address of this machine") from error
 
 
 @contextmanager
-def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080) -> Iterator[str]:
-    """Serve read-only on this machine while the context lasts, on the first free port, and give the address.
+def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = DEFAULT_DASHBOARD_PORT) -> Iterator[str]:
+    """Serve read-only on this machine while the context lasts, on the first free port, and yield the URL.
 
     Side effects:
         Starts a thread; closes the storage at the end.
@@ -102,14 +105,15 @@ def serve_beside(storage: Storage, artifacts: Artifacts, first_port: int = 8080)
     try:
         yield f"http://{LOOPBACK}:{server.effective_port}/"
     finally:
-        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))  # in the thread, whose loop ends
+        # This runs in the server's thread, whose loop it ends.
+        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
         thread.join(CLOSE_S)
         server.task_dispatcher.shutdown(timeout=CLOSE_S)
         storage.close()
 
 
 def _listen(first_port: int) -> socket.socket:
-    """Listen on the first port that is free among a few, or else on any."""
+    """Listen on the first free port of a few, or else on any."""
     for port in (*range(first_port, first_port + PORTS), 0):
         try:
             return socket.create_server((LOOPBACK, port))

@@ -7,7 +7,6 @@ been lost, so it is written to have the same result then.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator
 from functools import wraps
@@ -20,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from hpo.errors import StorageUnavailable
+from hpo.waiting import wait
 
 CONNECT_S = 10.0
 """The longest time to open a connection."""
@@ -32,9 +32,6 @@ CALLS_PER_TIMEOUT = 4
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
-
-LOOK_S = 0.1
-"""Time between two checks of whether to give up, while waiting for the next try."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +68,7 @@ class RetryPolicy:
             retry=retry_if_exception(is_transient),
             stop=lambda state: stop_after_delay(self.timeout_s)(state) or self.gives_up(),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),  # full jitter
-            sleep=self._sleep,
+            sleep=lambda seconds: wait(seconds, self.gives_up),
             before_sleep=self._warn_once,
             reraise=True,
         )
@@ -107,12 +104,6 @@ class RetryPolicy:
             assert error is not None
             self._warned = True
             log.warning("%s; it is tried again for %g s", first_line(error), self.timeout_s)
-
-    def _sleep(self, seconds: float) -> None:
-        waited = threading.Event()
-        until_s = time.monotonic() + seconds
-        while not self.gives_up() and (left_s := until_s - time.monotonic()) > 0:
-            waited.wait(min(LOOK_S, left_s))
 
 
 class HasRetryPolicy(Protocol):

@@ -1,1 +1,1 @@
-"""Start worker processes, and watch over them until a study is done."""
+"""Launchers: start worker processes, and watch over them until a study is done."""

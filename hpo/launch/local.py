@@ -1,11 +1,11 @@
-"""Start one worker process per device on this machine."""
+"""Worker processes on the devices of this machine."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,29 +16,29 @@ from hpo.study import Study
 from hpo.worker.registration import worker_name
 
 
-@dataclass
 class LocalPlace:
-    """Be a device of this machine, and the worker process that has it.
+    """A device of this machine, and the worker process that uses it.
 
-    Attributes:
-        name: Of the device, such as `cpu` or `cuda:0`.
-        log_path: Where the worker's output goes, behind what is there.
+    Args:
+        name: The device's name, such as `cpu` or `cuda:0`.
+        log_path: The file to which the worker's output is appended.
     """
 
-    name: str
-    options: Sequence[str]
-    environment: Mapping[str, str]
-    log_path: Path
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    def __init__(self, name: str, options: Sequence[str], environment: Mapping[str, str], log_path: Path) -> None:
+        self.name = name
+        self.options = options
+        self.environment = environment
+        self.log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def worker(self) -> str:
-        """Name the last worker that was started, as its attempts do."""
+        """Return the name of the last worker that was started, as in its attempts; empty where none was."""
         return "" if self._process is None else worker_name(self._process.pid)
 
     @property
     def output(self) -> str:
-        """Say where the last worker's output is."""
+        """Return the path of the last worker's output."""
         return str(self.log_path)
 
     def start(self) -> None:
@@ -47,28 +47,32 @@ class LocalPlace:
             self._process = start_worker([*self.options, "--device", self.name], self.environment, log)
 
     def waits(self) -> bool:
-        """Tell that there is always room on a machine's devices."""
+        """Return False: there is always room on this machine's devices."""
         return False
 
     def poll(self) -> Ended | None:
-        """Say how the worker ended; None while it runs."""
+        """Return how the worker ended; None while it runs."""
         code = None if self._process is None else self._process.poll()
         return None if code is None else Ended(code == 0, f"with code {code}")
 
     def ask_to_end(self) -> None:
-        """Let the worker hand back its trial and end, without waiting for it."""
+        """Ask the worker to hand back its trial and end, without waiting for it."""
         if self._process is not None:
             ask_to_end(self._process)
 
     def end(self, limit_s: float) -> None:
-        """Wait for the worker, and kill it after `limit_s`."""
+        """Wait for the worker to end, and kill it after `limit_s`."""
         if self._process is not None:
             await_end(self._process, limit_s)
 
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Start workers on this machine: so many, or one per device."""
+    """A launcher for this machine.
+
+    Attributes:
+        workers: The number of workers; None for one per device.
+    """
 
     workers: int | None = None
 
@@ -84,11 +88,11 @@ class LocalLauncher:
         )
 
     def close(self) -> None:
-        """Do nothing: processes are all there is."""
+        """Do nothing: only the workers' processes were held."""
 
 
 def choose_devices(workers: int | None, gpus: int, cores: int) -> list[str]:
-    """Place workers: one per GPU, or per core where there is no GPU; more than GPUs share them in turn."""
+    """Choose a device for each worker: by default one per GPU, or per core without a GPU; extra workers share GPUs."""
     if gpus == 0:
         return ["cpu"] * (workers or cores)
     return [f"cuda:{index % gpus}" for index in range(workers or gpus)]

@@ -1,4 +1,4 @@
-"""Start and end the process of a worker.
+"""A worker's process: its start and its end.
 
 This runs in the driver, and on the nodes of a Ray cluster, where it must be loaded at once: it imports nothing heavy.
 """
@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 DRIVER_ENV = "HPO_DRIVER_PID"
+"""The variable that tells a worker the process id of its driver."""
 
 
 def start_worker(
     options: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `hpo worker` in a process that hands its trial back when this one is gone.
+    """Start `hpo worker` in a process that hands its trial back when this process is gone.
 
     Args:
-        environment: Added to this process's; the storage URL is in it, as a process list would show its password
-            elsewhere.
-        output: Where stdout and stderr go; None for where this process's go.
+        environment: Added to this process's environment. The storage URL is passed there, as a process list would
+            show the password of an option.
+        output: Where stdout and stderr go; None to inherit this process's.
     """
     # A session of its own, so that Ctrl-C reaches the driver alone, which then ends the workers in order.
     return subprocess.Popen(
@@ -37,7 +38,7 @@ def start_worker(
 
 
 def ask_to_end(process: subprocess.Popen[bytes]) -> None:
-    """Let a worker hand back its trial and end."""
+    """Ask a worker to hand back its trial and end."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
 

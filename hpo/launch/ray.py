@@ -1,4 +1,4 @@
-"""Start workers as actors of a Ray cluster, wherever it has room."""
+"""Workers as actors of a Ray cluster, wherever it has room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,56 +28,57 @@ from hpo.launch.ray_cluster import (
     require_one_host,
 )
 from hpo.launch.supervise import TERMINATE_S, Ended, Workers
-from hpo.launch.worker_actor import Where, WorkerActor
+from hpo.launch.worker_actor import WorkerActor, WorkerLocation
+from hpo.settings import MAX_WORKERS
 from hpo.study import Study
 
 ROOM_S = 10.0
 """How long an actor may take to start before people are told that it waits for room."""
 
-
 CALLS_AT_ONCE = 16
-"""Of an actor: one waits for the worker's end, and again after each time that the network failed; one ends it."""
+"""Calls of one actor: one waits for the worker's end, another after each failure of the network, and one ends it."""
 
-STORE_BYTES = 100 * 2**20  # workers give each other nothing through Ray
-MAX_WORKERS = 512
+STORE_BYTES = 100 * 2**20
+"""The size of Ray's object store, which is small as workers exchange nothing through Ray."""
+
 KEPT_ALIVE = {"RAY_kill_child_processes_on_worker_exit": "false"}
-"""Ray kills what an actor started when the actor ends; a worker is to hand its trial back instead."""
+"""Without this, Ray kills a worker as its actor ends, before it has handed its trial back."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class RayPlace:
-    """Be room for one worker on a cluster, wherever that is, and the actor that keeps the worker.
+    """Room for one worker anywhere on a cluster, and the actor that keeps the worker.
 
-    The death of a node is not held against the worker: it is started elsewhere, as soon as there is room.
+    The death of a node does not count as the worker's: the worker starts elsewhere as soon as there is room.
     """
 
-    share: Share
-    options: Sequence[str]
-    environment: Mapping[str, str]
-    _actor: Any = field(default=None, init=False)
-    _whereabouts: Any = field(default=None, init=False)
-    _exit: Any = field(default=None, init=False)
-    _handing_back: Any = field(default=None, init=False)
-    _where: Where | None = field(default=None, init=False)
-    _ended: Ended | None = field(default=None, init=False)
-    _started_s: float = field(default=0.0, init=False)
+    def __init__(self, share: Share, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.share = share
+        self.options = options
+        self.environment = environment
+        self._actor: Any = None
+        self._location_call: Any = None
+        self._exit_call: Any = None
+        self._end_call: Any = None
+        self._location: WorkerLocation | None = None
+        self._ended: Ended | None = None
+        self._started_s = 0.0
 
     @property
     def name(self) -> str:
-        """Name the host of the last worker."""
-        return "the Ray cluster" if self._where is None else self._where.host
+        """Return the host of the last worker."""
+        return "the Ray cluster" if self._location is None else self._location.host
 
     @property
     def worker(self) -> str:
-        """Name the last worker, as its attempts do; empty where it has not started."""
-        return "" if self._where is None else f"{self._where.host}:{self._where.process_id}"
+        """Return the name of the last worker, as in its attempts; empty where it has not started."""
+        return "" if self._location is None else f"{self._location.host}:{self._location.process_id}"
 
     @property
     def output(self) -> str:
-        """Say where the last worker's output is."""
-        return "Ray's logs" if self._where is None else f"{self._where.output} on {self._where.host}"
+        """Return where the last worker's output is."""
+        return "Ray's logs" if self._location is None else f"{self._location.output} on {self._location.host}"
 
     def start(self) -> None:
         """Ask Ray for an actor that starts a worker."""
@@ -89,103 +89,105 @@ class RayPlace:
             runtime_env={"env_vars": KEPT_ALIVE},  # shown by Ray's dashboard, so the storage's URL is an argument
         )
         self._actor = actor.remote(list(self.options), dict(self.environment))
-        self._whereabouts, self._exit = self._actor.where.remote(), self._actor.wait.remote()
-        self._where = self._ended = self._handing_back = None
+        self._location_call, self._exit_call = self._actor.locate.remote(), self._actor.wait.remote()
+        self._location = self._ended = self._end_call = None
         self._started_s = time.monotonic()
 
     def waits(self) -> bool:
-        """Tell whether Ray has found no room for the worker yet."""
-        return self._ended is None and self._where is None and time.monotonic() - self._started_s > ROOM_S
+        """Return whether the worker still waits for room, after the seconds that an actor takes to start."""
+        return self._ended is None and self._location is None and time.monotonic() - self._started_s > ROOM_S
 
     def poll(self) -> Ended | None:
-        """Say how the worker ended; None while it runs or waits."""
+        """Return how the worker ended; None while it runs or waits."""
         if self._ended is None:
             self._locate()
             self._ended = self._find_end()
             if self._ended is not None:
-                ray.kill(self._actor)  # its room is for others
+                ray.kill(self._actor)  # to free its resources
         return self._ended
 
     def ask_to_end(self) -> None:
-        """Let the worker hand back its trial and end, without waiting for it."""
+        """Ask the worker to hand back its trial and end, without waiting for it."""
         if self._actor is None or self._ended is not None:
             return
         self._locate()
-        if self._where is not None:
-            self._handing_back = self._actor.end.remote(TERMINATE_S)
+        if self._location is not None:
+            self._end_call = self._actor.end.remote(TERMINATE_S)
 
     def end(self, limit_s: float) -> None:
-        """Wait for the worker, and end its actor: a worker that is left then notices that by itself."""
+        """Wait for the worker, and end its actor; a worker that still runs then notices that and ends."""
         if self._actor is None or self._ended is not None:
             return
-        if self._handing_back is not None:
-            ray.wait([self._handing_back], timeout=max(0.0, limit_s))
+        if self._end_call is not None:
+            ray.wait([self._end_call], timeout=max(0.0, limit_s))
         ray.kill(self._actor)
 
     def _locate(self) -> None:
-        if self._where is not None or not _is_ready(self._whereabouts):
+        if self._location is not None or not _is_ready(self._location_call):
             return
         try:
-            self._where = ray.get(self._whereabouts)
+            self._location = ray.get(self._location_call)
         except ActorUnavailableError:  # Ray does not know yet whether it lives
-            self._whereabouts = self._actor.where.remote()
+            self._location_call = self._actor.locate.remote()
         except RayError as error:  # the call that waits for the end fails as well, and says so
             log.debug("an actor does not say where it is: %s", error)
 
     def _find_end(self) -> Ended | None:
-        if not _is_ready(self._exit):
+        if not _is_ready(self._exit_call):
             return None
         try:
-            code = ray.get(self._exit)
+            code = ray.get(self._exit_call)
         except ActorUnavailableError:  # Ray does not know yet whether it lives; the next answer says so
-            self._exit = self._actor.wait.remote()
+            self._exit_call = self._actor.wait.remote()
             return None
         except RayError as error:
             return self._take_loss(error)
         return Ended(code == 0, f"with code {code}")
 
     def _take_loss(self, error: RayError) -> Ended | None:
-        if self._where is not None and self._where.node_id not in {node["NodeID"] for node in live_nodes()}:
-            log.warning("the node of Ray on %s is gone; its worker starts wherever there is room", self._where.host)
+        if self._location is not None and self._location.node_id not in {node["NodeID"] for node in live_nodes()}:
+            log.warning("the node of Ray on %s is gone; its worker starts wherever there is room", self._location.host)
             self.start()
             return None
         return Ended(False, f"with its actor: {last_line(str(error))}")
 
 
-@dataclass
 class RayLauncher:
-    """Start workers on a Ray cluster that this process is connected to.
+    """A launcher for a Ray cluster that this process is connected to.
 
-    Attributes:
-        address: For messages.
-        logs: Folder of Ray's logs on each node.
-        places: How many workers there are to be.
-        share: What of a node each of them takes.
+    Args:
+        address: The cluster's name in messages.
+        logs: The folder of Ray's logs on each node.
+        places: The number of workers.
+        share: The resources of a node that each of them takes.
+        opened: What is closed with the launcher.
     """
 
-    address: str
-    logs: str
-    places: int
-    share: Share
-    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    def __init__(self, address: str, logs: str, places: int, share: Share, opened: contextlib.ExitStack) -> None:
+        self.address = address
+        self.logs = logs
+        self.places = places
+        self.share = share
+        self._opened = opened
 
     @classmethod
     def connect(cls, address: str | None, storage_url: str, workers: int | None, gpus_per_worker: float | None) -> Self:
-        """Connect to a cluster, or start one on this machine, and choose what each worker takes.
+        """Connect to a cluster, or start one on this machine, and choose the resources of each worker.
 
         Args:
-            address: None for that in RAY_ADDRESS, and where there is none, a local one.
-            storage_url: What the workers are to reach.
+            address: None for the value of RAY_ADDRESS, or else a local cluster.
+            storage_url: The database that the workers use.
             workers: None for as many as there is room for.
             gpus_per_worker: None for one where the cluster has GPUs.
 
         Raises:
-            BadInput: The address is malformed, no node has room for a worker, or the storage is one file for several
-                hosts.
-            ClusterUnavailable: There is no such cluster, or it is of another release.
+            BadInput: The address is malformed, no node has room for a worker, or the storage is one file and the
+                cluster has several hosts.
+            ClusterUnavailable: There is no such cluster, or it runs another release of Ray.
 
         Side effects:
-            May start Ray's processes. Until it is closed, stdout goes nowhere: Ray's warnings would spoil the result.
+            May start Ray's processes. Stdout is discarded until the launcher is closed: Ray's warnings would spoil the
+            result.
         """
         check_share(gpus_per_worker)
         one_file = is_one_file(storage_url)
@@ -193,7 +195,7 @@ class RayLauncher:
         check_address(address)
         with contextlib.ExitStack() as stack:
             _silence_stdout(stack)
-            # Local processes of Ray end with the thread that started them, so it stays until all is closed.
+            # Local processes of Ray end with the thread that started them, so it lives until the launcher is closed.
             beside = stack.enter_context(ThreadPoolExecutor(1))
             logs = _init(address, beside)
             stack.callback(ray.shutdown)
@@ -206,7 +208,7 @@ class RayLauncher:
             return cls(shown, logs, places, share, stack.pop_all())
 
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
-        """Choose room for workers of a study."""
+        """Prepare a place for each worker of a study."""
         device = "auto" if self.share.gpus else "cpu"  # Ray shows an actor its own GPU alone
         options = [*options, "--device", device]
         return Workers(
@@ -218,12 +220,12 @@ class RayLauncher:
         )
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
-        self._open.close()
+        """Disconnect from the cluster; one that was started here ends."""
+        self._opened.close()
 
 
 def _init(address: str, beside: Executor) -> str:
-    """Connect in another thread, and give the folder of Ray's logs.
+    """Connect in another thread, and return the folder of Ray's logs.
 
     In the main thread, Ray would take SIGTERM for itself, and let no signal through while it tries to connect.
     """

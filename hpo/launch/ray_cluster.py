@@ -1,4 +1,4 @@
-"""What is known of a Ray cluster: its nodes, their room, and whether its head can be heard."""
+"""The state of a Ray cluster: its nodes, their room, and whether its head answers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from hpo.errors import BadInput, ClusterUnavailable
 
 ALLOWED_ADDRESSES = "auto, local, or HOST:PORT of a running cluster"
 CONNECT_S = 5.0
-LOOK_S = 1.0
+"""How long an address may take to accept a connection."""
+
+HEAD_LOOK_S = 1.0
+"""How often the head is looked at, and how long it may take to accept a connection then."""
+
 HEAD_GONE_S = 45.0
-"""How long a cluster's head may be silent: it may be started again. After a minute Ray itself ends this process."""
+"""How long a cluster's head may be silent: it may be restarted. After a minute Ray itself ends this process."""
+
 MIN_SHARE = 0.01
+"""The smallest part of a GPU that a worker may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """Be a live node of a cluster."""
+    """A live node of a cluster."""
 
     host: str
     address: str
@@ -34,7 +40,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """Be what of a node each worker takes."""
+    """The resources of a node that one worker occupies."""
 
     cpus: int = 0
     gpus: float = 0.0
@@ -43,14 +49,14 @@ class Share:
         return f"{self.gpus:g} GPU each" if self.gpus else f"{self.cpus} CPU each"
 
     def slots(self, node: Node) -> int:
-        """Count the workers that a node has room for; a share of a GPU lies on one GPU."""
+        """Count the workers that a node has room for; each share lies on a single GPU."""
         if self.gpus:
             return int(node.gpus) * math.floor(1 / self.gpus + 1e-9)
         return int(node.cpus) // self.cpus
 
 
 class Head:
-    """Be the head of a cluster, as far as it can be heard: the cluster is gone with it.
+    """A cluster's head node, without which the cluster is lost.
 
     Args:
         address: Host and port of Ray's control service.
@@ -61,16 +67,16 @@ class Head:
         self._looked_s = self._heard_s = time.monotonic()
 
     def require_answer(self) -> None:
-        """Look now and then whether it listens.
+        """Check that the head listens, at most once in `HEAD_LOOK_S`.
 
         Raises:
-            ClusterUnavailable: It has been silent for too long.
+            ClusterUnavailable: The head has been silent for `HEAD_GONE_S`.
         """
         now_s = time.monotonic()
-        if now_s - self._looked_s < LOOK_S:
+        if now_s - self._looked_s < HEAD_LOOK_S:
             return
         self._looked_s = now_s
-        if not (error := connection_error(self.address, LOOK_S)):
+        if not (error := connection_error(self.address, HEAD_LOOK_S)):
             self._heard_s = now_s
         elif now_s - self._heard_s >= HEAD_GONE_S:
             raise ClusterUnavailable(
@@ -80,10 +86,10 @@ class Head:
 
 
 def check_address(address: str) -> None:
-    """Make sure that something listens at an address: Ray itself would try for more than a minute.
+    """Check that something listens at an address: Ray itself would try for more than a minute.
 
     Raises:
-        BadInput: It is malformed.
+        BadInput: The address is malformed.
         ClusterUnavailable: Nothing listens there.
     """
     if address in ("auto", "local"):
@@ -93,14 +99,14 @@ def check_address(address: str) -> None:
         raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}")
     try:
         error = connection_error(address, CONNECT_S)
-    except ValueError:  # what no name of a host may hold
+    except ValueError:  # characters that no host name may have
         raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}") from None
     if error:
         raise ClusterUnavailable(f"Ray cluster {address} cannot be reached: {error}")
 
 
 def connection_error(address: str, limit_s: float) -> str | None:
-    """Say why nothing at an address takes a connection within `limit_s`; None where something does."""
+    """Return why an address does not accept a connection within `limit_s`; None where it does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), limit_s).close()
@@ -113,30 +119,30 @@ def check_share(gpus_per_worker: float | None) -> None:
     """Refuse a share of a GPU that no worker can have.
 
     Raises:
-        BadInput: It is neither 0 nor from 0.01 to 1.
+        BadInput: The share is neither 0 nor from 0.01 to 1.
     """
     if gpus_per_worker is not None and gpus_per_worker != 0 and not MIN_SHARE <= gpus_per_worker <= 1:
         raise BadInput(f"--gpus-per-worker {gpus_per_worker:g}: allowed are 0, and from {MIN_SHARE} to 1")
 
 
 def require_one_host(nodes: Sequence[Node], cluster: str) -> None:
-    """Refuse a cluster of hosts among which workers could not open one file.
+    """Refuse a cluster whose workers could not all open one file on this machine.
 
     Raises:
-        BadInput: There are several, or another one than this.
+        BadInput: The cluster has several hosts, or is not on this one.
     """
     hosts = sorted({node.host for node in nodes} | {socket.gethostname()})
     addresses = sorted({node.address for node in nodes})
     if max(len(hosts), len(addresses)) > 1:
-        found = ", ".join(hosts if len(hosts) > 1 else addresses)
-        raise BadInput(f"storage: SQLite serves one host, and the {cluster} has several ({found}); give a PostgreSQL")
+        listed = ", ".join(hosts if len(hosts) > 1 else addresses)
+        raise BadInput(f"storage: SQLite serves one host, and the {cluster} has several ({listed}); give a PostgreSQL")
 
 
 def choose_share(nodes: Sequence[Node], gpus_per_worker: float | None, cluster: str) -> Share:
-    """Choose what each worker takes: a GPU, or a part of one, where the cluster has GPUs, else a CPU.
+    """Choose the resources of each worker: a GPU or a part of one where the cluster has GPUs, else a CPU.
 
     Raises:
-        BadInput: No node has that.
+        BadInput: No node has room for such a worker.
     """
     has_gpus = any(node.gpus >= 1 for node in nodes)
     gpus = float(has_gpus) if gpus_per_worker is None else gpus_per_worker
@@ -149,13 +155,13 @@ def choose_share(nodes: Sequence[Node], gpus_per_worker: float | None, cluster: 
 
 
 def last_line(text: str) -> str:
-    """Give the last line of an error of Ray, which says most, cut to what a line on a terminal can hold."""
+    """Return the last line of an error of Ray, which says most, cut to a length that fits on a terminal."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "no reason given"
 
 
 def list_nodes() -> list[Node]:
-    """List the live nodes of the cluster that this process is connected to, with their room."""
+    """List the live nodes of the cluster that this process is connected to, with their CPUs and GPUs."""
     return [
         Node(
             host=node["NodeManagerHostname"],
@@ -168,7 +174,7 @@ def list_nodes() -> list[Node]:
 
 
 def live_nodes() -> list[dict[str, Any]]:
-    """List the live nodes in the words of Ray.
+    """List the live nodes as Ray describes them.
 
     Raises:
         ClusterUnavailable: The cluster does not answer.

@@ -1,11 +1,11 @@
-"""Keep a worker at every place until a study is done, whatever the places are."""
+"""The driver's watch over its workers: one at every place until the study is done, whatever the places are."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from hpo.database import overview, queue
@@ -15,80 +15,98 @@ from hpo.study import Study, is_hopeless
 from hpo.worker.stop import LAST_CALL_S, StopSignal
 
 POLL_S = 0.5
+"""How long the driver waits between two looks at its workers."""
+
 TERMINATE_S = LAST_CALL_S + 0.3
+"""How long workers that are asked to end may take before they are killed."""
+
 DRIVER_LAST_CALL_S = TERMINATE_S + 0.7
+"""How long the driver itself may take to end in order after a signal."""
+
 MAX_RESTARTS = 3
 """How often a worker that died without having finished a trial is started again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Say how a worker ended: in order, or after what."""
+    """The end of a worker.
+
+    Attributes:
+        in_order: Whether it ended by itself and without an error.
+        how: What people are told about it, such as `with code 1`.
+    """
 
     in_order: bool
     how: str
 
 
 class Place(Protocol):
-    """Be where one worker runs, and after it the one that takes its place."""
+    """A slot in which one worker runs; a worker that died is replaced in it."""
 
     @property
     def name(self) -> str:
-        """Name the place for people."""
+        """Return the place's name for messages."""
 
     @property
     def worker(self) -> str:
-        """Name the last worker that was started, as its attempts do; empty where it is not known yet."""
+        """Return the name of the last worker that was started, as in its attempts; empty where it is not known yet."""
 
     @property
     def output(self) -> str:
-        """Say where the last worker's output is."""
+        """Return where the last worker's output is."""
 
     def start(self) -> None:
         """Start a worker."""
 
     def waits(self) -> bool:
-        """Tell whether there is no room for the worker yet."""
+        """Return whether the worker still waits for room."""
 
     def poll(self) -> Ended | None:
-        """Say how the worker ended; None while it runs or waits."""
+        """Return how the worker ended; None while it runs or waits."""
 
     def ask_to_end(self) -> None:
-        """Let the worker hand back its trial and end, without waiting for it."""
+        """Ask the worker to hand back its trial and end, without waiting for it."""
 
     def end(self, limit_s: float) -> None:
-        """Wait for the worker, and kill it after `limit_s`."""
+        """Wait for the worker to end, and kill it after `limit_s`."""
 
 
-@dataclass
 class Workers:
-    """Keep a worker per place running until a study is done.
+    """The workers of a study, one at each place.
 
-    Attributes:
-        summary: What the places are, for people.
+    Args:
+        summary: A description of the places for messages.
         output: Where the output of all workers is.
         require_answer: Raises an error when the places as a whole are gone.
     """
 
-    study: Study
-    places: Sequence[Place]
-    summary: str
-    output: str
-    require_answer: Callable[[], None] = lambda: None
-    _restarts: dict[int, int] = field(default_factory=dict, init=False)
+    def __init__(
+        self,
+        study: Study,
+        places: Sequence[Place],
+        summary: str,
+        output: str,
+        require_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.study = study
+        self.places = places
+        self.summary = summary
+        self.output = output
+        self.require_answer = require_answer
+        self._restarts: dict[int, int] = {}
 
     def run(self, stop: StopSignal, on_poll: Callable[[Counts, str], None]) -> None:
-        """Start the workers and wait until the study is done or `stop` says so.
+        """Start the workers, and wait until the study is done or `stop` asks to end.
 
         Args:
-            on_poll: Is given the counts, and what people should know beside them.
+            on_poll: Called at every look with the counts of trials and a note for people.
 
         Raises:
             StudyFailed: A worker kept dying.
             ClusterUnavailable: All places are gone.
 
         Side effects:
-            Starts workers, and ends those that are left.
+            Starts workers, and ends those that still run.
         """
         before = overview.count(self.study.storage, self.study.study_id)
         with self._started():
@@ -105,7 +123,7 @@ class Workers:
                 if all(ended and ended.in_order for ended in ends) and not stop:
                     self._start_all()  # the study was stopped and resumed between two looks
                 self._restart_dead(ends)
-                time.sleep(POLL_S)
+                stop.wait(POLL_S)
 
     @contextmanager
     def _started(self) -> Iterator[None]:
@@ -142,20 +160,20 @@ class Workers:
 
 
 class Launcher(Protocol):
-    """Know where workers can run."""
+    """A way to start workers: on this machine, or on a cluster."""
 
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Choose places for workers of a study, without starting any.
 
         Args:
-            options: Of `hpo worker`, the same for all.
-            environment: For the workers.
+            options: Options of `hpo worker`, the same for all workers.
+            environment: Variables that are added to the workers' environment.
         """
 
     def close(self) -> None:
-        """Give back what is held for the workers, which have ended; again, it does nothing."""
+        """Release what is held for the workers, which have ended; a second call does nothing."""
 
 
 def waiting_note(waiting: Sequence[bool]) -> str:
-    """Say how many workers have no room yet, if any."""
+    """Write how many workers still wait for room; empty where none does."""
     return f"{sum(waiting)} of {len(waiting)} workers wait for room" if any(waiting) else ""

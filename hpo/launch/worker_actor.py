@@ -1,4 +1,4 @@
-"""Keep one worker on a node of a Ray cluster.
+"""The actor that keeps one worker on a node of a Ray cluster.
 
 Ray loads this module on the nodes: it imports nothing heavy.
 """
@@ -14,12 +14,12 @@ from hpo.launch.process import ask_to_end, await_end, start_worker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Where:
-    """Say where a worker runs.
+class WorkerLocation:
+    """The place where a worker runs.
 
     Attributes:
         node_id: Ray's name of the node.
-        output: The file on that host that holds what the worker prints.
+        output: The file on that host that holds the worker's output.
     """
 
     node_id: str
@@ -29,7 +29,7 @@ class Where:
 
 
 class WorkerActor:
-    """Be the actor that starts a worker and ends it; a worker whose actor dies hands back its trial by itself.
+    """The actor that starts a worker and ends it; a worker whose actor dies hands back its trial by itself.
 
     Side effects:
         Starts a process.
@@ -38,11 +38,11 @@ class WorkerActor:
     def __init__(self, options: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process = start_worker(options, environment)
 
-    def where(self) -> Where:
-        """Say where the worker runs."""
+    def locate(self) -> WorkerLocation:
+        """Return where the worker runs."""
         import ray
 
-        return Where(
+        return WorkerLocation(
             node_id=ray.get_runtime_context().get_node_id(),
             host=socket.gethostname(),
             process_id=self._process.pid,
@@ -50,10 +50,10 @@ class WorkerActor:
         )
 
     def wait(self) -> int:
-        """Wait until the worker ends by itself, and give its exit code."""
+        """Wait until the worker ends by itself, and return its exit code."""
         return self._process.wait()
 
     def end(self, limit_s: float) -> None:
-        """Let the worker hand back its trial, and kill it after `limit_s`."""
+        """Ask the worker to hand back its trial, and kill it after `limit_s`."""
         ask_to_end(self._process)
         await_end(self._process, limit_s)

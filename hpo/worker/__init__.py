@@ -1,1 +1,1 @@
-"""Worker processes: claim, train, keep the lease, finish."""
+"""Worker processes, which claim trials, train them, keep their leases and finish them."""

@@ -1,4 +1,4 @@
-"""Choose a device, and set torch up for it."""
+"""The device that a worker trains on, and torch's settings for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 from hpo.errors import BadInput, DeviceLost
 
-CPU_THREADS = 1  # two processes of one thread train nearly twice the images of one process of two
+CPU_THREADS = 1
+"""Two processes of one thread train nearly twice as many images as one process of two."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,10 +30,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def require_device(device: torch.device) -> None:
-    """Make sure that a device still computes: after a failed kernel, a process can never use its GPU again.
+    """Make sure that a device still computes: after some failed kernels, a process can never use its GPU again.
 
     Raises:
-        DeviceLost: It does not.
+        DeviceLost: It does not compute any more.
     """
     try:
         torch.ones(1, device=device).sum().item()
@@ -44,10 +45,10 @@ def require_device(device: torch.device) -> None:
 
 
 def prepare_torch() -> None:
-    """Let a recipe give the same bits every time, in every process.
+    """Set torch up so that a recipe gives the same bits every time, in every process.
 
     Side effects:
-        Sets torch's number of threads.
+        Sets torch's number of threads and cuDNN's flags.
     """
     torch.set_num_threads(CPU_THREADS)
     torch.backends.cudnn.benchmark = False

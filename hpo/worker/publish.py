@@ -1,4 +1,4 @@
-"""Show a finished trial in optuna-dashboard: a note on its recipe and outcome, and the figure of its curve."""
+"""What optuna-dashboard shows of a finished trial: a note on its recipe and outcome, and the figure of its curve."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 def publish_note_and_figure(
     study: Study, attempt: Attempt, outcome: Outcome, artifacts: Artifacts | None
 ) -> tuple[Outcome, str | None]:
-    """Add to an outcome what optuna-dashboard shows of it.
+    """Add a note and a figure for optuna-dashboard to an outcome.
 
-    The curve must have been written. Where the figure cannot be drawn or stored, a warning says so and the trial goes
-    without: a figure is not worth a trial.
+    The curve must have been written. Where the figure cannot be drawn or stored, a warning says so and the trial
+    finishes without it: a figure is not worth a trial.
 
     Args:
         artifacts: None to leave the figure out.
 
     Returns:
-        The outcome, and the id of the stored figure, or None.
+        The outcome, and the artifact id of the stored figure or None.
 
     Side effects:
         Writes one file to the artifact store; nothing refers to it until the outcome is written.

@@ -1,4 +1,4 @@
-"""The list of live workers from a worker's side: its name, its signs of life, and its waits."""
+"""The list of live workers from a worker's side: its name, its heartbeats, and its waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -23,26 +22,31 @@ from hpo.errors import StorageUnavailable
 from hpo.worker.stop import StopSignal
 
 BEATS_PER_LEASE = 6
-LONGEST_BEAT_S = 10.0  # with every beat a worker learns whether its study was stopped
+LONGEST_BEAT_S = 10.0
+"""The longest time between two heartbeats: with each of them a worker learns whether its study was stopped."""
+
 IDLE_POLL_S = 0.5
+"""The shortest wait of an idle worker."""
+
 IDLE_SHARE = 0.25
+"""The part of its idle time so far that a worker waits before it asks again."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class WorkerRegistration:
-    """Keep a worker on the list of those that live, from when the context is entered until it is left.
+    """A worker's row in the list of live workers, from when the context is entered until it is left.
 
-    Attributes:
-        study_id: Of the study that it serves; None where it serves all.
+    Args:
+        study_id: The study that the worker serves; None where it serves all.
     """
 
-    storage: Storage
-    worker: WorkerId
-    study_id: int | None
-    lease_s: float
-    _due_s: float = field(default=-math.inf, init=False)
+    def __init__(self, storage: Storage, worker: WorkerId, study_id: int | None, lease_s: float) -> None:
+        self.storage = storage
+        self.worker = worker
+        self.study_id = study_id
+        self.lease_s = lease_s
+        self._due_s = -math.inf
 
     def __enter__(self) -> Self:
         workers.delete_stale_workers(self.storage)
@@ -58,33 +62,33 @@ class WorkerRegistration:
             log.info("%s; this worker is listed until its lease is over", error)
 
     def show(self) -> None:
-        """Give a sign of life where one is due; while a trial is trained, its lease is one."""
+        """Send a heartbeat where one is due; while a trial is trained, renewing its lease counts as one."""
         if time.monotonic() >= self._due_s:
             workers.heartbeat(self.storage, self.worker, self.study_id, self.lease_s)
             self._due_s = time.monotonic() + beat_s(self.lease_s)
 
 
 def beat_s(lease_s: float) -> float:
-    """Give the seconds between two signs of life."""
+    """Return the seconds between two heartbeats."""
     return min(lease_s / BEATS_PER_LEASE, LONGEST_BEAT_S)
 
 
 def worker_id(device: torch.device) -> WorkerId:
-    """Name this process."""
+    """Identify this process as a worker on a device."""
     return WorkerId(name=worker_name(os.getpid()), host=socket.gethostname(), device=str(device))
 
 
 def worker_name(process_id: int) -> str:
-    """Name a process of this machine."""
+    """Return the name of a worker process of this machine."""
     return f"{socket.gethostname()}:{process_id}"
 
 
 @contextmanager
 def registered(stop: StopSignal, registration: WorkerRegistration) -> Iterator[None]:
-    """Be a worker that is listed and catches signals.
+    """List this worker and catch signals while the context lasts.
 
     Raises:
-        StorageUnavailable: The database did not answer for too long. After a signal it is left at that, with a warning.
+        StorageUnavailable: The database did not answer for too long. After a signal this is only a warning.
 
     Side effects:
         Catches SIGTERM and SIGINT.
@@ -100,31 +104,32 @@ def registered(stop: StopSignal, registration: WorkerRegistration) -> Iterator[N
 
 
 def idle_poll_s(idle_s: float, longest_s: float = LONGEST_BEAT_S) -> float:
-    """Say how long a worker that has been idle for so long waits at most before it asks again.
+    """Return how many seconds at most a worker waits before it asks again, given how long it has been idle.
 
-    Of hundreds of workers most may be idle for a while, and a question costs the database as much as a claim. So the
-    longer it has waited, the longer a worker waits; it is idle for a quarter longer than it would have to be at most.
+    Most of several hundred workers may be idle for a while, and each question costs the database as much as a claim.
+    So the wait grows with the idle time; at worst a worker is idle for a quarter longer than necessary.
     """
     return min(longest_s, max(IDLE_POLL_S, IDLE_SHARE * idle_s))
 
 
-@dataclass
 class IdleBackoff:
-    """Remember since when a worker has had nothing to do.
+    """The waits of a worker that has nothing to do, which grow longer.
 
-    Attributes:
-        longest_s: How long it waits at most between two questions, so that it also gives its signs of life in time.
+    Args:
+        longest_s: The longest wait between two questions, so that heartbeats are still sent in time.
+        since_s: Since when the worker has been idle, on the monotonic clock; None while it is not.
     """
 
-    longest_s: float
-    since_s: float | None = None
+    def __init__(self, longest_s: float, since_s: float | None = None) -> None:
+        self.longest_s = longest_s
+        self.since_s = since_s
 
     def end(self) -> None:
         """Take note that there is something to do."""
         self.since_s = None
 
     def wait(self, stop: StopSignal) -> None:
-        """Wait before the next question, the longer the longer nothing was there; workers do not ask in step."""
+        """Wait before the next question, for a random part of the longest wait so that workers do not ask in step."""
         self.since_s = self.since_s or time.monotonic()
         wait_s = idle_poll_s(time.monotonic() - self.since_s, self.longest_s)
         stop.wait(wait_s * random.uniform(0.5, 1.0))

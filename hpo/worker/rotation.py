@@ -1,10 +1,10 @@
-"""Serve every study of a storage with one worker: those that are there, and those that are made later."""
+"""The rotation of one worker among all studies of a storage, those that are created later included."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,15 +28,15 @@ from hpo.worker.work import WorkerConfig, fail_if_hopeless, require_measure, req
 log = logging.getLogger(__name__)
 
 Key = tuple[int, float]
-"""Name a study as it was when its state was last set: whatever a worker holds against it is forgotten with a resume."""
+"""A study's id, and when its state was last set: after a resume the key is new, and an earlier refusal forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """Be a study that this worker can serve, with what that takes.
+    """A study that this worker can serve, with its data set and configuration.
 
     Attributes:
-        before: Its trials when this worker first looked.
+        before: The counts of its trials when this worker first served it.
     """
 
     study: Study
@@ -46,54 +46,62 @@ class Served:
 
 
 def key_of(load: StudyLoad) -> Key:
-    """Name a study for as long as nobody sets its state or deletes it."""
+    """Identify a study until its state is set again or it is deleted."""
     return load.study_id, load.changed_s
 
 
 def turn_order(loads: Iterable[StudyLoad], refused: Container[Key], last_turns: Mapping[Key, int]) -> list[StudyLoad]:
-    """Put the studies that have a trial to give out in the order in which a worker is to ask them.
+    """Sort the studies with waiting trials into the order in which a worker asks them for one.
 
-    First comes the study with the fewest running trials; of equals, the one that this worker has not served for
-    longest; of those, the oldest. So studies share the workers evenly, and a single worker takes them in turn.
+    The study with the fewest running trials comes first. Ties go to the study that this worker served least recently,
+    then to the oldest. So studies share the workers evenly, and a single worker takes them in turn.
 
     Args:
         refused: Studies that this worker cannot serve.
-        last_turns: When this worker last served a study, counted in its trials.
+        last_turns: When this worker last served each study, counted in the trials that it trained.
     """
-    open_ones = [s for s in loads if s.state == "running" and s.waiting and key_of(s) not in refused]
-    return sorted(open_ones, key=lambda s: (s.running, last_turns.get(key_of(s), 0), s.study_id))
+    candidates = [s for s in loads if s.state == "running" and s.waiting and key_of(s) not in refused]
+    return sorted(candidates, key=lambda s: (s.running, last_turns.get(key_of(s), 0), s.study_id))
 
 
-@dataclass
 class StudyRotation:
-    """Serve the studies of a storage in turn.
+    """A worker that serves the studies of a storage in turn.
 
-    Attributes:
-        config: The same for all studies, but for `at_end`.
-        at_end_of: Gives what is measured of a study's completed trials beside their values.
+    Args:
+        config: The same for all studies, except `at_end`.
+        at_end_of: Returns what is measured of a study's completed trials besides their values.
         only: Name of the one study that is served; None for all.
     """
 
-    storage: Storage
-    device: torch.device
-    data_dir: Path
-    config: WorkerConfig
-    at_end_of: Callable[[Study], AtEnd | None]
-    only: str | None = None
-    _served: dict[Key, Served] = field(default_factory=dict, init=False)
-    _refused: set[Key] = field(default_factory=set, init=False)
-    _last_turns: dict[Key, int] = field(default_factory=dict, init=False)
-    _datasets: dict[DatasetName, Dataset] = field(default_factory=dict, init=False)
+    def __init__(
+        self,
+        storage: Storage,
+        device: torch.device,
+        data_dir: Path,
+        config: WorkerConfig,
+        at_end_of: Callable[[Study], AtEnd | None],
+        only: str | None = None,
+    ) -> None:
+        self.storage = storage
+        self.device = device
+        self.data_dir = data_dir
+        self.config = config
+        self.at_end_of = at_end_of
+        self.only = only
+        self._served: dict[Key, Served] = {}
+        self._refused: set[Key] = set()
+        self._last_turns: dict[Key, int] = {}
+        self._datasets: dict[DatasetName, Dataset] = {}
 
     def serve(self, stop: StopSignal) -> int:
         """Train trials until `stop` says so.
 
         Returns:
-            How many trials this worker finished.
+            The number of trials that this worker finished.
 
         Raises:
             StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
-            DeviceLost: The device computes nothing any more.
+            DeviceLost: The device does not compute any more.
 
         Side effects:
             Sets torch's number of threads, and catches SIGTERM and SIGINT.
@@ -118,7 +126,7 @@ class StudyRotation:
         return finished
 
     def _serve_first(self, order: Iterable[StudyLoad], registration: WorkerRegistration, stop: StopSignal) -> str:
-        """Train one trial of the first study that gives one out; say whether it was finished, left, or nothing."""
+        """Train a trial of the first study that has one; return "finished", "left", or "nothing" where none has."""
         for load in order:
             served = self._served.get(key_of(load)) or self._prepare(load)
             if served is None:
@@ -134,7 +142,7 @@ class StudyRotation:
         return "nothing"
 
     def _prepare(self, load: StudyLoad) -> Served | None:
-        """Load what a study takes; where this machine does not have it, say so once and pass the study over."""
+        """Load a study and its data set; where this machine cannot, log that once and refuse the study."""
         try:
             study = studies.load(self.storage.with_empty_cache(), load.name)
             at_end = self.at_end_of(study)

@@ -9,33 +9,49 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Literal, Self
 
+from hpo.settings import EXIT_INTERRUPTED, EXIT_TERMINATED
+from hpo.waiting import LOOK_S, wait
+
 LAST_CALL_S = 3.5
-LOOK_S = 0.1
+"""How long a worker may take to end in order after a signal."""
+
 Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out", "stopped"]
-EXIT_CODES: dict[Reason, int] = {"interrupted": 130, "terminated": 143, "orphaned": 143}
+"""Why a process stops; empty while it does not."""
+
+EXIT_CODES: dict[Reason, int] = {
+    "interrupted": EXIT_INTERRUPTED,
+    "terminated": EXIT_TERMINATED,
+    "orphaned": EXIT_TERMINATED,
+}
+"""The exit codes of a process that did not choose to stop."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class StopSignal:
-    """Remember why a process is to stop.
+    """A request to stop this process, and the reason for it; true once the process is to stop.
 
-    Attributes:
+    Args:
         parent: Process id of the driver that started this worker, or None for a worker started by hand. When the
             driver is gone, the worker hands back its trial.
         deadline: On the monotonic clock, in seconds, or None.
         last_call_s: How long after a signal the process may take to end in order.
     """
 
-    parent: int | None = None
-    deadline: float | None = None
-    last_call_s: float = LAST_CALL_S
-    reason: Reason = ""
+    def __init__(
+        self,
+        parent: int | None = None,
+        deadline: float | None = None,
+        last_call_s: float = LAST_CALL_S,
+        reason: Reason = "",
+    ) -> None:
+        self.parent = parent
+        self.deadline = deadline
+        self.last_call_s = last_call_s
+        self.reason: Reason = reason
 
     def __bool__(self) -> bool:
         if not self.reason and self.deadline is not None and time.monotonic() >= self.deadline:
@@ -46,7 +62,7 @@ class StopSignal:
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Let SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once.
+        """Treat SIGTERM and SIGINT as requests to stop; a second SIGINT ends the process at once.
 
         Side effects:
             Replaces both signal handlers while the context lasts, and ends the process where it lasts too long
@@ -54,6 +70,7 @@ class StopSignal:
         """
 
         def handle(number: int, _frame: FrameType | None) -> None:
+            """Take note of a signal, and let a second SIGINT end the process."""
             self.reason = "interrupted" if number == signal.SIGINT else "terminated"
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -68,10 +85,8 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def wait(self, seconds: float) -> None:
-        """Wait, but no longer than until the process is asked to stop."""
-        until_s = time.monotonic() + seconds
-        while not self and (left_s := until_s - time.monotonic()) > 0:
-            threading.Event().wait(min(LOOK_S, left_s))
+        """Wait for some seconds, or until the process is asked to stop."""
+        wait(seconds, interrupted=self.__bool__)
 
     def _end_at_last(self, left: threading.Event) -> None:
         while not left.wait(LOOK_S):

@@ -1,4 +1,4 @@
-"""Keep a trial's lease alive beside its training, and write what is measured."""
+"""The supervision of one trial: keep its lease alive beside its training, and write its measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -23,33 +23,45 @@ from hpo.worker.publish import delete_figure, publish_note_and_figure
 from hpo.worker.registration import beat_s
 from hpo.worker.stop import StopSignal
 
-WRITE_EVERY_S = 2.0  # a transaction a report would cost more than all the rest of a trial's control plane
+WRITE_EVERY_S = 2.0
+"""A transaction for each report would cost more than everything else that a trial asks of the database."""
 
 
-@dataclass
 class TrialSupervisor:
-    """Keep a trial's lease alive beside its training, and write what is measured.
+    """A thread beside a trial's training that renews its lease and writes its measurements.
 
-    Use as a context manager: until it is left, a thread renews the lease and writes, so that training goes on while the
-    database does not answer. What ends the attempt before its trial has ended is kept in `failure`; `recalled` says
-    whether the study was stopped.
+    Use as a context manager: the thread runs until the context is left, so training continues while the database does
+    not answer.
+
+    Attributes:
+        failure: The error that ended the attempt before its trial had ended; None while there is none.
+        recalled: Whether the study was stopped.
+        progress: What is written beside the lease.
     """
 
-    study: Study
-    attempt: Attempt
-    stop: StopSignal
-    lease_s: float = queue.LEASE_S
-    failure: Exception | None = field(default=None, init=False)
-    recalled: bool = field(default=False, init=False)
-    progress: Progress = field(default=Progress(iteration=0, trained_iterations=0, val_accuracy=None), init=False)
-    write_every_s: float = WRITE_EVERY_S
-    _trial: optuna.Trial | None = field(default=None, init=False)
-    _written_s: float = field(default=-math.inf, init=False)
-    _points: list[CurvePoint] = field(default_factory=list, init=False)
-    _values: dict[int, float] = field(default_factory=dict, init=False)
-    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
-    _wanted: bool = field(default=False, init=False)
-    _done: bool = field(default=False, init=False)
+    def __init__(
+        self,
+        study: Study,
+        attempt: Attempt,
+        stop: StopSignal,
+        lease_s: float = queue.LEASE_S,
+        write_every_s: float = WRITE_EVERY_S,
+    ) -> None:
+        self.study = study
+        self.attempt = attempt
+        self.stop = stop
+        self.lease_s = lease_s
+        self.write_every_s = write_every_s
+        self.failure: Exception | None = None
+        self.recalled = False
+        self.progress = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
+        self._trial: optuna.Trial | None = None
+        self._written_s = -math.inf
+        self._points: list[CurvePoint] = []
+        self._values: dict[int, float] = {}
+        self._changed = threading.Condition()
+        self._wanted = False
+        self._done = False
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -64,11 +76,11 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def stopped(self) -> bool:
-        """Tell whether the worker or the study is to stop, or the attempt has ended."""
+        """Return whether the worker or the study is to stop, or the attempt has ended."""
         return self.recalled or self.failure is not None or bool(self.stop)
 
     def advanced(self, iteration: int, steps: int) -> None:
-        """Take note of optimizer steps."""
+        """Count optimizer steps that were trained, up to an iteration."""
         trained = self.progress.trained_iterations + steps
         self.progress = replace(self.progress, iteration=iteration, trained_iterations=trained)
 
@@ -80,7 +92,7 @@ class TrialSupervisor:
         return params
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
-        """Show values to the pruner, and keep measurements to be written together, at most every `write_every_s`."""
+        """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""
         assert self._trial is not None, "sampled before it is trained"
         for step, value in values.items():
             self._trial.report(value, step)
@@ -92,10 +104,10 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def finish(self, outcome: Outcome, artifacts: Artifacts | None = None) -> None:
-        """Write what is left, and the end of the trial with its note and figure.
+        """Write the remaining measurements, and the end of the trial with its note and figure.
 
         Raises:
-            LeaseLost: The attempt has ended before.
+            LeaseLost: The attempt had already ended.
             StorageUnavailable: The database did not answer for too long.
         """
         self._wait_until_written()
@@ -108,10 +120,10 @@ class TrialSupervisor:
             raise
 
     def should_prune(self) -> bool:
-        """Ask the study's pruner about what was reported so far, and wait for a database that does not answer.
+        """Ask the study's pruner about the values reported so far; wait while the database does not answer.
 
-        A decision must not depend on whether the database answered in time. When the attempt has ended, nothing is
-        decided, as it is stopped before its next iteration.
+        A decision must not depend on whether the database answered in time. Once the attempt has ended nothing is
+        decided, as training stops before its next iteration.
         """
         if self.study.settings.pruner == "none":
             return False
@@ -123,7 +135,7 @@ class TrialSupervisor:
         return decided
 
     def require_open(self) -> None:
-        """Raise what ended the attempt, if something did."""
+        """Raise the error that ended the attempt, if there is one."""
         if self.failure is not None:
             raise self.failure
 
@@ -143,7 +155,7 @@ class TrialSupervisor:
                 self._changed.notify_all()
 
     def _wait_for_beat(self) -> bool:
-        """Wait until it is time to write, and tell whether there is still something to write for."""
+        """Wait until it is time to write, and return whether the trial is still in training."""
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._wanted, beat_s(self.lease_s))
             return not self._done

@@ -1,4 +1,4 @@
-"""Train a trial again from scratch, and compare it with what was stored."""
+"""The check of a finished trial: train it again from scratch, and compare with what was stored."""
 
 from __future__ import annotations
 
@@ -30,43 +30,47 @@ def compare_with_scratch(
     """Train a recipe from scratch along a stored curve, and compare curve and last checkpoint with it.
 
     Returns:
-        What was compared, in one line.
+        A line that says what was compared.
 
     Raises:
-        VerificationFailed: Naming the first iteration at which they differ.
+        VerificationFailed: They differ; the first such iteration is named.
     """
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
     training = Training(recipe, dataset, precision, compiled)
     for point in stored:
         training.advance(point.iteration)
         last = point.iteration == recipe.iterations
-        found = training.measure(len(dataset.validation) if last else plan.images)
-        if found != point:
-            raise VerificationFailed(f"the curve differs at iteration {point.iteration}: {point} stored, {found} now")
+        measured = training.measure(len(dataset.validation) if last else plan.images)
+        if measured != point:
+            raise VerificationFailed(
+                f"the curve differs at iteration {point.iteration}: {point} stored, {measured} now"
+            )
     path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
-    kept = checkpoints.find(path, training.iteration)
+    checkpoint = checkpoints.find(path, training.iteration)
     compared = f"{len(stored)} points of the curve up to iteration {training.iteration} are equal bit for bit"
-    if kept is None or kept.iteration != training.iteration:
+    if checkpoint is None or checkpoint.iteration != training.iteration:
         return f"{compared}; the checkpoint of the last is no longer kept"
-    if checkpoints.artifacts.read(kept.artifact) != encode(training.state()):
+    if checkpoints.artifacts.read(checkpoint.artifact) != encode(training.state()):
         raise VerificationFailed(f"the state at iteration {training.iteration} differs from the checkpoint")
     return f"{compared}, and so are weights, momentum and BatchNorm statistics at its end"
 
 
 def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints) -> str:
-    """Train a finished trial's recipe from scratch, and compare with what the study holds, bit for bit.
+    """Train a finished trial's recipe from scratch, and compare curve and weights with the study's, bit for bit.
 
     Returns:
-        What was compared, in one line.
+        A line that says what was compared.
 
     Raises:
-        BadInput: There is no such finished trial, or this machine computes otherwise than the study's.
+        BadInput: There is no such finished trial, or the data set on this machine is not the study's.
         VerificationFailed: Curve or weights differ.
     """
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
         raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
-    stored = overview.load_curve(study.storage, trial._trial_id)
+    with study.storage.translated():
+        trial_id = study.storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
+    stored = overview.load_curve(study.storage, trial_id)
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
     dataset = load_as_worker(study, data_dir)
@@ -77,7 +81,7 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
 
 
 def load_as_worker(study: Study, data_dir: Path) -> Dataset:
-    """Load a study's data set onto this machine's device, to compute there what its workers would.
+    """Load a study's data set onto this machine's device, as a worker does.
 
     Raises:
         BadInput: The data set on this machine is not the study's.

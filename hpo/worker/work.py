@@ -1,4 +1,4 @@
-"""Be a worker: claim trials of a study, train them, and keep their leases alive."""
+"""The loop of a worker: claim trials of a study, train each, and finish it or hand it back."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
-    """Be what a worker has beside its study and data.
+    """What a worker needs besides its study and data set.
 
     Attributes:
         checkpoints: None to train everything from scratch.
         artifacts: Where the figures of finished trials go; None for none.
-        at_end: What is measured of each completed trial beside its value.
-        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+        at_end: What is measured of each completed trial besides its value.
+        lease_s: How long a trial stays this worker's without a heartbeat, in seconds by the database's clock.
     """
 
     checkpoints: Checkpoints | None = None
@@ -63,18 +63,18 @@ def work(
 
     Args:
         checkpoints: None to train everything from scratch.
-        lease_s: How long without a sign of life a trial stays this worker's, in seconds by the database's clock.
+        lease_s: How long a trial stays this worker's without a heartbeat, in seconds by the database's clock.
         artifacts: Where the figures of finished trials go; None for none.
-        at_end: What is measured of each completed trial beside its value.
+        at_end: What is measured of each completed trial besides its value.
 
     Returns:
-        How many trials this worker finished.
+        The number of trials that this worker finished.
 
     Raises:
         BadInput: The data set on this machine is not the study's.
         StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         StudyFailed: Trials keep failing, and none has ever succeeded.
-        DeviceLost: The device computes nothing any more.
+        DeviceLost: The device does not compute any more.
 
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
@@ -92,10 +92,10 @@ def work(
 
 
 def require_measure(study: Study, at_end: AtEnd | None) -> None:
-    """Refuse a benchmark where nothing measures its runs on the test split.
+    """Refuse a benchmark if nothing measures its runs on the test split.
 
     Raises:
-        BadInput: It is one.
+        BadInput: The study is a benchmark, and `at_end` is None.
     """
     if isinstance(study.space, Comparison) and at_end is None:
         raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
@@ -127,11 +127,11 @@ def _work(
 
 
 def fail_if_hopeless(study: Study, before: Counts, device: torch.device) -> None:
-    """Go on after a trial has failed, unless the next ones would fail as well.
+    """Raise an error after a failed trial if the next ones would fail as well.
 
     Raises:
-        StudyFailed: They would.
-        DeviceLost: The device computes nothing any more.
+        StudyFailed: Too many trials have failed, and none has ever succeeded.
+        DeviceLost: The device does not compute any more.
     """
     require_device(device)
     now = overview.count(study.storage, study.study_id)
@@ -145,7 +145,7 @@ def train_attempt(
     """Train a claimed trial to its end, or hand it back.
 
     Returns:
-        How the trial ended here, or None where it did not.
+        The state in which the trial ended, or None where it was handed back or lost.
     """
     supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=config.lease_s)
     checkpoints = config.checkpoints
@@ -197,15 +197,19 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
 
 
 def load_checked(study: Study, data_dir: Path) -> Dataset:
-    """Load a study's data set, and make sure that it is the one that the study was made with."""
+    """Load a study's data set, and check that it is the one that the study was created with.
+
+    Raises:
+        BadInput: It is split differently.
+    """
     return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
 
 
 def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:
-    """Give a data set back that is the study's.
+    """Return the data set if it is the study's.
 
     Raises:
-        BadInput: It is split otherwise.
+        BadInput: It is split differently.
     """
     if dataset.checksum != study.settings.split:
         raise BadInput(

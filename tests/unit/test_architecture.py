@@ -28,6 +28,7 @@ LAYERS = (
     "database",
     "training",
     "settings",
+    "waiting",
     "recipes",
     "artifacts",
     "errors",

@@ -212,7 +212,7 @@ def test_documented_figures_are_compared_at_their_own_data_and_budget_only(datas
     ("options", "problem"),
     [
         (
-            {"all_documented": True, "study": "mine"},
+            {"all_documented": True, "study_name": "mine"},
             "--study mine: with --all-documented no study is benchmarked; --name names the runs' own",
         ),
         (
