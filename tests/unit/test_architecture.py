@@ -58,6 +58,7 @@ ORDER = (
     "results.significance",
     "results.notes",
     "results.figures",
+    "results.formatting",
     "results",
     "study",
     "algorithms",
