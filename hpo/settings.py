@@ -25,6 +25,10 @@ DEFAULT_CHECKPOINT_GB = 10.0
 DEFAULT_STORAGE_TIMEOUT_S = 600.0
 DEFAULT_LEASE_S = 60.0
 DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
+DEFAULT_SAMPLER: SamplerName = "tpe"
+DEFAULT_PRUNER: PrunerName = "asha"
+DEFAULT_ALIGN: Align = "phase"
+DEFAULT_SEED: int = 0
 
 _PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
