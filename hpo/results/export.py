@@ -10,8 +10,8 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib import resources
 from importlib.metadata import version
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def model_card(exported: Exported) -> str:
 
 
 def _template(name: str) -> str:
-    return (package_files("hpo.results") / "templates" / name).read_text(encoding="utf-8")
+    return resources.files("hpo.results").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _command(exported: Exported) -> str:
