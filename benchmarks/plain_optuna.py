@@ -46,10 +46,10 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """Be what one search did.
+    """The outcome of one search.
 
     Attributes:
-        best_after: Ascending (seconds since the start, best validation accuracy so far).
+        best_after: Pairs of seconds since the start and the best validation accuracy so far, ascending.
     """
 
     seed: int
@@ -179,9 +179,9 @@ def lines(pairs: list[tuple[Search, Search]]) -> Iterator[str]:
     whole = [plain.seconds / ours.seconds for ours, plain in pairs]
     lowers = [min(ours.best, plain.best) for ours, plain in pairs]
     reach = [p.seconds_to(low) / o.seconds_to(low) for (o, p), low in zip(pairs, lowers, strict=True)]
-    for title, found in (("until all trials are finished", whole), ("to the lower best accuracy", reach)):
-        each = ", ".join(f"{ratio:.2f}" for ratio in found)
-        yield f"plain Optuna takes {median(found):.2f} times as long {title} (median of {each})"
+    for title, ratios in (("until all trials are finished", whole), ("to the lower best accuracy", reach)):
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        yield f"plain Optuna takes {median(ratios):.2f} times as long {title} (median of {each})"
 
 
 def main() -> None:

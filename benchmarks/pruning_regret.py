@@ -50,7 +50,7 @@ MakePruner = Callable[[int, int], BasePruner]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """Be a trial that was trained to its end.
+    """The curve of a trial that was trained to its end.
 
     Attributes:
         length: Iterations until its end, early stopping included.
@@ -65,7 +65,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replay:
-    """Be what one order of trials came to under a pruner."""
+    """The outcome of one order of trials under a pruner."""
 
     regret: float
     requested: float
@@ -74,7 +74,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mean:
-    """Be a mean with the half width of its 95 % interval."""
+    """A mean with half the width of its 95 % interval."""
 
     value: float
     half_width: float
@@ -85,7 +85,7 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Be a pruner's line of the table.
+    """A pruner's row of the table.
 
     Attributes:
         missed: Share of the orders in which the best trial, and all that equal it, were pruned.
@@ -121,7 +121,7 @@ def load_curves(study: Study) -> list[Curve]:
     complete = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
     points = {trial.number: overview.load_curve(study.storage, trial._trial_id) for trial in complete}
     evaluated = max(([p.iteration for p in curve] for curve in points.values()), key=len)
-    found = []
+    curves = []
     for trial in complete:
         recipe = study.recipe_of(trial)
         accuracy = {p.iteration: p.val_accuracy for p in points[trial.number]}
@@ -135,8 +135,8 @@ def load_curves(study: Study) -> list[Curve]:
         }
         assert trial.value is not None
         length = trial.user_attrs["iterations"]
-        found.append(Curve(recipe=recipe, final=trial.value, length=length, values=values))
-    return found
+        curves.append(Curve(recipe=recipe, final=trial.value, length=length, values=values))
+    return curves
 
 
 def replay(curves: Sequence[Curve], pruner: BasePruner, align: Align, asked: frozenset[int], name: str) -> Replay:
@@ -144,7 +144,7 @@ def replay(curves: Sequence[Curve], pruner: BasePruner, align: Align, asked: fro
 
     Args:
         asked: The steps at which the pruner is asked.
-        name: Of the study, on which Hyperband's brackets depend.
+        name: Name of the study, on which Hyperband's brackets depend.
     """
     study = optuna.create_study(study_name=name, direction="maximize", pruner=pruner, sampler=_SAMPLER)
     lengths = []
@@ -194,16 +194,16 @@ def estimate(values: Sequence[float]) -> Mean:
     return Mean(value=mean(values), half_width=1.96 * stdev(values) / len(values) ** 0.5)
 
 
-def summarise(name: str, align: Align, count: int, found: Sequence[Replay]) -> Row:
+def summarise(name: str, align: Align, count: int, replays: Sequence[Replay]) -> Row:
     return Row(
         pruner=name,
         align=align,
         decisions=count - 1,
-        orders=len(found),
-        regret=estimate([r.regret for r in found]),
-        missed=mean(r.regret > 0 for r in found),
-        requested=estimate([r.requested for r in found]),
-        trained=estimate([r.trained for r in found]),
+        orders=len(replays),
+        regret=estimate([r.regret for r in replays]),
+        missed=mean(r.regret > 0 for r in replays),
+        requested=estimate([r.requested for r in replays]),
+        trained=estimate([r.trained for r in replays]),
     )
 
 
@@ -226,7 +226,7 @@ def lines(study: Study, curves: Sequence[Curve], rows: Sequence[Row], by_align: 
 
 
 def compare_alignments(name: str, count: int, phase: Sequence[Replay], iteration: Sequence[Replay]) -> str:
-    """Say how much less phase time misses and trains than iterations do, in the same orders."""
+    """State how much less phase time misses and trains than iterations do, in the same orders."""
     regret = estimate([b.regret - a.regret for a, b in zip(phase, iteration, strict=True)])
     trained = estimate([b.trained - a.trained for a, b in zip(phase, iteration, strict=True)])
     return (
@@ -236,17 +236,17 @@ def compare_alignments(name: str, count: int, phase: Sequence[Replay], iteration
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Make the table of a study, and print it."""
+    """Compute the table of a study, and print it."""
     curves = load_curves(study)
     shuffled = random.Random(arguments.seed)
     orders = [shuffled.sample(range(len(curves)), len(curves)) for _ in range(arguments.orders)]
     cases = [(n, c, a) for n, c, a in product(pruners(), RUNG_COUNTS, ALIGNS)]
     with ProcessPoolExecutor(arguments.processes) as pool:
         futures = [pool.submit(replay_all, curves, name, align, count, orders) for name, count, align in cases]
-        found = {case: future.result() for case, future in zip(cases, futures, strict=True)}
-    rows = [summarise(name, align, count, found[name, count, align]) for name, count, align in cases]
+        replays = {case: future.result() for case, future in zip(cases, futures, strict=True)}
+    rows = [summarise(name, align, count, replays[name, count, align]) for name, count, align in cases]
     paired = [
-        compare_alignments(n, c, found[n, c, "phase"], found[n, c, "iteration"])
+        compare_alignments(n, c, replays[n, c, "phase"], replays[n, c, "iteration"])
         for n, c in product(pruners(), RUNG_COUNTS)
     ]
     print("\n".join(lines(study, curves, rows, paired)), flush=True)
@@ -267,12 +267,12 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(arguments.storage, "read")
-    found = {}
+    results = {}
     for name in list_studies(storage):
         rows, paired = measure(load(storage, name), arguments)
-        found[name] = {"rows": [asdict(row) for row in rows], "alignments": paired}
+        results[name] = {"rows": [asdict(row) for row in rows], "alignments": paired}
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ from hpo.training.train import Measurement, Precision, State
 from hpo.trial import trajectory
 from hpo.trial.checkpoints import Checkpoints, encode
 from hpo.trial.trajectory import Trajectory
-from hpo.worker import registration, supervisor, work
+from hpo.worker import registration, work
+from hpo.worker.stop import StopSignal
+from hpo.worker.supervisor import TrialSupervisor
 
 STEPS_PER_EPOCH = 351
 TRAINING_IMAGES, VALIDATION_IMAGES = 45_000, 5_000
@@ -112,9 +114,9 @@ CALLS = (
     (study_state, "find_state", "poll"),
     (overview, "count", "poll"),
     (registration.IdleBackoff, "wait", IDLE),
-    (supervisor.TrialSupervisor, "sample", "sample"),
-    (supervisor.TrialSupervisor, "should_prune", "prune"),
-    (supervisor.TrialSupervisor, "finish", "finish"),
+    (TrialSupervisor, "sample", "sample"),
+    (TrialSupervisor, "should_prune", "prune"),
+    (TrialSupervisor, "finish", "finish"),
     (queue, "hand_back", "hand back"),
     (queue, "record", "heartbeat"),
     (queue, "renew", "heartbeat"),
@@ -130,7 +132,7 @@ PHASES = ("poll", "sample", "prune", "finish", "hand back", "save", "start", "en
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Say what one run does."""
+    """The conditions of one run."""
 
     url: str
     name: str
@@ -144,10 +146,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """Hold what was read at its edges and within.
+    """The measurements of a window, read at its edges and every second.
 
     Attributes:
-        waits: What the server's connections were seen to wait for or do, a look a second.
+        waits: What the server's connections were waiting for or doing, counted once a second.
         queries: Calls and milliseconds by statement, as the server counts them.
     """
 
@@ -169,7 +171,7 @@ class Window:
 
 
 class SleepingTraining:
-    """Stand in for `hpo.training.train.Training`: take its time, and make up what it would measure."""
+    """A stand-in for `hpo.training.train.Training` that takes its time and makes up its measurements."""
 
     step_s = 1.9 / STEPS_PER_EPOCH
     tally: Tally
@@ -190,9 +192,9 @@ class SleepingTraining:
 
     def measure(self, images: int) -> CurvePoint:
         """Evaluate, for as long as that takes."""
-        found = self._evaluate(images)
+        measured = self._evaluate(images)
         return CurvePoint(
-            iteration=self.iteration, train_loss=found.loss, val_loss=found.loss, val_accuracy=found.accuracy
+            iteration=self.iteration, train_loss=measured.loss, val_loss=measured.loss, val_accuracy=measured.accuracy
         )
 
     def evaluate(self, split: Split) -> Measurement:
@@ -267,21 +269,21 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
     SleepingTraining.tally = tally
     stubs = {
         (trajectory, "Training"): SleepingTraining,
-        (work, "_load_checked"): lambda *_: dataset,
+        (work, "load_checked"): lambda *_: dataset,
         (registration, "worker_id"): thread_id,
     }
     stop = UncaughtSignals(last_call_s=LAST_CALL_S)
-    with patched(stubs | dict(timing(tally, CALLS))), stop.StopSignal.installed(stop):
+    with patched(stubs | dict(timing(tally, CALLS))), StopSignal.installed(stop):
         yield stop
 
 
 def thread_id(device: torch.device) -> WorkerId:
-    """Name a worker by its thread, as all of a process would have one name."""
+    """Identify a worker by its thread, as all workers of a process would have the same name."""
     return replace(process_id(device), name=registration.worker_name(threading.get_native_id()))
 
 
-def work(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:
-    """Be `hpo worker`, from some time in the first part of the warm-up on, as machines come up one by one."""
+def run_worker(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:
+    """Run `hpo worker` from a random moment in the first part of the warm-up on, as machines come up one by one."""
     stop.wait(random.uniform(0, ARRIVAL_SHARE * plan.warm_up_s))
     budget_bytes = int(plan.checkpoint_gb * GIGABYTE * stub_bytes / CHECKPOINT_BYTES)
     work.work(
@@ -302,23 +304,23 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
     storage.close()
     gate = multiprocessing.get_context("fork").BoundedSemaphore(CONNECTING_AT_ONCE)
     with tempfile.TemporaryDirectory() as folder:
-        fleet = start_workers(
+        processes = start_workers(
             plan.workers,
             plan.url,
-            partial(work, plan, stub_bytes, folder),
+            partial(run_worker, plan, stub_bytes, folder),
             partial(stubbed, dataset),
             partial(open_patiently, gate),
             plan.workers_a_process,
         )
         started_s = time.monotonic()
         time.sleep(plan.warm_up_s)
-        window = watch(plan, fleet, server)
-        for pid in fleet.pids:
+        window = watch(plan, processes, server)
+        for pid in processes.pids:
             os.kill(pid, signal.SIGTERM)
-        tallies = fleet.collect()
-    found = describe(plan, window, tallies) | iterations(study)
+        tallies = processes.collect()
+    measured = describe(plan, window, tallies) | iterations(study)
     storage.close()
-    return found | {"seconds": time.monotonic() - started_s}
+    return measured | {"seconds": time.monotonic() - started_s}
 
 
 def open_patiently(gate: Any, url: str) -> Storage:
@@ -328,14 +330,14 @@ def open_patiently(gate: Any, url: str) -> Storage:
         return retry_policy.call(lambda: open_storage(url, retry_policy=retry_policy, one_connection=True))
 
 
-def watch(plan: Plan, fleet: WorkerProcesses, server: int | None) -> Window:
+def watch(plan: Plan, processes: WorkerProcesses, server: int | None) -> Window:
     """Take down what server and workers do until the window is over."""
     waits: Counter[str] = Counter()
     connections = 0
     with psycopg.connect(plan.url, autocommit=True) as connection:
         connection.execute("SELECT pg_stat_statements_reset()")
         start_s, (transactions, sessions) = time.monotonic(), count_so_far(connection)
-        server_before, workers_before = server_cpu_s(server), processes_cpu_s(fleet.pids)
+        server_before, workers_before = server_cpu_s(server), processes_cpu_s(processes.pids)
         while time.monotonic() < start_s + plan.window_s:
             time.sleep(1.0)
             seen = look(connection)
@@ -346,7 +348,7 @@ def watch(plan: Plan, fleet: WorkerProcesses, server: int | None) -> Window:
             start_s=start_s,
             end_s=time.monotonic(),
             server_cpu_s=server_cpu_s(server) - server_before,
-            workers_cpu_s=processes_cpu_s(fleet.pids) - workers_before,
+            workers_cpu_s=processes_cpu_s(processes.pids) - workers_before,
             transactions=now[0] - transactions,
             sessions=now[1] - sessions,
             connections=connections,
@@ -397,7 +399,7 @@ def describe(plan: Plan, window: Window, tallies: Sequence[Tally]) -> dict[str, 
     """Sum up what all workers did within the window."""
     spans = {phase: [span for tally in tallies for span in tally.spans[phase]] for phase in (*PHASES, TRAINING, IDLE)}
     seconds = {
-        phase: sum(span.within(window.start_s, window.end_s) for span in found) for phase, found in spans.items()
+        phase: sum(span.within(window.start_s, window.end_s) for span in group) for phase, group in spans.items()
     }
     ends = [span.started_s + span.seconds for span in spans["finish"]]
     done = sum(window.start_s <= end < window.end_s for end in ends)
@@ -425,7 +427,7 @@ def describe(plan: Plan, window: Window, tallies: Sequence[Tally]) -> dict[str, 
         "share_idle": seconds[IDLE] / (plan.workers * window.seconds),
         "share_control": control_s / (plan.workers * window.seconds),
         "control_s_a_trial": control_s / max(1, done),
-        "cpu_ms_a_call": {phase: cpu_ms(found) for phase, found in spans.items() if found},
+        "cpu_ms_a_call": {phase: cpu_ms(group) for phase, group in spans.items() if group},
         "seconds_a_trial": {phase: seconds[phase] / max(1, done) for phase in PHASES},
         "statements_a_second_by_phase": {phase: count / window.seconds for phase, count in statements.most_common()},
         "connections_by_state": {state: plan.workers * count / looks for state, count in window.waits.most_common(8)},
@@ -439,24 +441,24 @@ def cpu_ms(spans: Sequence[Span]) -> float:
     return 1000 * sum(span.cpu_s for span in spans) / len(spans)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print one run as lines for a person."""
-    redone = found["redone"] / max(1, found["trained"])
+    redone = result["redone"] / max(1, result["trained"])
     print(
-        f"\n{found['workers']} workers: {found['trials_an_hour']:.0f} trials an hour ({found['finished']} in "
-        f"{found['window_s']:.0f} s); time: {found['share_training']:.1%} training, {found['share_idle']:.1%} idle, "
-        f"{found['share_control']:.1%} control plane ({found['control_s_a_trial']:.2f} s a trial); redone {redone:.2%} "
-        f"of {found['trained']:,} iterations; {found['errors']} errors\n"
-        f"processor seconds a second: server {found['server_cpu_s_a_second']:.3f}, workers "
-        f"{found['workers_cpu_s_a_second']:.3f}; {found['statements_a_second']:.0f} statements and "
-        f"{found['transactions_a_second']:.0f} transactions a second on {found['connections']} connections, "
-        f"{found['connections_opened_a_second']:.1f} opened a second; "
-        f"load {found['load_average']:.1f}"
+        f"\n{result['workers']} workers: {result['trials_an_hour']:.0f} trials an hour ({result['finished']} in "
+        f"{result['window_s']:.0f} s); time: {result['share_training']:.1%} training, {result['share_idle']:.1%} idle, "
+        f"{result['share_control']:.1%} control plane ({result['control_s_a_trial']:.2f} s a trial); "
+        f"redone {redone:.2%} of {result['trained']:,} iterations; {result['errors']} errors\n"
+        f"processor seconds a second: server {result['server_cpu_s_a_second']:.3f}, workers "
+        f"{result['workers_cpu_s_a_second']:.3f}; {result['statements_a_second']:.0f} statements and "
+        f"{result['transactions_a_second']:.0f} transactions a second on {result['connections']} connections, "
+        f"{result['connections_opened_a_second']:.1f} opened a second; "
+        f"load {result['load_average']:.1f}"
     )
     for title in ("cpu_ms_a_call", "seconds_a_trial", "statements_a_second_by_phase", "connections_by_state"):
-        print(f"{title}: " + ", ".join(f"{name} {value:.3g}" for name, value in found[title].items()))
-    for query in found["queries"][:8]:
-        print(f"  {query['ms'] / found['window_s']:7.2f} ms/s {query['calls']:7d} calls  {query['query'][:110]}")
+        print(f"{title}: " + ", ".join(f"{name} {value:.3g}" for name, value in result[title].items()))
+    for query in result["queries"][:8]:
+        print(f"  {query['ms'] / result['window_s']:7.2f} ms/s {query['calls']:7d} calls  {query['query'][:110]}")
     print(end="", flush=True)
 
 
@@ -465,11 +467,11 @@ def plot(runs: Sequence[dict[str, Any]]) -> bytes:
 
     Time is told in epochs and load by the trial, so that runs with epochs of other lengths can stand side by side.
     """
-    done = [found["trials_an_hour"] / 3600 * found["epoch_s"] * 1000 for found in runs]
-    server_s = [found["server_cpu_s_a_second"] * 3600 / found["trials_an_hour"] for found in runs]
+    done = [result["trials_an_hour"] / 3600 * result["epoch_s"] * 1000 for result in runs]
+    server_s = [result["server_cpu_s_a_second"] * 3600 / result["trials_an_hour"] for result in runs]
     with drawing(2.4) as figure:
         trials, load, redone = figure.subplots(1, 3)
-        at = [found["workers"] for found in runs]
+        at = [result["workers"] for result in runs]
         ideal = [done[0] * workers / at[0] for workers in at]
         trials.plot(at, ideal, color=LIGHT["quiet"], linestyle=(0, (2, 2)), label="in proportion")
         trials.plot(at, done, "o-", markersize=3.5, color=LIGHT["first"], label="measured")
@@ -521,13 +523,13 @@ def main() -> None:
     print(f"{versions}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}", flush=True)
     runs = load_runs(arguments.json)
     for workers in arguments.workers:
-        if workers not in [found["workers"] for found in runs]:
+        if workers not in [result["workers"] for result in runs]:
             runs.append(run_on_own_server(arguments, workers))
             show(runs[-1])
         if arguments.json:
             arguments.json.write_text(json.dumps({"versions": versions, "runs": runs}, indent=2) + "\n")
     if arguments.plot:
-        arguments.plot.write_bytes(plot(sorted(runs, key=lambda found: found["workers"])))
+        arguments.plot.write_bytes(plot(sorted(runs, key=lambda result: result["workers"])))
 
 
 def load_runs(path: Path | None) -> list[dict[str, Any]]:

@@ -50,7 +50,8 @@ from hpo.recipes.schedule import REPORTS, CurvePoint, rungs
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings
 from hpo.trial.objective import Supervisor, Task
-from hpo.worker import supervisor, work
+from hpo.worker import work
+from hpo.worker.supervisor import TrialSupervisor
 
 SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),
@@ -69,10 +70,10 @@ MAX_CONNECTIONS = 600  # Optuna's own pool keeps several a worker
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Say what one run does.
+    """The conditions of one run.
 
     Attributes:
-        trials: How many the study is to have.
+        trials: Number of trials that the study is to have.
         epoch_s: How long the stub takes before each report, in seconds.
     """
 
@@ -95,7 +96,7 @@ def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
     """Put a stub in the place of training, and time what is around it."""
 
     def train(_task: Task, _data: object, supervisor: Supervisor, _sharing: object) -> Outcome:
-        assert isinstance(supervisor, supervisor.TrialSupervisor)
+        assert isinstance(supervisor, TrialSupervisor)
         at = rungs(REPORTS)
         for iteration in range(1, REPORTS + 1):
             time.sleep(plan.epoch_s)
@@ -112,23 +113,23 @@ def stubbed(plan: Plan, tally: Tally) -> Iterator[Tally]:
 
     calls = [
         (queue, "claim", "claim"),
-        (supervisor.TrialSupervisor, "finish", "finish"),
-        (supervisor.TrialSupervisor, "sample", "sample"),
+        (TrialSupervisor, "finish", "finish"),
+        (TrialSupervisor, "sample", "sample"),
         (work, "train_attempt", "trial"),
     ]
-    stubs = {(work, "run_trial"): train, (work, "_load_checked"): lambda *_: torch.zeros(1)}
+    stubs = {(work, "run_trial"): train, (work, "load_checked"): lambda *_: torch.zeros(1)}
     with patched(stubs | dict(timing(tally, calls))):
         yield tally
 
 
 def work_ours(plan: Plan, storage: Storage, _tally: Tally) -> None:
-    """Be `hpo worker`."""
+    """Run `hpo worker`."""
     study = studies.load(storage, plan.name)
     work.work(study, device=torch.device("cpu"), data_dir=Path(), stop=UncaughtSignals())
 
 
 def work_optuna(plan: Plan, next_trial: Callable[[], bool], storage: Storage, tally: Tally) -> None:
-    """Be the loop of Optuna's manual."""
+    """Run the loop of Optuna's manual."""
     settings = plan.settings
     own_seed = os.getpid()
     study = optuna.load_study(
@@ -180,18 +181,20 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
 
     if plan.kind == "hpo":
         opened = partial(open_storage, one_connection=True)
-        fleet = start_workers(plan.workers, plan.url, partial(work_ours, plan), partial(stubbed, plan), opened)
+        processes = start_workers(plan.workers, plan.url, partial(work_ours, plan), partial(stubbed, plan), opened)
     else:
-        fleet = start_workers(plan.workers, plan.url, partial(work_optuna, plan, next_trial), nullcontext, open_plain)
+        processes = start_workers(
+            plan.workers, plan.url, partial(work_optuna, plan, next_trial), nullcontext, open_plain
+        )
     server_before, started = server_cpu_s(server), time.perf_counter()
-    tallies = fleet.collect()
+    tallies = processes.collect()
     wall_s = time.perf_counter() - started
     server_s = server_cpu_s(server) - server_before if server else None
     return describe(plan, tallies, wall_s, server_s) | {"states": states(plan)}
 
 
 def create(plan: Plan) -> None:
-    """Make the study; ours with its queue, Optuna's empty."""
+    """Create the study: ours with its queue, Optuna's empty."""
     if plan.kind == "hpo":
         storage = open_storage(plan.url, "create")
         studies.continue_or_create(storage, plan.name, plan.settings, plan.trials)
@@ -215,7 +218,7 @@ def describe(plan: Plan, tallies: list[Tally], wall_s: float, server_s: float | 
     seconds = {phase: [span.seconds for tally in tallies for span in tally.spans[phase]] for phase in PHASES}
     done = len(seconds["finish"])
     sent = [(phase, count) for tally in tallies for (phase, _), count in tally.statements.items()]
-    statements = {phase: sum(count for found, count in sent if found == phase) for phase in PHASES}
+    statements = {phase: sum(count for sender, count in sent if sender == phase) for phase in PHASES}
     client_s = sum(tally.cpu_s for tally in tallies)
     return {
         "kind": plan.kind,
@@ -227,7 +230,7 @@ def describe(plan: Plan, tallies: list[Tally], wall_s: float, server_s: float | 
         "server_cpu_s_a_trial": None if server_s is None else server_s / done,
         "statements_a_trial": sum(statements.values()) / done,
         "statements_by_phase": {phase: count / done for phase, count in statements.items()},
-        "ms": {phase: quantiles(found) for phase, found in seconds.items() if found},
+        "ms": {phase: quantiles(group) for phase, group in seconds.items() if group},
     }
 
 
@@ -241,18 +244,18 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(result: Mapping[str, Any]) -> None:
     """Print one run as lines for a person."""
-    server = found["server_cpu_s_a_trial"]
-    cost = f"worker {1000 * found['worker_cpu_s_a_trial']:.1f} ms"
+    server = result["server_cpu_s_a_trial"]
+    cost = f"worker {1000 * result['worker_cpu_s_a_trial']:.1f} ms"
     cost += "" if server is None else f" + server {1000 * server:.1f} ms of processor"
-    states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
+    states = ", ".join(f"{count} {state}" for state, count in result["states"].items() if count)
     print(
-        f"\n{found['kind']}, {found['workers']} workers: {states}; {found['errors']} errors; {found['wall_s']:.1f} s; "
-        f"a trial: {cost}, {found['statements_a_trial']:.1f} statements"
+        f"\n{result['kind']}, {result['workers']} workers: {states}; {result['errors']} errors; "
+        f"{result['wall_s']:.1f} s; a trial: {cost}, {result['statements_a_trial']:.1f} statements"
     )
-    for phase, ms in found["ms"].items():
-        count = found["statements_by_phase"][phase]
+    for phase, ms in result["ms"].items():
+        count = result["statements_by_phase"][phase]
         line = f"median {ms['median']:9.2f} ms  p99 {ms['p99']:9.2f} ms  n {ms['n']:6d}"
         print(f"  {phase:7s} {line}  {count:6.1f} statements a trial", flush=True)
 
@@ -297,12 +300,12 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, Optuna {optuna.__version__}"
     print(f"{versions}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     with opened_server(arguments.storage, max_connections=MAX_CONNECTIONS) as (url, server):
-        found = []
+        results = []
         for plan in plans(arguments, url):
-            found.append(run(plan, server))
-            show(found[-1])
+            results.append(run(plan, server))
+            show(results[-1])
     if arguments.json:
-        arguments.json.write_text(json.dumps({"versions": versions, "runs": found}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"versions": versions, "runs": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

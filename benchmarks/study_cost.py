@@ -35,7 +35,7 @@ from hpo.study import load
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Be what one study cost, in iterations.
+    """The cost of one study, in iterations.
 
     Attributes:
         best: Validation accuracy of the best trial.
@@ -79,13 +79,13 @@ def count_distinct(url: str) -> int:
     """Count the steps of a study's trials, those that they share once."""
     storage = open_storage(url, "read")
     study = load(storage, None)
-    found = distinct_iterations((study.recipe_of(t), t.user_attrs["iterations"]) for t in study.trials())
+    distinct = distinct_iterations((study.recipe_of(t), t.user_attrs["iterations"]) for t in study.trials())
     storage.close()
-    return found
+    return distinct
 
 
 def without_reuse(cost: Cost) -> Cost:
-    """Say what the study of one worker costs without reuse: it trains all that it requests."""
+    """Give the cost of a study of one worker without reuse: it trains all that it requests."""
     return replace(cost, reuse=False, trained=cost.requested, redone=0)
 
 
@@ -102,19 +102,19 @@ def check(cost: Cost, arguments: argparse.Namespace) -> None:
 
 
 def lines(costs: Sequence[Cost]) -> Iterator[str]:
-    """Make the table: means over the seeds, and each seed's share."""
+    """Write the table: means over the seeds, and each seed's share."""
     yield "| workers | pruning | reuse | trained / naive, mean | each seed | redone | best validation accuracy |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for workers, pruning, reuse in product(sorted({c.workers for c in costs}), (True, False), (True, False)):
-        found = [c for c in costs if c.workers == workers and c.pruning is pruning]
-        if not found:
+        matching = [c for c in costs if c.workers == workers and c.pruning is pruning]
+        if not matching:
             continue
-        found = found if reuse else [without_reuse(c) for c in found]
-        shares = [c.trained / c.naive for c in found]
+        matching = matching if reuse else [without_reuse(c) for c in matching]
+        shares = [c.trained / c.naive for c in matching]
         yield (
             f"| {workers} | {'yes' if pruning else 'no'} | {'yes' if reuse else 'no'} | {mean(shares):.3f} "
-            f"| {', '.join(f'{share:.3f}' for share in shares)} | {', '.join(str(c.redone) for c in found)} "
-            f"| {', '.join(f'{c.best:.4f}' for c in found)} |"
+            f"| {', '.join(f'{share:.3f}' for share in shares)} | {', '.join(str(c.redone) for c in matching)} "
+            f"| {', '.join(f'{c.best:.4f}' for c in matching)} |"
         )
 
 

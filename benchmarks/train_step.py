@@ -61,10 +61,10 @@ Measure = Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """Be what a variant's process offers.
+    """The loop of one variant, as its process serves it.
 
     Attributes:
-        gflop: Of one step; 0 where it is not a matrix product.
+        gflop: Floating-point work of one step; 0 unless it is a matrix product.
     """
 
     measure: Measure
@@ -75,7 +75,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Hold the spread of one quantity over the rounds."""
+    """The spread of one quantity over the rounds."""
 
     median: float
     min: float
@@ -278,8 +278,8 @@ def keras_batches(side: int) -> Any:
             image = tf.image.random_flip_left_right(image)
         return (tf.cast(image, tf.float32) - mean) / std, label
 
-    data = tf.data.Dataset.from_tensor_slices((images, np.arange(count) % 10)).shuffle(count).repeat()
-    return data.map(augment, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.from_tensor_slices((images, np.arange(count) % 10)).shuffle(count).repeat()
+    return batches.map(augment, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
 
 
 def keras_resnet(side: int, channels: int) -> Any:
@@ -353,7 +353,7 @@ def serve(variant: str, side: int, threads: int) -> None:
 
 
 class Variant:
-    """Be one variant in a process of its own.
+    """One variant in a process of its own.
 
     Side effects:
         Starts a process, and ends it at the end of a `with` block.
@@ -390,7 +390,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """Hold what one size of images gave.
+    """The results for one size of images.
 
     Attributes:
         images_per_s: By variant.
@@ -469,8 +469,8 @@ def lines(result: Result) -> Iterator[str]:
 
 def environment(threads: int) -> dict[str, Any]:
     """Describe the machine."""
-    found = {"processor": processor(), "cores": os.cpu_count(), "threads": threads}
-    return found | {
+    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": threads}
+    return machine | {
         "python": platform.python_version(),
         "system": platform.platform(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -512,8 +512,8 @@ def main() -> None:
     described["load_after"] = round(os.getloadavg()[0], 2)
     print("; ".join(sorted(set(results[0].versions.values()))), f"load after {described['load_after']}", sep="; ")
     if args.json:
-        found = {"environment": described, "results": [asdict(result) for result in results]}
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        written = {"environment": described, "results": [asdict(result) for result in results]}
+        args.json.write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ _adding = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Be a stretch of time, by the monotonic clock, which all processes of a machine share.
+    """A span of time, by the monotonic clock, which all processes of a machine share.
 
     Attributes:
         cpu_s: Processor time that its thread used meanwhile.
@@ -65,7 +65,7 @@ class Span:
 
 @dataclass
 class Tally:
-    """Collect what the workers of one process measure.
+    """The measurements of the workers of one process.
 
     Attributes:
         statements: How many were sent, by phase and second of the monotonic clock.
@@ -79,7 +79,7 @@ class Tally:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add a stretch of time, and the statements within, to a phase."""
+        """Add a span of time, and the statements within it, to a phase."""
         outer, _inside.phase = getattr(_inside, "phase", OUTSIDE), phase
         started, cpu_before = time.monotonic(), time.thread_time()
         try:
@@ -89,7 +89,7 @@ class Tally:
             _inside.phase = outer
 
     def add(self, phase: str, span: Span) -> None:
-        """Add a stretch of time."""
+        """Add a span of time to a phase."""
         with _adding:
             self.spans[phase].append(span)
 
@@ -124,7 +124,7 @@ class Tally:
 
 
 class Warnings(logging.Handler):
-    """Count warnings and errors, which are what a worker makes of a fault."""
+    """A log handler that counts warnings and errors, which is how a worker reports a fault."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__(logging.WARNING)
@@ -136,7 +136,7 @@ class Warnings(logging.Handler):
 
 
 class UncaughtSignals(StopSignal):
-    """Be what stops a worker that is a thread: signals reach the main thread of its process alone."""
+    """A stop signal for a worker that is a thread: signals reach only the main thread of its process."""
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
@@ -151,7 +151,7 @@ class UncaughtSignals(StopSignal):
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcesses:
-    """Be workers at work."""
+    """The processes of running workers."""
 
     processes: list[ForkProcess]
     results: Any
@@ -193,9 +193,9 @@ def start_workers(
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(len(sizes) + 1), context.Queue()
     gc.collect()
-    gc.freeze()  # what was made before stays in memory that all share
+    gc.freeze()  # what exists already stays in memory that all share
 
-    def be_workers(size: int) -> None:
+    def run_workers(size: int) -> None:
         tally = Tally()
         logging.getLogger("hpo").addHandler(Warnings(tally))
         with tally.failing():
@@ -206,17 +206,17 @@ def start_workers(
             before = time.process_time()
             sys.setswitchinterval(SWITCH_S)
             with prepared(tally) as shared:
-                run_threads(partial(be_worker, storage, shared, tally) for storage in storages)
+                run_threads(partial(run_worker, storage, shared, tally) for storage in storages)
             tally.cpu_s = time.process_time() - before
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come when the tally is still on its way
         results.put(tally)
 
-    def be_worker(storage: Storage, shared: Shared, tally: Tally) -> None:
+    def run_worker(storage: Storage, shared: Shared, tally: Tally) -> None:
         event.listen(storage.engine, "before_cursor_execute", tally.count)
         with tally.failing():
             work(storage, shared)
 
-    processes = [context.Process(target=be_workers, args=(size,)) for size in sizes]
+    processes = [context.Process(target=run_workers, args=(size,)) for size in sizes]
     for process in processes:
         process.start()
     barrier.wait(START_S)
@@ -248,8 +248,8 @@ def timing(tally: Tally, calls: Iterable[tuple[Any, str, str]]) -> Patches:
 
 def processes_cpu_s(pids: Iterable[int]) -> float:
     """Sum the processor time of running processes."""
-    found = (_stat(pid) for pid in pids)
-    return _seconds(sum(int(ticks) for fields in found for ticks in fields[11:13]))
+    stats = (_stat(pid) for pid in pids)
+    return _seconds(sum(int(ticks) for fields in stats for ticks in fields[11:13]))
 
 
 def server_cpu_s(postmaster: int | None) -> float:

@@ -1,7 +1,7 @@
-"""Train the best recipe and the documented baseline again on fresh seeds, and measure both on the test split.
+"""The final benchmark: train the best recipe and the baseline again on fresh seeds, and test both on the test split.
 
-The runs are trials of a companion study. This is the only module that can read a test split, which an architecture
-test proves; it is opened once at the end of each run.
+The runs are trials of a companion study, whose space is a `Comparison`. Only this module and `test_split` can read a
+test split, which an architecture test proves; it is opened once, at the end of each run.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from hpo.settings import DatasetName, StudySettings
 from hpo.study import Study
 
 DOCUMENTED_DATASET: DatasetName = "cifar10"
+"""The data set of all documented experiments."""
+
 P_LIMIT = 0.05
+"""Significance level: only a difference with a smaller p-value counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """Be a recipe with what it reached on the test split, seed by seed.
+    """A recipe with its results on the test split, one for each seed.
 
     Attributes:
-        documented: The documented experiment that has this recipe, or None.
+        documented: The documented experiment with this recipe, or None.
+        test_accuracy: In [0, 1].
+        test_loss: Mean cross-entropy in nats.
     """
 
     name: str
@@ -54,12 +59,12 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """Be what a companion study holds so far.
+    """The results of a companion study so far.
 
     Attributes:
         trial: Number of the search's trial that is the candidate, or None.
-        seeds: Those on which every run is complete; the figures are theirs.
-        missing: A line for each run that ended without figures.
+        seeds: The seeds on which every run is complete; only these count.
+        missing: A line for each run that ended without a result.
         waiting: How many runs have not ended.
     """
 
@@ -84,7 +89,7 @@ class Result:
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Give by how much the candidate's test accuracy is higher, seed by seed."""
+        """Give the candidate's test accuracy minus the baseline's, for each seed."""
         pairs = zip(self.candidate.test_accuracy, self.baseline.test_accuracy, strict=True)
         return tuple(ours - other for ours, other in pairs)
 
@@ -96,23 +101,28 @@ class Result:
     @property
     def comparable(self) -> bool:
         """Tell whether data set and budget are those of the documented runs."""
-        return self.dataset == DOCUMENTED_DATASET and self.iterations == REFERENCE_ITERATIONS
+        return is_comparable(self.dataset, self.iterations)
+
+
+def is_comparable(dataset: DatasetName, iterations: int) -> bool:
+    """Tell whether a data set and a budget are those of the documented runs."""
+    return dataset == DOCUMENTED_DATASET and iterations == REFERENCE_ITERATIONS
 
 
 def begin(
     search: Study, seeds: int, data_dir: Path, *, name: str | None = None, iterations: int | None = None
 ) -> Study:
-    """Make or continue the companion study of a search: its best trial and its baseline on fresh seeds.
+    """Create or continue the companion study of a search: its best recipe and its baseline on fresh seeds.
 
     Args:
-        name: Of the companion, or None for the usual one.
+        name: Name of the companion, or None for the usual one.
         iterations: Budget of a run, or None for the search's.
 
     Raises:
         BadInput: The study is not a search.
         DataDamaged: A file of the test split is cut short or altered.
-        DataUnavailable: The test split is not there.
-        StudyMismatch: The companion compares another trial, or has other settings; nothing is changed.
+        DataUnavailable: The test split is not on this machine.
+        StudyMismatch: The companion is no benchmark, compares another trial or has other settings; nothing is changed.
         StudyNotFound: No trial is complete yet.
     """
     if isinstance(search.space, Comparison):
@@ -122,66 +132,67 @@ def begin(
     comparison = Comparison.of(recipes, name=search.space.name, searched_seed=search.settings.seed, trial=best.trial)
     settings = _settings(search.settings, comparison, iterations or search.settings.iterations)
     companion = name or companion_name(search.name)
-    _require_same_trial(search, companion, best.trial)
-    load_test_split(settings.dataset, data_dir)  # so that what is not there is missed before hours of training
+    _require_benchmark_of(search, companion, best.trial)
+    load_test_split(settings.dataset, data_dir)  # so that a missing file is noticed before hours of training
     return studies.continue_or_create(search.storage, companion, settings, seeds * len(recipes))
 
 
 def begin_documented(
     storage: Storage, seeds: int, settings: StudySettings, data_dir: Path, *, name: str | None = None
 ) -> Study:
-    """Make or continue the study of all documented experiments on fresh seeds.
+    """Create or continue the study of all documented experiments on fresh seeds.
 
     Args:
-        settings: Data set, budget, precision and seed of the runs; its space is replaced.
+        settings: Data set, budget, precision and seed of the runs; the space is replaced.
 
     Raises:
         DataDamaged: A file of the test split is cut short or altered.
-        DataUnavailable: The test split is not there.
+        DataUnavailable: The test split is not on this machine.
         StudyMismatch: The study exists with other settings; nothing is changed.
     """
     load_test_split(settings.dataset, data_dir)
     recipes = {run.name: run.recipe for run in documented_runs().values()}
     comparison = Comparison.of(recipes, name="documented", searched_seed=settings.seed)
-    found = _settings(settings, comparison, settings.iterations)
-    return studies.continue_or_create(storage, name or documented_name(settings.dataset), found, seeds * len(recipes))
+    settings = _settings(settings, comparison, settings.iterations)
+    companion = name or documented_name(settings.dataset)
+    return studies.continue_or_create(storage, companion, settings, seeds * len(recipes))
 
 
 def companion_name(study: str) -> str:
-    """Name the companion study of a search."""
+    """Give the usual name of a search's companion study."""
     return f"{study}.benchmark"
 
 
 def documented_name(dataset: DatasetName) -> str:
-    """Name the study of all documented experiments."""
+    """Give the usual name of the study of all documented experiments."""
     return f"documented-{dataset}"
 
 
 def find_result(search: Study) -> Result | None:
-    """Find what the companion study of a search has on the test split; None where no seed is complete."""
+    """Find a search's results on the test split; None if no seed is complete, or no benchmark has the usual name."""
     return _find(search.storage, companion_name(search.name))
 
 
 def find_documented(storage: Storage, dataset: DatasetName) -> Result | None:
-    """Find what the documented experiments reached on the test split; None where no seed is complete."""
+    """Find the results of the documented experiments on the test split; None if no seed is complete."""
     return _find(storage, documented_name(dataset))
 
 
 def result(companion: Study) -> Result:
-    """Collect what a companion study holds so far."""
+    """Collect the results of a companion study so far."""
     comparison, trials, settings = companion.space, companion.trials(), companion.settings
     assert isinstance(comparison, Comparison)
     size = len(comparison.runs)
     rows = [trials[start : start + size] for start in range(0, len(trials), size)]
-    whole = [index for index, row in enumerate(rows) if len(row) == size and all(map(_is_measured, row))]
+    complete = [index for index, row in enumerate(rows) if len(row) == size and all(map(_is_measured, row))]
     return Result(
         study=companion.name,
         dataset=settings.dataset,
         iterations=settings.iterations,
         trial=comparison.trial,
-        seeds=tuple(comparison.seed(index) for index in whole),
+        seeds=tuple(comparison.seed(index) for index in complete),
         runs=tuple(
-            _run(name, _recipe(settings, comparison, name), [rows[index][column] for index in whole])
+            _run(name, _recipe(settings, comparison, name), [rows[index][column] for index in complete])
             for column, name in enumerate(comparison.runs)
         ),
         missing=tuple(_missing(comparison, t) for t in trials if t.state.is_finished() and not _is_measured(t)),
@@ -189,33 +200,33 @@ def result(companion: Study) -> Result:
     )
 
 
-def to_dict(found: Result) -> dict[str, Any]:
-    """Give a result in the form of `hpo benchmark --json`."""
+def to_dict(result: Result) -> dict[str, Any]:
+    """Convert a result to the form of `hpo benchmark --json`."""
     same = {
-        "study": found.study,
-        "dataset": found.dataset,
-        "iterations": found.iterations,
-        "seeds": list(found.seeds),
-        "missing": list(found.missing),
-        "waiting": found.waiting,
+        "study": result.study,
+        "dataset": result.dataset,
+        "iterations": result.iterations,
+        "seeds": list(result.seeds),
+        "missing": list(result.missing),
+        "waiting": result.waiting,
     }
-    if found.trial is None:
-        return same | {"comparable": found.comparable, "runs": [_named(run) for run in found.runs]}
-    compared = {"candidate": _figures(found.candidate), "baseline": _figures(found.baseline)}
-    judged = {"difference": asdict(found.difference), "verdict": verdict(found)}
-    documented = _documented(found.baseline)
-    return compared | judged | {"documented": documented, "comparable": found.comparable} | same
+    if result.trial is None:
+        return same | {"comparable": result.comparable, "runs": [_named(run) for run in result.runs]}
+    compared = {"candidate": _figures(result.candidate), "baseline": _figures(result.baseline)}
+    judged = {"difference": asdict(result.difference), "verdict": verdict(result)}
+    documented = _documented(result.baseline)
+    return compared | judged | {"documented": documented, "comparable": result.comparable} | same
 
 
-def verdict(found: Result) -> str:
-    """Say in words whether the candidate is better than the baseline."""
-    ours, difference = f"The best recipe (trial {found.trial})", found.difference
-    if found.candidate is found.baseline:
+def verdict(result: Result) -> str:
+    """State in a sentence whether the candidate is better than the baseline."""
+    ours, difference = f"The best recipe (trial {result.trial})", result.difference
+    if result.candidate is result.baseline:
         return f"{ours} is the documented baseline itself: there is nothing to compare."
-    if found.missing:
-        lost = f"{len(found.missing)} of its and the baseline's runs ended without a figure"
+    if result.missing:
+        lost = f"{len(result.missing)} of its and the baseline's runs ended without a figure"
         return f"{ours} is not shown to be better than the baseline: {lost}."
-    if len(found.seeds) < 2:
+    if len(result.seeds) < 2:
         return f"{ours} is not shown to be better than the baseline: that takes two seeds, and better five."
     if difference.mean is None or difference.ci95 is None or difference.p_value is None:
         return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
@@ -223,17 +234,17 @@ def verdict(found: Result) -> str:
     low, high = difference.ci95
     return (
         f"{ours} is {word} than the baseline: its test accuracy differs by {difference.mean:+.4f} "
-        f"({low:+.4f} to {high:+.4f}, {len(found.seeds)} seeds, p = {difference.p_value:.2g})."
+        f"({low:+.4f} to {high:+.4f}, {len(result.seeds)} seeds, p = {difference.p_value:.2g})."
     )
 
 
 def find_sentence(search: Study, trial: int) -> str | None:
-    """Find what the benchmark of a trial says, in a sentence or two; None where there is none."""
-    found = find_result(search)
-    if found is None or found.trial != trial:
+    """Summarise the benchmark of a trial in a sentence or two; None if it has not been benchmarked."""
+    result = find_result(search)
+    if result is None or result.trial != trial:
         return None
-    mean = f"{found.candidate.accuracy.mean:.4f}, the mean accuracy of {len(found.seeds)} networks of fresh seeds"
-    return f"{mean}. {verdict(found).removesuffix('.')}"
+    mean = f"{result.candidate.accuracy.mean:.4f}, the mean accuracy of {len(result.seeds)} networks of fresh seeds"
+    return f"{mean}. {verdict(result).removesuffix('.')}"
 
 
 def _settings(settings: StudySettings, comparison: Comparison, iterations: int) -> StudySettings:
@@ -247,25 +258,32 @@ def _settings(settings: StudySettings, comparison: Comparison, iterations: int) 
     )
 
 
-def _require_same_trial(search: Study, companion: str, trial: int) -> None:
+def _require_benchmark_of(search: Study, companion: str, trial: int) -> None:
+    """Refuse to put the runs into a study of ours that is anything but the benchmark of this trial."""
     try:
-        found = studies.load(search.storage, companion).space
-    except StudyNotFound:
+        comparison = studies.load(search.storage, companion).space
+    except StudyNotFound:  # there is none, or one of another tool, which is refused when it is to be continued
         return
-    if isinstance(found, Comparison) and found.trial != trial:
+    if not isinstance(comparison, Comparison):
         raise StudyMismatch(
-            f"study {companion} is the benchmark of trial {found.trial}, but by now trial {trial} is the best of "
+            f"study {companion} is a search, not a benchmark; give the benchmark another name with --name"
+        )
+    if comparison.trial != trial:
+        raise StudyMismatch(
+            f"study {companion} is the benchmark of trial {comparison.trial}, but by now trial {trial} is the best of "
             f"{search.name}; --name begins another benchmark beside it"
         )
 
 
 def _find(storage: Storage, name: str) -> Result | None:
     try:
-        found = studies.load(storage, name)
-    except StudyNotFound:
+        companion = studies.load(storage, name)
+    except StudyNotFound:  # there is none, or one of another tool
         return None
-    collected = result(found) if isinstance(found.space, Comparison) else None
-    return collected if collected and collected.seeds else None
+    if not isinstance(companion.space, Comparison):
+        return None
+    collected = result(companion)
+    return collected if collected.seeds else None
 
 
 def _is_measured(trial: FrozenTrial) -> bool:
@@ -309,5 +327,5 @@ def _named(run: Run) -> dict[str, Any]:
 
 
 def _documented(run: Run) -> dict[str, Any] | None:
-    found = run.documented
-    return None if found is None else {"accuracy": found.test_accuracy, "loss": found.test_loss}
+    documented = run.documented
+    return None if documented is None else {"accuracy": documented.test_accuracy, "loss": documented.test_loss}

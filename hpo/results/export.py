@@ -1,4 +1,4 @@
-"""Write a study's best trial as a folder that others can use: weights, recipe, metrics, and how to load them."""
+"""A study's best trial as a folder that others can use: weights, recipe, metrics, and how to load them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from safetensors.torch import save as save_tensors
 
 from hpo.recipes.schedule import CurvePoint, final_iteration
+from hpo.results.formatting import show_measured
 from hpo.settings import DatasetName
 from hpo.study import Best, Study
 from hpo.training.data import CLASSES, Dataset
@@ -28,7 +30,13 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.trajectory import training_at
 
 LIBRARIES = ("hpo", "torch", "torchvision", "optuna", "numpy", "safetensors")
+"""Distributions whose versions an exported folder names."""
+
 GIT_S = 10.0
+"""Seconds after which a call of git is given up."""
+
+MODEL_CARD, CLASSIFY = "model_card.md", "classify.py.txt"
+"""Names of the templates; the second is code of the exported folder, and none of this package."""
 
 CLASS_NAMES: dict[DatasetName, tuple[str, ...]] = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -50,12 +58,12 @@ CLASS_NAMES: dict[DatasetName, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """Be a model to be written, and what is known of it.
+    """A trained model with the facts that its folder states.
 
     Attributes:
-        training: Stands at the weights of the trial's end.
+        training: The run at the iteration whose weights the trial ended with.
         val_accuracy: Measured again with these weights, in [0, 1].
-        test: What a benchmark of the trial says of the test split, or None where there was none.
+        test: What a benchmark of the trial says about the test split, or None if there was no benchmark.
     """
 
     study: Study
@@ -67,7 +75,7 @@ class Exported:
 
 
 def load(study: Study, best: Best, dataset: Dataset, checkpoints: Checkpoints, test: str | None) -> Exported:
-    """Load the weights that a trial ended with, or train them again where their checkpoint is gone."""
+    """Load the weights that a trial ended with, or train them again if their checkpoint is gone."""
     settings = study.settings
     iteration = final_iteration(best.curve, best.recipe)
     training = training_at(best.recipe, iteration, dataset, settings.precision, checkpoints, compiled=settings.compiled)
@@ -75,21 +83,21 @@ def load(study: Study, best: Best, dataset: Dataset, checkpoints: Checkpoints, t
     return Exported(study=study, best=best, dataset=dataset, training=training, val_accuracy=val_accuracy, test=test)
 
 
-def files(found: Exported) -> dict[str, bytes]:
-    """Give the files of the folder by name."""
+def files(exported: Exported) -> dict[str, bytes]:
+    """Write all files of the folder, by name."""
     texts = {
-        "recipe.yaml": recipe_yaml(found),
-        "metrics.csv": metrics_csv(found.best.curve),
-        "environment.json": json.dumps(environment(found.training), indent=2) + "\n",
-        "README.md": model_card(found),
-        "classify.py": CLASSIFY,
+        "recipe.yaml": recipe_yaml(exported),
+        "metrics.csv": metrics_csv(exported.best.curve),
+        "environment.json": json.dumps(environment(exported.training), indent=2) + "\n",
+        "README.md": model_card(exported),
+        "classify.py": _template(CLASSIFY),
     }
-    return {"weights.safetensors": weights(found)} | {name: text.encode() for name, text in texts.items()}
+    return {"weights.safetensors": weights(exported)} | {name: text.encode() for name, text in texts.items()}
 
 
-def weights(found: Exported) -> bytes:
-    """Give the weights as safetensors; the metadata says how to build the network and how to prepare an image."""
-    recipe, dataset = found.best.recipe, found.dataset
+def weights(exported: Exported) -> bytes:
+    """Write the weights as safetensors, whose metadata says how to build the network and how to prepare an image."""
+    recipe, dataset = exported.best.recipe, exported.dataset
     height, width, channels = dataset.image_shape
     facts = {
         "network": {
@@ -105,24 +113,24 @@ def weights(found: Exported) -> bytes:
         "std": dataset.std[:, None, None].tolist(),
         "labels": CLASS_NAMES[dataset.name],
     }
-    tensors = {name: tensor.contiguous() for name, tensor in found.training.state().weights.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in exported.training.state().weights.items()}
     return save_tensors(tensors, metadata={"hpo": json.dumps(facts)})
 
 
-def recipe_yaml(found: Exported) -> str:
-    """Write the recipe as a space of which it is the only member, for `hpo run --space`."""
-    base = found.best.recipe.to_dict()
+def recipe_yaml(exported: Exported) -> str:
+    """Write the recipe as a search space that contains nothing else, for `hpo run --space`."""
+    base = exported.best.recipe.to_dict()
     del base["iterations"], base["seed"]
     space = {
-        "name": f"{found.study.name[:40]}-{found.best.trial}",
-        "description": f"The recipe of trial {found.best.trial} of study {found.study.name}",
+        "name": f"{exported.study.name[:40]}-{exported.best.trial}",
+        "description": f"The recipe of trial {exported.best.trial} of study {exported.study.name}",
         "base": base,
     }
-    return f"# {_command(found)}\n{yaml.safe_dump(space, sort_keys=False, default_flow_style=None)}"
+    return f"# {_command(exported)}\n{yaml.safe_dump(space, sort_keys=False, default_flow_style=None)}"
 
 
 def metrics_csv(curve: Sequence[CurvePoint]) -> str:
-    """Write a curve as a table."""
+    """Write a curve as a CSV table, one row per evaluation."""
     text = io.StringIO()
     names = [field.name for field in fields(CurvePoint)]
     table = csv.writer(text, lineterminator="\n")
@@ -147,7 +155,7 @@ def environment(training: Training) -> dict[str, Any]:
 
 
 def find_revision(folder: Path) -> str | None:
-    """Find the git revision of a folder under version control, with `-dirty` where it was changed since."""
+    """Find the git revision of a folder under version control, with `-dirty` if it has changes since."""
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it only lies inside somebody's repository
         return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -155,84 +163,40 @@ def find_revision(folder: Path) -> str | None:
         return None
 
 
-def model_card(found: Exported) -> str:
-    """Describe the model in a page: what it is, how good, how it was made, how to use it."""
-    best, dataset = found.best, found.dataset
+def model_card(exported: Exported) -> str:
+    """Describe the model on one page: what it is, how good it is, how it was trained, and how to use it."""
+    best, dataset = exported.best, exported.dataset
     height, width, channels = dataset.image_shape
-    return CARD.format(
+    return _template(MODEL_CARD).format(
         dataset=dataset.name,
-        study=found.study.name,
+        study=exported.study.name,
         trial=best.trial,
         size=f"{height}x{width}x{channels}",
         labels=", ".join(CLASS_NAMES[dataset.name]),
-        parameters=count_parameters(found.training.model).total,
-        iteration=found.training.iteration,
+        parameters=count_parameters(exported.training.model).total,
+        iteration=exported.training.iteration,
         training_images=len(dataset.train),
-        value=f"{best.value:.4f} ± {best.standard_error:.4f}",
+        value=show_measured(best.value, best.standard_error),
         validation_images=len(dataset.validation),
-        again=f"{found.val_accuracy:.4f}",
-        test=found.test or "not opened; `hpo benchmark` does that, on fresh seeds",
-        command=_command(found),
+        again=f"{exported.val_accuracy:.4f}",
+        test=exported.test or "not opened; `hpo benchmark` does that, on fresh seeds",
+        command=_command(exported),
         rows="\n".join(f"| {name} | {value} |" for name, value in best.recipe.to_dict().items()),
     )
 
 
-CARD = """\
-# ResNet-20 on {dataset}
-
-Trial {trial} of the hyperparameter study `{study}`, the best of its trials.
-
-- **Task**: images of {size} (height, width, channels) into the classes {labels}.
-- **Network**: ResNet-20, {parameters:,} parameters.
-- **Training**: {iteration:,} iterations on {training_images:,} images, as `recipe.yaml` says; `metrics.csv` is
-  the curve.
-- **Validation accuracy**: {value} (standard error) on {validation_images:,} images. This is optimistic, as the trial
-  was picked for it. These weights, measured when the folder was written: {again}.
-- **Test split**: {test}.
-- **Limits**: it knows images like those of its data set only, and has not been tried on others.
-
-## Use
-
-With `hpo` installed, `python classify.py IMAGE` prints the class of an image file, and
-
-    {command}
-
-trains the recipe again. `environment.json` says with which versions and on what machine this folder was written.
-
-## Recipe
-
-Boundaries and patience are reference iterations: of a budget of 64,000.
-
-| field | value |
-| --- | --- |
-{rows}
-"""
-
-CLASSIFY = '''\
-"""Print the class of an image: python classify.py IMAGE."""
-
-import sys
-from pathlib import Path
-import torch
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
-from hpo.training.model import load_network
-
-network, facts = load_network(Path(__file__).with_name("weights.safetensors"))
-picture = Image.open(sys.argv[1]).convert(facts["mode"]).resize(facts["size"])
-image = (pil_to_tensor(picture) - torch.tensor(facts["mean"])) / torch.tensor(facts["std"])
-print(facts["labels"][network(image[None]).argmax()])
-'''
+def _template(name: str) -> str:
+    return resources.files("hpo.results").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _command(found: Exported) -> str:
-    recipe, dataset = found.best.recipe, found.dataset.name
+def _command(exported: Exported) -> str:
+    recipe, dataset = exported.best.recipe, exported.dataset.name
     budget = f"--dataset {dataset} --iterations {recipe.iterations} --seed {recipe.seed}"
     return f"hpo run --space recipe.yaml --trials 1 {budget}"
 
 
 def _processor() -> str:
-    """Name the processor, as Linux does where this is one."""
+    """Read the processor's name as Linux reports it, or as Python does on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

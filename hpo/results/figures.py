@@ -1,4 +1,4 @@
-"""Draw figures that can be printed, and that a page can show in light and dark.
+"""Figures that can be printed, and that a page can show in light and dark.
 
 A figure is drawn once, in the light palette. As SVG inside a page its colours become CSS variables that the page sets.
 """
@@ -19,11 +19,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, phases
 
-WIDTH_INCHES = 7.0  # the text width of a printed page
+WIDTH_INCHES = 7.0
+"""The text width of a printed page."""
+
 PNG_DOTS_PER_INCH = 150
+
 FEW_POINTS = 20
+"""Up to this many points of a curve, each has a marker."""
+
 RAMP = ("ramp-0", "ramp-1", "ramp-2", "ramp-3", "ramp-4")
-"""Poor to good, told apart by lightness alone, so that everybody can."""
+"""Names of colours from poor to good, distinguished by lightness alone, so that everybody can tell them apart."""
 
 LIGHT: Mapping[str, str] = {
     "paper": "#ffffff",
@@ -39,6 +44,8 @@ LIGHT: Mapping[str, str] = {
     "ramp-3": "#2a6aa6",
     "ramp-4": "#123f73",
 }
+"""The palette of print and of light pages, by the names of the CSS variables."""
+
 DARK: Mapping[str, str] = {
     "paper": "#12161c",
     "ink": "#e6e9ed",
@@ -53,6 +60,8 @@ DARK: Mapping[str, str] = {
     "ramp-3": "#8fbfe8",
     "ramp-4": "#d3e9fb",
 }
+"""The same names on dark pages."""
+
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": LIGHT["soft"],
@@ -86,18 +95,18 @@ _STYLE: Any = {
 
 @contextmanager
 def drawing(height_inches: float) -> Iterator[Figure]:
-    """Make an empty figure, and hold its style while it is drawn."""
+    """Create an empty figure, and keep its style in force while it is drawn."""
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(WIDTH_INCHES, height_inches))
 
 
 def to_png(figure: Figure) -> bytes:
-    """Write a figure as PNG on white."""
+    """Write a figure as a PNG on a white background."""
     return _save(figure, "png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:
-    """Write a figure as an SVG element without background, whose colours are CSS variables."""
+    """Write a figure as an SVG element without a background, whose colours are CSS variables."""
     text = _save(figure, "svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
     element = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     element = re.sub(r'(<g) id="[^"]*"', r"\1", element)  # the same in every figure, and nothing refers to them
@@ -111,7 +120,7 @@ def css_variables(palette: Mapping[str, str]) -> str:
 
 
 def training_figure(curve: Sequence[CurvePoint], recipe: Recipe) -> Figure:
-    """Draw a run's losses and validation accuracy over its iterations, with the changes of its learning rate."""
+    """Draw a run's losses and validation accuracy over its iterations, and mark the changes of its learning rate."""
     with drawing(2.8) as figure:
         loss, accuracy = figure.subplots(1, 2)
         at = [point.iteration for point in curve]
@@ -131,7 +140,7 @@ def training_figure(curve: Sequence[CurvePoint], recipe: Recipe) -> Figure:
 
 
 def label_iterations(axes: Axes, budget: int) -> None:
-    """Let an axis show the iterations of a budget."""
+    """Make the horizontal axis show the iterations of a budget."""
     axes.set_xlim(0, budget)
     axes.set_xlabel("iteration (optimizer steps)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -139,7 +148,7 @@ def label_iterations(axes: Axes, budget: int) -> None:
 
 
 def use_log_scale(axes: Axes) -> None:
-    """Let the vertical axis be logarithmic, with plain numbers at 1, 2 and 5."""
+    """Make the vertical axis logarithmic, with plain numbers at 1, 2 and 5."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -147,7 +156,7 @@ def use_log_scale(axes: Axes) -> None:
 
 
 def mark_rates(axes: Axes, recipe: Recipe, until: int) -> None:
-    """Draw where each learning rate begins, and write it above."""
+    """Draw a line where each learning rate begins, and write the rate above it."""
     for phase in phases(recipe):
         if phase.start >= until:
             continue

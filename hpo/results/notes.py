@@ -1,4 +1,4 @@
-"""Write the notes that optuna-dashboard shows of studies and trials, in Markdown."""
+"""The notes on studies and trials that optuna-dashboard shows, in Markdown."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.recipes.recipe import Recipe
-from hpo.settings import DEFAULT_ITERATIONS, StudySettings
+from hpo.results.formatting import show_value
+from hpo.settings import (
+    DEFAULT_ALIGN,
+    DEFAULT_ITERATIONS,
+    DEFAULT_PRUNER,
+    DEFAULT_SAMPLER,
+    DEFAULT_SEED,
+    StudySettings,
+)
 
-_DEFAULTS: Mapping[str, Any] = {"sampler": "tpe", "pruner": "median", "align": "phase", "seed": 0}
+_DEFAULTS: Mapping[str, Any] = {
+    "sampler": DEFAULT_SAMPLER,
+    "pruner": DEFAULT_PRUNER,
+    "align": DEFAULT_ALIGN,
+    "seed": DEFAULT_SEED,
+}
+"""Options of `hpo run` that a command need not name, with the settings that they then have."""
+
 _WHY_PRUNED = {
     "median": "its best accuracy so far was under the median of the earlier trials",
     "asha": "it was not in the best third of the trials",
@@ -19,10 +34,10 @@ _WHY_PRUNED = {
 
 
 def study_note(name: str, settings: StudySettings, space_name: str) -> str:
-    """Write what a study searches and on what, how to read its charts, and how to continue it.
+    """Describe a study: what it searches, on which data, how to read its charts, and how to continue it.
 
     Args:
-        space_name: Of the shipped space, or its file.
+        space_name: Name of a shipped space, or path of a space file.
     """
     space = settings.space
     budget = f"{settings.iterations:,} iterations"
@@ -63,7 +78,7 @@ def study_note(name: str, settings: StudySettings, space_name: str) -> str:
 
 
 def continue_command(name: str, settings: StudySettings, space_name: str) -> str:
-    """Write the command that continues a study; its number of trials is left open."""
+    """Write the command that continues a study, with N for its number of trials."""
     words = ["hpo", "run", "--space", space_name, "--trials", "N", "--study", name]
     words += ["--dataset", settings.dataset, "--precision", settings.precision]
     if settings.iterations != DEFAULT_ITERATIONS[settings.dataset]:
@@ -77,12 +92,12 @@ def continue_command(name: str, settings: StudySettings, space_name: str) -> str
 def trial_note(
     recipe: Recipe | None, base: Recipe, attrs: Mapping[str, Any], pruner: str, figure_path: str | None = None
 ) -> str:
-    """Write how a trial ended and why, and its recipe beside the base recipe.
+    """Describe a trial: how it ended and why, and its recipe next to the base recipe.
 
     Args:
-        recipe: None where the trial failed before it had one.
+        recipe: None if the trial failed before it had one.
         attrs: The trial's user attributes.
-        figure_path: Of the figure of its curve on the dashboard, or None where there is none.
+        figure_path: URL path on the dashboard of the figure of its curve, or None if it has no figure.
     """
     lines = [f"**{_sentence(attrs['outcome'])}**{_reason(attrs['outcome'], pruner)}", ""]
     if "standard error" in attrs:
@@ -93,7 +108,7 @@ def trial_note(
     if recipe is not None:
         lines += ["| recipe | this trial | trial 0 |", "| --- | --- | --- |"]
         own, other = recipe.to_dict(), base.to_dict()
-        lines += [f"| {_title(key)} | {_emphasized(own[key], other[key])} | {_shown(other[key])} |" for key in own]
+        lines += [f"| {_title(key)} | {_emphasized(own[key], other[key])} | {show_value(other[key])} |" for key in own]
         lines += ["", "Boundaries and patience are in reference iterations (of 64,000)."]
     return "\n".join(lines)
 
@@ -115,12 +130,4 @@ def _title(key: str) -> str:
 
 
 def _emphasized(own: object, other: object) -> str:
-    return _shown(own) if own == other else f"**{_shown(own)}**"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return show_value(own) if own == other else f"**{show_value(own)}**"

@@ -1,4 +1,4 @@
-"""Say how sure a mean over a few seeds is, and a difference of two."""
+"""Confidence intervals of means over a few seeds, and the test of their difference."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from statistics import fmean, stdev
 from scipy import stats
 
 CONFIDENCE = 0.95
-ROUNDING = 1e-12  # what accuracies that are equal may differ by once they are subtracted
+"""Confidence level of all intervals."""
+
+ROUNDING = 1e-12
+"""Standard deviation below which values count as equal: subtracting equal accuracies leaves rounding errors."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Be a mean over seeds.
+    """A mean over seeds, with its interval.
 
     Attributes:
-        mean: None where there are no values.
-        ci95: Student's t interval; None where it is not defined: for fewer than two values, or equal ones.
+        mean: None if there are no values.
+        ci95: Student's t interval; None where it is undefined: for fewer than two values, or equal ones.
     """
 
     mean: float | None
@@ -29,17 +32,17 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference(Estimate):
-    """Be a mean of paired differences.
+    """A mean of paired differences.
 
     Attributes:
-        p_value: Of the paired t-test, two-sided; None where the interval is.
+        p_value: Two-sided p-value of the paired t-test; None where the interval is.
     """
 
     p_value: float | None
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Give mean and interval of independent values."""
+    """Estimate the mean of independent values, with its interval."""
     if not values:
         return Estimate(mean=None, ci95=None)
     if not _vary(values):
@@ -49,10 +52,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(differences: Sequence[float]) -> Difference:
-    """Judge differences of two figures on the same seeds by a paired t-test."""
-    found = estimate(differences)
+    """Estimate the mean of differences on the same seeds, and test by a paired t-test whether it is zero."""
+    average = estimate(differences)
     p_value = float(stats.ttest_1samp(differences, 0).pvalue) if _vary(differences) else None
-    return Difference(mean=found.mean, ci95=found.ci95, p_value=p_value)
+    return Difference(mean=average.mean, ci95=average.ci95, p_value=p_value)
 
 
 def _vary(values: Sequence[float]) -> bool:

@@ -1,4 +1,4 @@
-"""Test splits, which the final benchmark alone may read, once at the end of each run."""
+"""The test splits, which only the final benchmark may read, once at the end of each run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from hpo.training.train import Training
 from hpo.trial.objective import AtEnd
 
 TEST_ACCURACY, TEST_LOSS, TEST_IMAGES = "test accuracy", "test loss", "test images"
-# SHA-256 of the uncompressed files, as for the training split.
+"""User attributes in which a run's trial keeps its results."""
+
 FASHION_MNIST_TEST = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+"""SHA-256 of the uncompressed files, as for the training split."""
 
 
 def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
-    """Give what measures a companion study's runs on the test split at their ends; None for a search.
+    """Make the function that measures a companion study's runs on the test split at their ends; None for a search.
 
     Raises:
         DataDamaged: A file of the test split is cut short or altered.
-        DataUnavailable: The test split is not there.
+        DataUnavailable: The test split is not on this machine.
     """
     if not isinstance(study.space, Comparison):
         return None
@@ -34,18 +36,19 @@ def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
     load_test_split(dataset, data_dir)
 
     def measure(training: Training) -> dict[str, Any]:
-        found = training.evaluate(load_test_split(dataset, data_dir).to(training.device))
-        return {TEST_ACCURACY: found.accuracy, TEST_LOSS: found.loss, TEST_IMAGES: found.images}
+        """Evaluate a run's final weights on the whole test split."""
+        evaluated = training.evaluate(load_test_split(dataset, data_dir).to(training.device))
+        return {TEST_ACCURACY: evaluated.accuracy, TEST_LOSS: evaluated.loss, TEST_IMAGES: evaluated.images}
 
     return measure
 
 
 def load_test_split(name: DatasetName, data_dir: Path) -> Split:
-    """Load a test split that is on this machine.
+    """Load a test split from this machine's disk.
 
     Raises:
         DataDamaged: A file is cut short or altered.
-        DataUnavailable: The data set is not there.
+        DataUnavailable: The data set is not on this machine.
     """
     match name:
         case "cifar10":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from sqlalchemy import update
@@ -218,6 +219,42 @@ def test_what_cannot_be_benchmarked_is_refused(storage: Storage, tmp_path: Path)
         benchmark.begin(companion, 1, DATA)
     with pytest.raises(BadInput, match=r"study small\.benchmark is a benchmark: its runs need the test split"):
         work(companion, device=CPU, data_dir=DATA, stop=StopSignal())
+
+
+@sqlite_only
+def test_a_search_with_the_name_of_the_benchmark_is_left_alone(storage: Storage) -> None:
+    search = search_with(storage, 0.5, 0.8)
+    study.continue_or_create(storage, "small.benchmark", SETTINGS, 1)
+    before = dump(storage)
+
+    assert benchmark.find_result(search) is None
+    assert benchmark.find_sentence(search, 1) is None
+    assert study.best(search).trial == 1
+    with pytest.raises(StudyMismatch) as refused:
+        benchmark.begin(search, 1, DATA)
+
+    assert str(refused.value) == (
+        "study small.benchmark is a search, not a benchmark; give the benchmark another name with --name"
+    )
+    assert dump(storage) == before
+    assert benchmark.begin(search, 1, DATA, name="again").name == "again"
+
+
+@sqlite_only
+def test_a_study_of_another_tool_with_the_name_of_the_benchmark_is_left_alone(storage: Storage) -> None:
+    search = search_with(storage, 0.5, 0.8)
+    foreign = optuna.create_study(storage=storage.url, study_name="small.benchmark")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    before = dump(storage)
+
+    assert benchmark.find_result(search) is None
+    assert benchmark.find_sentence(search, 1) is None
+    assert study.best(search).trial == 1
+    with pytest.raises(StudyMismatch, match=r"study small\.benchmark has trials that were not made by hpo"):
+        benchmark.begin(search, 1, DATA)
+
+    assert dump(storage) == before
+    assert benchmark.begin(search, 1, DATA, name="again").name == "again"
 
 
 @sqlite_only

@@ -9,26 +9,26 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from hpo.database import queue, studies
 from hpo.database.attempt import Outcome, Progress
 from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyNotFound
+from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import documented_runs
-from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.schedule import CurvePoint, distinct_iterations
 from hpo.recipes.space_file import load_space
+from hpo.results import benchmark
 from hpo.results.figures import to_svg
 from hpo.results.report import charts, write_report
 from hpo.results.report.document import Grid, Heading, Paragraph, Plate
-from hpo.results.report.facts import Benchmarked, Facts, find_test_results, is_comparable, load_facts
+from hpo.results.report.facts import Benchmarked, Facts, find_test_results, load_facts
 from hpo.results.report.pages import network_counts, write_blocks
-from hpo.results.report.tree import distinct_iterations
 from hpo.settings import StudySettings
-from hpo.study import Study
+from hpo.study import Study, continue_or_create
 
-from .support import SETTINGS, claim, make_study, suggest
+from .support import NOTHING, SETTINGS, claim, make_study, suggest
 
 SMOOTH_LR = replace(
     SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True), sampler="random"
@@ -68,27 +68,16 @@ def write_study(storage: Storage, ends: Sequence[int] = ENDS, settings: StudySet
     return made
 
 
-def add_benchmark(made: Study, fields: dict[str, Any]) -> None:
-    """Write the companion study of a final benchmark as it stands while the third seed is under way."""
-    companion = optuna.create_study(storage=made.storage.optuna, study_name=f"{made.name}.benchmark")
-    companion.set_user_attr(
-        "search space", {"name": "x", "runs": {"candidate": fields, "baseline": fields | {"momentum": 0.5}}}
-    )
-    for index, seed in enumerate((11, 12)):
-        for run in ("candidate", "baseline"):
-            better = 0.1 if run == "candidate" else 0.0
-            companion.add_trial(
-                optuna.trial.create_trial(
-                    params={"run": run, "seed": seed},
-                    distributions={
-                        "run": CategoricalDistribution(["candidate", "baseline"]),
-                        "seed": IntDistribution(0, 100),
-                    },
-                    value=0.5,
-                    user_attrs={"test accuracy": 0.8 + better + index / 100, "test loss": 0.5},
-                )
-            )
-    companion.enqueue_trial({"run": "candidate", "seed": 13})
+def begin_benchmark(made: Study) -> Study:
+    """Begin the final benchmark of a study, and end its runs on two of three seeds."""
+    companion = benchmark.begin(made, 3, Path("/nonexistent"))
+    runs = len(companion.trials()) // 3
+    for number in range(2 * runs):
+        attempt = claim(companion)
+        suggest(companion, attempt)
+        figures = {"test accuracy": 0.9 - number / 100, "test loss": 0.5}
+        queue.finish(companion.storage, attempt, NOTHING, Outcome(state="complete", value=0.5, attrs=figures))
+    return companion
 
 
 def test_the_facts_of_a_study_are_those_in_its_storage(storage: Storage) -> None:
@@ -106,22 +95,63 @@ def test_the_facts_of_a_study_are_those_in_its_storage(storage: Storage) -> None
     assert sum(facts.importances.values()) == pytest.approx(1)
     assert facts.documented == ()
     assert facts.status["iterations_spent"] == {"naive": 256, "requested": 216, "trained": 216}
-    assert 32 <= distinct_iterations(facts.branches) < 216
+    distinct = distinct_iterations((trial.recipe, trial.end) for trial in facts.trials)
+    assert 32 <= distinct < 216
+    assert sum(branch.end - branch.start for branch in facts.branches) == distinct
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_benchmark_beside_the_study_gives_the_test_results_of_its_recipes(storage: Storage) -> None:
     made = write_study(storage, (32,))
     assert find_test_results(made, made.base) == ()
-    fields = {name: value for name, value in made.base.to_dict().items() if name not in ("iterations", "seed")}
-    add_benchmark(made, fields)
+    comparison = begin_benchmark(made).space
+    assert isinstance(comparison, Comparison)
+    first, second = comparison.seed(0), comparison.seed(1)
 
-    found = find_test_results(made, made.base)
+    results = find_test_results(made, made.base)
 
-    assert found == (Benchmarked(seed=11, loss=0.5, accuracy=0.9), Benchmarked(seed=12, loss=0.5, accuracy=0.91))
+    assert results == (
+        Benchmarked(seed=first, loss=0.5, accuracy=0.9),
+        Benchmarked(seed=second, loss=0.5, accuracy=0.89),
+    )
     assert find_test_results(made, replace(made.base, head="dense", dropout=0.1)) == ()
-    cells = [tuple(row) for block in write_blocks(load_facts(made)) if isinstance(block, Grid) for row in block.rows]
-    assert ("test accuracy", "0.9050 ± 0.0071 (standard deviation) over 2 seeds") in cells
+    assert ("test accuracy", "0.8950 ± 0.0071 (standard deviation) over 2 seeds") in cells_of(load_facts(made))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_candidate_and_baseline_have_each_their_own_test_results(storage: Storage) -> None:
+    made = make_study(storage, 2, SMOOTH_LR)
+    write_trial(made, 32, luck=0.01)
+    write_trial(made, 32, luck=0.0)
+    begin_benchmark(made)
+
+    facts = load_facts(made)
+
+    assert [(run.trial.number, [result.accuracy for result in run.test]) for run in facts.shown] == [
+        (1, [0.9, 0.88]),
+        (0, [0.89, 0.87]),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_search_with_the_name_of_a_benchmark_is_none(storage: Storage) -> None:
+    made = write_study(storage, (32,))
+    other = continue_or_create(storage, "small.benchmark", SMOOTH_LR, 1)
+    write_trial(other, 32, luck=0.1)
+
+    for study in (made, other):
+        assert benchmark.find_result(study) is None
+        assert ("test accuracy", "not benchmarked yet") in cells_of(load_facts(study))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_of_another_tool_with_the_name_of_a_benchmark_is_none(storage: Storage) -> None:
+    made = write_study(storage, (32,))
+    foreign = optuna.create_study(storage=storage.url, study_name="small.benchmark")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+
+    assert benchmark.find_result(made) is None
+    assert ("test accuracy", "not benchmarked yet") in cells_of(load_facts(made))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +189,7 @@ def test_a_report_on_cifar10_shows_the_documented_runs_that_it_did_not_train(fac
     short = replace(facts, settings=replace(facts.settings, dataset="cifar10"), documented=runs)
     full = replace(short, settings=replace(short.settings, iterations=64_000))
 
-    assert [is_comparable(found.settings) for found in (facts, short, full)] == [False, False, True]
+    assert [stated.comparable for stated in (facts, short, full)] == [False, False, True]
     blocks = write_blocks(short)
     at = blocks.index(Heading(2, "Documented runs that this study did not train"))
     explained, table = blocks[at + 1 :]

@@ -1,16 +1,24 @@
 """Test the notes, line by line, and that optuna-dashboard finds them."""
 
 import json
+import shlex
 from dataclasses import replace
+from itertools import product
+from typing import get_args
 
 import optuna
 import optuna_dashboard
 import pytest
 
+from hpo import cli, study
+from hpo.cli import run
+from hpo.database import storage
 from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, note_attrs
 from hpo.recipes.recipe import Recipe, documented_runs
+from hpo.recipes.schedule import Align
+from hpo.recipes.space_file import load_space
 from hpo.results.notes import continue_command, study_note, trial_note
-from hpo.settings import StudySettings
+from hpo.settings import DatasetName, Precision, PrunerName, SamplerName, StudySettings
 
 SETTINGS = StudySettings(
     space={"name": "smooth_lr", "description": "All of it", "base": "smooth_lr", "search": {}},
@@ -20,7 +28,7 @@ SETTINGS = StudySettings(
     seed=0,
     precision="fp32",
     sampler="tpe",
-    pruner="median",
+    pruner="asha",
     align="phase",
 )
 BASE = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=0)
@@ -64,7 +72,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "| data set | digits; accuracy is that on its validation split |",
         "| budget of a trial | 640 iterations, fp32 |",
         "| recipes chosen by | tpe, seed 0 |",
-        "| poor trials ended by | median |",
+        "| poor trials ended by | asha |",
         "",
         "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
         "past the same fraction of it; a step is that point on the schedule of trial 0.",
@@ -92,6 +100,67 @@ def test_the_command_that_continues_a_study_names_what_is_not_the_default():
         "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 "
         "--iterations 64 --sampler gp --pruner none --align iteration --seed 7 --compile"
     )
+
+
+SHIPPED = replace(SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True))
+
+
+class ReachedStudy(Exception):
+    """The end of a command's run, where it would create or continue its study."""
+
+
+@pytest.fixture
+def settings_of_command(monkeypatch):
+    """Parse a command with the real command line, up to where it would create or continue its study."""
+
+    def capture(_storage, name, settings, trials, note):
+        parsed.append((name, settings, trials, note))
+        raise ReachedStudy
+
+    def settings_of(command):
+        parsed.clear()
+        program, *arguments = shlex.split(command)
+        assert program == "hpo"
+        with pytest.raises(ReachedStudy):
+            cli.app(arguments, standalone_mode=False)
+        [(name, settings, trials, note)] = parsed
+        assert (name, trials) == ("mine", 40)
+        assert command.replace("--trials 40", "--trials N") in note.splitlines(), "the note is the same again"
+        return settings
+
+    parsed = []
+    monkeypatch.setattr(run, "choose_data", lambda wanted, _folder: (wanted, SETTINGS.split))
+    monkeypatch.setattr(storage, "open_storage", lambda *_: None)
+    monkeypatch.setattr(study, "continue_or_create", capture)
+    return settings_of
+
+
+def command_in_note(settings):
+    [command] = [line for line in study_note("mine", settings, "smooth_lr").splitlines() if line.startswith("hpo run")]
+    return command.replace("--trials N", "--trials 40")
+
+
+@pytest.mark.parametrize("align", get_args(Align))
+@pytest.mark.parametrize("pruner", get_args(PrunerName))
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+def test_the_command_in_a_note_continues_its_study_whatever_chooses_and_prunes(
+    settings_of_command, sampler, pruner, align
+):
+    settings = replace(SHIPPED, sampler=sampler, pruner=pruner, align=align)
+
+    assert settings_of_command(command_in_note(settings)) == settings
+
+
+@pytest.mark.parametrize("dataset", get_args(DatasetName))
+def test_the_command_in_a_note_continues_its_study_whatever_else_was_set(settings_of_command, dataset):
+    for precision, iterations, seed, compiled in product(
+        get_args(Precision), (64, 640, 64_000, 100_000), (0, 1, 2**31 - 1), (False, True)
+    ):
+        settings = replace(
+            SHIPPED, dataset=dataset, precision=precision, iterations=iterations, seed=seed, compiled=compiled
+        )
+
+        assert settings_of_command(command_in_note(settings)) == settings
 
 
 def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():

@@ -1,18 +1,18 @@
-"""Test the tree of paths: every stretch once, and no connection across a branch."""
+"""Test the tree of paths: every segment once, and no connection across a branch."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.results.report.tree import Branch, Stretch, distinct_iterations, grow
+from hpo.results.report.tree import Branch, TreeSegment, grow
 from hpo.trial.segments import Segment, shared_iterations
 
 BUDGET = 60
 
 
-def path(*stretches):
+def path(*edges):
     """Make a path from (end, rate) pairs, with keys as telling as the real ones."""
     cut, key, start = [], "", 0
-    for end, rate in stretches:
+    for end, rate in edges:
         cut.append(Segment(key=f"{key}{rate}", start=start, end=end))
         key, start = f"{key}{rate}until{end};", end
     return tuple(cut)
@@ -25,7 +25,7 @@ def test_two_paths_share_what_comes_before_they_differ():
     assert shared_iterations(path((20, "a"), (60, "b")), path((20, "c"), (60, "b"))) == 0
 
 
-def test_a_tree_draws_each_stretch_once_on_the_row_of_the_first_that_walked_it():
+def test_a_tree_draws_each_segment_once_on_the_row_of_the_first_trial_that_has_it():
     paths = {
         0: path((20, "a"), (60, "b")),
         1: path((40, "a"), (60, "b")),
@@ -39,17 +39,17 @@ def test_a_tree_draws_each_stretch_once_on_the_row_of_the_first_that_walked_it()
             parent=None,
             start=0,
             end=60,
-            stretches=(Stretch(start=0, end=20, trials=3), Stretch(start=20, end=60, trials=1)),
+            segments=(TreeSegment(start=0, end=20, trials=3), TreeSegment(start=20, end=60, trials=1)),
         ),
         Branch(
             trial=1,
             parent=0,
             start=20,
             end=60,
-            stretches=(Stretch(start=20, end=40, trials=2), Stretch(start=40, end=60, trials=1)),
+            segments=(TreeSegment(start=20, end=40, trials=2), TreeSegment(start=40, end=60, trials=1)),
         ),
-        Branch(trial=3, parent=1, start=40, end=50, stretches=(Stretch(start=40, end=50, trials=1),)),
-        Branch(trial=4, parent=None, start=0, end=10, stretches=(Stretch(start=0, end=10, trials=1),)),
+        Branch(trial=3, parent=1, start=40, end=50, segments=(TreeSegment(start=40, end=50, trials=1),)),
+        Branch(trial=4, parent=None, start=0, end=10, segments=(TreeSegment(start=0, end=10, trials=1),)),
     ]
 
 
@@ -58,8 +58,8 @@ def test_a_trial_that_adds_nothing_is_a_branch_of_no_length():
 
     first, second = grow({0: same, 1: same}, {0: 60, 1: 30})
 
-    assert first.stretches == (Stretch(start=0, end=30, trials=2), Stretch(start=30, end=60, trials=1))
-    assert second == Branch(trial=1, parent=0, start=30, end=30, stretches=())
+    assert first.segments == (TreeSegment(start=0, end=30, trials=2), TreeSegment(start=30, end=60, trials=1))
+    assert second == Branch(trial=1, parent=0, start=30, end=30, segments=())
 
 
 PATHS = st.lists(
@@ -95,7 +95,7 @@ def test_a_tree_is_as_long_as_there_are_different_states(drawn):
         tuple(rate_at(paths[number], i) for i in range(at)) for number in paths for at in range(1, ends[number] + 1)
     }
 
-    assert distinct_iterations(grow(paths, ends)) == len(states)
+    assert sum(branch.end - branch.start for branch in grow(paths, ends)) == len(states)
 
 
 @given(drawn=PATHS)

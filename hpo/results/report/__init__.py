@@ -1,4 +1,4 @@
-"""Write what a study found: a page that needs nothing beside itself, and the same in Markdown with PNG figures."""
+"""The report on a study: one self-contained HTML page, and the same in Markdown with PNG figures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 
 
 def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
-    """Write the report of a study into a folder, over an earlier one.
+    """Write the report of a study into a folder, replacing an earlier one.
 
     Returns:
         The paths of the page and of the Markdown file.
 
     Raises:
-        BadInput: The folder cannot be made or written to.
+        BadInput: The folder cannot be created or written to.
         StudyNotFound: No trial is finished yet; nothing is written.
 
     Side effects:
-        Makes the folder; each file appears whole.
+        Creates the folder; each file appears whole.
     """
     facts = load_facts(study)
     try:

@@ -1,4 +1,4 @@
-"""Draw the figures of a study."""
+"""The figures of a study."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import phases
 from hpo.results.figures import LIGHT, RAMP, drawing, label_iterations, use_log_scale
+from hpo.results.formatting import show_value
 from hpo.results.report.facts import Facts, Trial
 from hpo.results.report.tree import Branch
 
 COLUMNS = 4
+"""Parameters beside one another in the figure of slices."""
+
 ROW_INCHES = 0.16
+"""Height of a row of the tree."""
+
 MAX_TREE_INCHES = 9.5
+"""Height of the tree at most: a printed page."""
+
 MAX_LABELLED = 55
 """Rows of a tree that still have room for a label each."""
 
@@ -30,7 +38,7 @@ BESIDE = 0.04
 
 
 def history(facts: Facts) -> Figure:
-    """Draw what each trial reached, and the best so far; what lies far below stands at the edge."""
+    """Draw each trial's accuracy, and the best so far; accuracies far below the rest are drawn at the edge."""
     with drawing(2.6) as figure:
         axes = figure.subplots()
         floor, top = _end_range(facts)
@@ -54,7 +62,7 @@ def history(facts: Facts) -> Figure:
 
 
 def learning_curves(facts: Facts) -> Figure:
-    """Draw the validation accuracy of all trials over their iterations: all of it, and the top."""
+    """Draw the validation accuracy of all trials over their iterations: the whole range, and the top enlarged."""
     with drawing(3.0) as figure:
         whole, top = figure.subplots(1, 2)
         for axes in (whole, top):
@@ -77,11 +85,10 @@ def learning_curves(facts: Facts) -> Figure:
 
 def importances(facts: Facts) -> Figure:
     """Draw how much of the difference between trials each parameter explains."""
-    found = list(facts.importances.items())
-    with drawing(0.7 + 0.2 * len(found)) as figure:
+    with drawing(0.7 + 0.2 * len(facts.importances)) as figure:
         axes = figure.subplots()
-        names = [readable(name) for name, _ in found]
-        bars = axes.barh(names, [value for _, value in found], color=LIGHT["first"], height=0.6)
+        names = [readable(name) for name in facts.importances]
+        bars = axes.barh(names, list(facts.importances.values()), color=LIGHT["first"], height=0.6)
         axes.bar_label(bars, fmt="{:.2f}", padding=3, color=LIGHT["soft"], fontsize=7)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -91,7 +98,7 @@ def importances(facts: Facts) -> Figure:
 
 
 def slices(facts: Facts) -> Figure:
-    """Draw the result over each searched parameter, one completed trial a dot, with the median of each value."""
+    """Draw the accuracy over each searched parameter, with a dot for each completed trial and each value's median."""
     names = [name for name in _parameters(facts) if any(name in trial.params for trial in facts.complete)]
     rows = math.ceil(len(names) / COLUMNS)
     with drawing(0.3 + 1.45 * rows) as figure:
@@ -114,9 +121,9 @@ def schedules(facts: Facts) -> Figure:
         drawn += [(facts.best, LIGHT["second"], 1.8)] if facts.best else []
         for place, (trial, colour, width) in enumerate(drawn):
             beside = 1 + BESIDE * (2 * place / len(drawn) - 1)
-            stretches = phases(trial.recipe)
-            at = [phase.start for phase in stretches] + [facts.settings.iterations]
-            rates = [phase.learning_rate * beside for phase in stretches]
+            schedule = phases(trial.recipe)
+            at = [phase.start for phase in schedule] + [facts.settings.iterations]
+            rates = [phase.learning_rate * beside for phase in schedule]
             axes.step(at, [*rates, rates[-1]], where="post", color=colour, linewidth=width)
         use_log_scale(axes)
         axes.set_ylabel("learning rate")
@@ -126,19 +133,21 @@ def schedules(facts: Facts) -> Figure:
 
 
 def tree(facts: Facts) -> Figure:
-    """Draw the paths of all trials, each stretch once, on the row of the trial that came there first."""
+    """Draw the paths of all trials, each segment once, on the row of the first trial that has it."""
     rows = {branch.trial: row for row, branch in enumerate(facts.branches)}
     trials = {trial.number: trial for trial in facts.trials}
     with drawing(min(MAX_TREE_INCHES, 0.7 + ROW_INCHES * len(rows))) as figure:
         axes = figure.subplots()
-        most = max(stretch.trials for branch in facts.branches for stretch in branch.stretches)
+        most = max(segment.trials for branch in facts.branches for segment in branch.segments)
         for branch in facts.branches:
             _branch(axes, branch, rows, most)
             _end(axes, branch, rows[branch.trial], trials[branch.trial], facts, labelled=len(rows) <= MAX_LABELLED)
         label_iterations(axes, facts.settings.iterations)
         axes.set_ylim(len(rows) - 0.2, -0.8)
         roots = [branch.trial for branch in facts.branches if branch.parent is None]
-        axes.set_yticks([rows[trial] for trial in roots], [_root(trials[trial]) for trial in roots], fontsize=6.5)
+        axes.set_yticks(
+            [rows[trial] for trial in roots], [head_line(trials[trial].recipe) for trial in roots], fontsize=6.5
+        )
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -149,6 +158,11 @@ def tree(facts: Facts) -> Figure:
 def readable(name: str) -> str:
     """Write a parameter's name for people."""
     return name.replace("_", " ")
+
+
+def head_line(recipe: Recipe) -> str:
+    """Write a recipe's head with its dropout rate, if it has any."""
+    return f"{recipe.head} {show_value(recipe.dropout)}" if recipe.dropout else recipe.head
 
 
 def _dots(axes: Axes, dots: Sequence[tuple[int, float]], **options: Any) -> None:
@@ -165,14 +179,14 @@ def _curve(axes: Axes, trial: Trial, is_best: bool) -> None:
 
 
 def _end_range(facts: Facts) -> tuple[float, float]:
-    """Find the accuracies between which the trials end, with a margin."""
+    """Give the range of the accuracies at which trials end, with a margin."""
     ends = [trial.value for trial in facts.complete or facts.trials if trial.value is not None] or [0.0, 1.0]
     margin = max(0.01, (max(ends) - min(ends)) / 2)
     return min(ends) - 2 * margin, min(1.0, max(ends) + margin / 2) + 0.002
 
 
 def _parameters(facts: Facts) -> list[str]:
-    """List the parameters, the most important first where that is known."""
+    """List the parameters, the most important first if importances are known."""
     names = dict.fromkeys(name for trial in facts.complete for name in trial.params)
     return sorted(names, key=lambda name: -facts.importances.get(name, 0.0))
 
@@ -200,15 +214,11 @@ def _slice(axes: Axes, name: str, trials: Sequence[Trial], best: Trial | None) -
 
 
 def _short(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) and value >= 1_000:
-        return f"{value / 1_000:g}k"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return f"{value / 1_000:g}k" if isinstance(value, int) and value >= 1_000 else show_value(value)
 
 
 def _fifths(trials: Sequence[Trial]) -> list[float]:
-    """Cut the results into fifths of equally many trials, and give the values between them."""
+    """Give the accuracies that divide the trials into fifths of equal size."""
     values = [trial.value for trial in trials if trial.value is not None]
     return sorted(set(quantiles(values, n=len(RAMP), method="inclusive"))) if len(values) > 1 else []
 
@@ -233,22 +243,17 @@ def _result_keys(facts: Facts, edges: Sequence[float]) -> list[Line2D]:
     return keys
 
 
-def _root(trial: Trial) -> str:
-    recipe = trial.recipe
-    return f"{recipe.head} {recipe.dropout:g}" if recipe.dropout else recipe.head
-
-
 def _branch(axes: Axes, branch: Branch, rows: Mapping[int, int], most: int) -> None:
     row = rows[branch.trial]
     if branch.parent is not None:
         axes.plot([branch.start] * 2, [rows[branch.parent], row], color=LIGHT["quiet"], linewidth=0.6, zorder=1)
-    for stretch in branch.stretches:
-        colour, width = _shared_look(stretch.trials, most)
-        axes.plot([stretch.start, stretch.end], [row, row], color=colour, linewidth=width, solid_capstyle="butt")
+    for segment in branch.segments:
+        colour, width = _shared_look(segment.trials, most)
+        axes.plot([segment.start, segment.end], [row, row], color=colour, linewidth=width, solid_capstyle="butt")
 
 
 def _shared_look(trials: int, most: int) -> tuple[str, float]:
-    """Give colour and width of a stretch that so many trials walk."""
+    """Give the colour and the width, in points, of a segment that a number of trials share."""
     depth = math.log2(trials) / max(1.0, math.log2(most))
     return LIGHT[RAMP[round(depth * (len(RAMP) - 1))]], 1.2 + 3.2 * depth
 

@@ -1,4 +1,4 @@
-"""Hold a document as a list of blocks, and write it as HTML and as Markdown."""
+"""A document as a list of blocks, written as HTML or as Markdown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ th { color: var(--soft); font-weight: normal; white-space: nowrap; }
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Be a heading; level 1 is the title."""
+    """A heading; level 1 is the title."""
 
     level: int
     text: str
@@ -39,14 +39,14 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Be a paragraph of plain text."""
+    """A paragraph of plain text."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Be a table; without a header, the first column names the rows."""
+    """A table; without a header, the first column names the rows."""
 
     rows: Sequence[Sequence[str]]
     header: Sequence[str] = ()
@@ -54,10 +54,10 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plate:
-    """Be a figure with its caption.
+    """A figure with its caption.
 
     Attributes:
-        name: Of the PNG file, without its ending.
+        name: Name of the PNG file, without its suffix.
     """
 
     name: str
@@ -69,7 +69,7 @@ Block = Heading | Paragraph | Grid | Plate
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Write a page that needs nothing beside itself, light or dark as its reader's system is."""
+    """Write a self-contained page, light or dark as its reader's system is."""
     style = CSS % {"light": css_variables(LIGHT), "dark": css_variables(DARK)}
     body = "\n".join(_html(block) for block in blocks)
     return (
@@ -83,7 +83,7 @@ def to_markdown(blocks: Sequence[Block], image_path: Callable[[str], str]) -> st
     """Write Markdown as GitHub reads it.
 
     Args:
-        image_path: From a figure's name to its path as seen from the Markdown file.
+        image_path: Gives a figure's path, relative to the Markdown file, by its name.
     """
     return "\n\n".join(_markdown(block, image_path) for block in blocks) + "\n"
 

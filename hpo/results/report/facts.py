@@ -1,4 +1,4 @@
-"""Load what a report says of a study, as records."""
+"""The facts that a report states about a study, as records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from hpo.database import overview
 from hpo.errors import StudyNotFound
 from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
 from hpo.recipes.schedule import CurvePoint
+from hpo.results import benchmark
+from hpo.results.benchmark import DOCUMENTED_DATASET
 from hpo.results.report.tree import Branch, grow
-from hpo.settings import DEFAULT_ITERATIONS, DatasetName, StudySettings
+from hpo.settings import StudySettings
 from hpo.study import Study
 from hpo.trial.segments import cut_path
 
-DOCUMENTED_DATASET: DatasetName = "cifar10"
 MIN_COMPLETE = 4
-"""How many completed trials there must be before importances mean anything at all."""
+"""How many completed trials it takes for importances to mean anything at all."""
 
 State = Literal["complete", "pruned", "failed"]
 _STATES: Mapping[TrialState, State] = {
@@ -35,10 +36,10 @@ _STATES: Mapping[TrialState, State] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """Be a finished trial.
+    """A finished trial.
 
     Attributes:
-        value: Validation accuracy in [0, 1]; of a pruned trial, the last that was reported.
+        value: Validation accuracy in [0, 1]; for a pruned trial, the last one reported.
         attrs: User attributes.
     """
 
@@ -58,7 +59,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmarked:
-    """Be what one run of the final benchmark reached on the test split."""
+    """The result of one run of the final benchmark on the test split.
+
+    Attributes:
+        loss: Mean cross-entropy in nats.
+        accuracy: In [0, 1].
+    """
 
     seed: int
     loss: float
@@ -67,11 +73,11 @@ class Benchmarked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """Be a run that a report describes in full.
+    """A run that a report describes in full.
 
     Attributes:
-        documented: The documented run that has this recipe, or None.
-        test: Results of the final benchmark, by seed; empty where there are none yet.
+        documented: The documented run with this recipe, or None.
+        test: Results of the final benchmark, by seed; empty while there are none.
     """
 
     trial: Trial
@@ -81,13 +87,15 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Be all that a report says.
+    """Everything that a report states.
 
     Attributes:
-        trials: The finished ones, in the order of their numbers.
-        importances: Of the parameters, the highest first; empty while too few trials are complete.
+        status: As in `hpo status --json`.
+        trials: The finished trials, in the order of their numbers.
+        importances: Importance of each parameter, the highest first; empty while too few trials are complete.
+        branches: The tree of the trials' paths, from its top row down.
         shown: The best trial, and the documented runs that the study trained.
-        documented: The documented runs that it did not train and that are of the same data set.
+        documented: The documented runs on the same data set that the study did not train.
     """
 
     name: str
@@ -102,17 +110,22 @@ class Facts:
 
     @property
     def complete(self) -> tuple[Trial, ...]:
-        """Give the trials that reached their end."""
+        """List the trials that reached their end."""
         return tuple(trial for trial in self.trials if trial.state == "complete")
 
     @property
     def pruned(self) -> tuple[Trial, ...]:
-        """Give the trials that were ended before."""
+        """List the trials that were pruned."""
         return tuple(trial for trial in self.trials if trial.state == "pruned")
+
+    @property
+    def comparable(self) -> bool:
+        """Tell whether the study has the data set and the budget of the documented runs."""
+        return benchmark.is_comparable(self.settings.dataset, self.settings.iterations)
 
 
 def load_facts(study: Study) -> Facts:
-    """Load all that a report says of a study.
+    """Load everything that a report states about a study.
 
     Raises:
         StudyNotFound: No trial is finished yet.
@@ -121,8 +134,8 @@ def load_facts(study: Study) -> Facts:
     if not frozen:
         raise StudyNotFound(f"study {study.name} has no finished trial yet")
     trials = tuple(_trial(study, trial) for trial in frozen)
-    found = studies.find_best_trial(frozen)
-    best = None if found is None else next(trial for trial in trials if trial.number == found.number)
+    highest = studies.find_best_trial(frozen)
+    best = None if highest is None else next(trial for trial in trials if trial.number == highest.number)
     shown = _shown(study, trials, best)
     seen = {run.documented.name for run in shown if run.documented}
     same_data = study.settings.dataset == DOCUMENTED_DATASET
@@ -142,32 +155,20 @@ def load_facts(study: Study) -> Facts:
     )
 
 
-def is_comparable(settings: StudySettings) -> bool:
-    """Tell whether a study has the data set and the budget of the documented runs."""
-    dataset = settings.dataset
-    return dataset == DOCUMENTED_DATASET and settings.iterations == DEFAULT_ITERATIONS[dataset]
-
-
 def find_test_results(study: Study, recipe: Recipe) -> tuple[Benchmarked, ...]:
-    """Find what the final benchmark, a study beside this one, measured of a recipe.
+    """Find the results of a study's final benchmark for a recipe.
 
     Returns:
-        One result for each seed, or nothing where the recipe was not benchmarked.
+        One result for each seed on which the benchmark is complete; nothing if the recipe was not benchmarked.
     """
-    storage = study.storage
-    with storage.translated():
-        beside = {s.study_name: s for s in storage.optuna.get_all_studies()}.get(f"{study.name}.benchmark")
-        if beside is None:
-            return ()
-        trials = storage.optuna.get_all_trials(beside._study_id, deepcopy=False)
-    runs = beside.user_attrs["search space"]["runs"]
-    same = {name for name, fields in runs.items() if _at(Recipe.from_dict(fields), study.settings) == recipe}
+    result = benchmark.find_result(study)
+    if result is None:
+        return ()
     return tuple(
-        Benchmarked(
-            seed=trial.params["seed"], loss=trial.user_attrs["test loss"], accuracy=trial.user_attrs["test accuracy"]
-        )
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and trial.params["run"] in same
+        Benchmarked(seed=seed, loss=loss, accuracy=accuracy)
+        for run in result.runs
+        if _at(run.recipe, study.settings) == recipe
+        for seed, loss, accuracy in zip(result.seeds, run.test_loss, run.test_accuracy, strict=True)
     )
 
 
@@ -182,6 +183,9 @@ def _shown(study: Study, trials: tuple[Trial, ...], best: Trial | None) -> tuple
 
 
 def _trial(study: Study, trial: FrozenTrial) -> Trial:
+    storage = study.storage
+    with storage.translated():
+        trial_id = storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
     return Trial(
         number=trial.number,
         state=_STATES[trial.state],
@@ -189,12 +193,12 @@ def _trial(study: Study, trial: FrozenTrial) -> Trial:
         params=trial.params,
         attrs=trial.user_attrs,
         recipe=study.recipe_of(trial),
-        curve=tuple(overview.load_curve(study.storage, trial._trial_id)),
+        curve=tuple(overview.load_curve(storage, trial_id)),
     )
 
 
 def _has_recipe(trial: FrozenTrial) -> bool:
-    """Tell whether a trial came as far as to have its parameters; one may fail before."""
+    """Tell whether a trial got as far as having parameters; a trial may fail before that."""
     return bool(trial.params) or trial.state != TrialState.FAIL
 
 
@@ -209,6 +213,6 @@ def _importances(study: Study, trials: list[FrozenTrial]) -> dict[str, float]:
         return {}
     with study.storage.translated(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.simplefilter("ignore", UserWarning)  # that trials are few, which the report says itself
+        warnings.simplefilter("ignore", UserWarning)  # that there are few trials, which the report says itself
         loaded = optuna.load_study(study_name=study.name, storage=study.storage.optuna)
         return optuna.importance.get_param_importances(loaded)

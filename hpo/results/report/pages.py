@@ -1,4 +1,4 @@
-"""Say in words, tables and figures what is known of a study."""
+"""The blocks of a report: a study in words, tables and figures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from statistics import mean, stdev
 import torch
 
 from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
-from hpo.recipes.schedule import scale
+from hpo.recipes.schedule import distinct_iterations, scale
 from hpo.results.figures import training_figure
+from hpo.results.formatting import show_measured, show_value
 from hpo.results.report import charts
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
-from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial, is_comparable
-from hpo.results.report.tree import distinct_iterations
+from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
 from hpo.settings import DatasetName
+from hpo.training.data import CLASSES
 from hpo.training.model import ResNet20, count_parameters
 
 SHAPES: dict[DatasetName, tuple[int, int, int]] = {
@@ -22,7 +23,7 @@ SHAPES: dict[DatasetName, tuple[int, int, int]] = {
     "fashion_mnist": (28, 28, 1),
     "digits": (8, 8, 1),
 }
-CLASSES = 10
+"""Height, width and channels of each data set's images."""
 
 
 def write_blocks(facts: Facts) -> list[Block]:
@@ -40,7 +41,7 @@ def _overview(facts: Facts) -> Iterator[Block]:
         rows=[
             ("search space", f"{settings.space['name']}: {settings.space.get('description', '')}"),
             ("data set", f"{settings.dataset}; split checksum {settings.split[:12]}"),
-            ("budget of a trial", f"{settings.iterations:,} iterations, {settings.precision}"),
+            ("budget of a trial", f"{show_value(settings.iterations)} iterations, {settings.precision}"),
             ("recipes chosen by", f"{settings.sampler}, seed {settings.seed}"),
             ("poor trials ended by", f"{settings.pruner}, compared at equal {_alignment(facts)}"),
             ("trials", states),
@@ -99,7 +100,7 @@ def _search(facts: Facts) -> Iterator[Block]:
 
 def _cost(facts: Facts) -> Iterator[Block]:
     spent = facts.status["iterations_spent"]
-    distinct = distinct_iterations(facts.branches)
+    distinct = distinct_iterations((trial.recipe, trial.end) for trial in facts.trials)
     yield Heading(2, "What was trained, and what was shared")
     yield Grid(
         header=("iterations", "number", "of naive", ""),
@@ -144,19 +145,23 @@ def _documented(facts: Facts) -> Iterator[Block]:
     if not facts.documented:
         return
     yield Heading(2, "Documented runs that this study did not train")
-    comparable = is_comparable(facts.settings)
     yield Paragraph(
         "Figures of the document, on the test split of CIFAR-10 at 64,000 iterations, one run each. "
         + (
             "This study has that data set and budget."
-            if comparable
+            if facts.comparable
             else "Not comparable: this study has another budget."
         )
     )
     yield Grid(
         header=("run", "test loss", "test accuracy", "parameters", "recipe"),
         rows=[
-            (f"{run.section}. {run.title}", *_documented_test(run), f"{run.params.total:,}", _recipe_line(run.recipe))
+            (
+                f"{run.section}. {run.title}",
+                *_documented_test(run),
+                show_value(run.params.total),
+                _recipe_line(run.recipe),
+            )
             for run in facts.documented
         ],
     )
@@ -166,16 +171,16 @@ def _configuration(recipe: Recipe, shape: tuple[int, int, int]) -> list[tuple[st
     counts = network_counts(recipe, shape)
     return [
         ("learning rate, boundaries", _boundaries(recipe)),
-        ("learning rate, values", ", ".join(f"{value:g}" for value in recipe.values)),
+        ("learning rate, values", show_value(recipe.values)),
         ("head", recipe.head),
-        ("dropout rate", f"{recipe.dropout:g}" if recipe.dropout else "none"),
+        ("dropout rate", show_value(recipe.dropout or None)),
         ("early stopping", _patience(recipe)),
-        ("BatchNorm on shortcuts", "yes" if recipe.shortcut_norm else "no"),
-        ("optimizer", f"SGD, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"),
+        ("BatchNorm on shortcuts", show_value(recipe.shortcut_norm)),
+        ("optimizer", f"SGD, momentum {show_value(recipe.momentum)}, weight decay {show_value(recipe.weight_decay)}"),
         ("batch size, seed", f"{recipe.batch_size}, {recipe.seed}"),
-        ("total parameters", f"{counts.total:,}"),
-        ("trainable parameters", f"{counts.trainable:,}"),
-        ("non-trainable parameters", f"{counts.non_trainable:,}"),
+        ("total parameters", show_value(counts.total)),
+        ("trainable parameters", show_value(counts.trainable)),
+        ("non-trainable parameters", show_value(counts.non_trainable)),
     ]
 
 
@@ -183,19 +188,20 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
     attrs = run.trial.attrs
     yield ("outcome", str(attrs.get("outcome", "unknown")))
     if run.trial.state == "complete":
-        yield ("validation accuracy", f"{run.trial.value:.4f} ± {attrs['standard error']:.4f} (standard error)")
+        assert run.trial.value is not None
+        yield ("validation accuracy", show_measured(run.trial.value, attrs["standard error"]))
         yield ("validation loss", f"{attrs['validation loss']:.4f}")
     yield ("test loss", _across_seeds([result.loss for result in run.test]))
     yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
     if run.documented:
-        comparable = "" if is_comparable(facts.settings) else "; not comparable: CIFAR-10 at 64,000 iterations"
+        comparable = "" if facts.comparable else "; not comparable: CIFAR-10 at 64,000 iterations"
         loss, accuracy = _documented_test(run.documented)
         yield ("documented test loss", f"{loss}{comparable if run.documented.test_loss else ''}")
         yield ("documented test accuracy", f"{accuracy}{comparable if run.documented.test_accuracy else ''}")
 
 
 def network_counts(recipe: Recipe, shape: tuple[int, int, int]) -> ParameterCounts:
-    """Count the parameters of a recipe's network for images of a shape."""
+    """Count the parameters of a recipe's network for images of a shape (height, width, channels)."""
     network = ResNet20(
         channels=shape[2],
         classes=CLASSES,
@@ -221,26 +227,22 @@ def _documented_test(run: DocumentedRun) -> tuple[str, str]:
 
 
 def _recipe_line(recipe: Recipe) -> str:
-    head = f"{recipe.head} {recipe.dropout:g}" if recipe.dropout else recipe.head
-    rates = ", ".join(f"{value:g}" for value in recipe.values)
     stop = f", {_patience(recipe)}" if recipe.early_stopping else ""
-    return f"{head}; rates {rates} from 0, {_thousands(recipe.boundaries)}{stop}"
+    return (
+        f"{charts.head_line(recipe)}; rates {show_value(recipe.values)} from 0, {show_value(recipe.boundaries)}{stop}"
+    )
 
 
 def _boundaries(recipe: Recipe) -> str:
     own = tuple(scale(boundary, recipe.iterations) for boundary in recipe.boundaries)
-    reference = "" if own == recipe.boundaries else f" ({_thousands(recipe.boundaries)} of 64,000)"
-    return f"{_thousands(own)}{reference}"
+    reference = "" if own == recipe.boundaries else f" ({show_value(recipe.boundaries)} of 64,000)"
+    return f"{show_value(own)}{reference}"
 
 
 def _patience(recipe: Recipe) -> str:
     if recipe.early_stopping is None:
-        return "none"
-    return f"patience {scale(recipe.early_stopping, recipe.iterations):,} iterations"
-
-
-def _thousands(numbers: tuple[int, ...]) -> str:
-    return ", ".join(f"{number:,}" for number in numbers)
+        return show_value(None)
+    return f"patience {show_value(scale(recipe.early_stopping, recipe.iterations))} iterations"
 
 
 def _alignment(facts: Facts) -> str:
@@ -250,9 +252,9 @@ def _alignment(facts: Facts) -> str:
 def _best_line(best: Trial | None) -> str:
     if best is None:
         return "no trial is complete yet"
-    error = best.attrs["standard error"]
-    return f"trial {best.number}, validation accuracy {best.value:.4f} ± {error:.4f} (standard error)"
+    assert best.value is not None
+    return f"trial {best.number}, validation accuracy {show_measured(best.value, best.attrs['standard error'])}"
 
 
 def _cost_row(name: str, number: int, spent: dict[str, int], meaning: str) -> tuple[str, str, str, str]:
-    return name, f"{number:,}", f"{number / spent['naive']:.0%}", meaning
+    return name, show_value(number), f"{number / spent['naive']:.0%}", meaning

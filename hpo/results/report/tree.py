@@ -1,4 +1,4 @@
-"""Lay out the paths of a study's trials as a tree in which every stretch stands once."""
+"""The tree of a study's trials: their paths, with each segment that they share in one place."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ Path = Sequence[Segment]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stretch:
-    """Be a part (start, end] of a trial's path, and how many trials walk it."""
+class TreeSegment:
+    """A part (start, end] of a path that a fixed set of trials shares.
+
+    Unlike a segment of `hpo.trial.segments`, it ends where a trial leaves the path or ends, not where the learning rate
+    changes.
+
+    Attributes:
+        trials: How many trials share it.
+    """
 
     start: int
     end: int
@@ -22,28 +29,28 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """Be what a trial adds to the tree of the trials before it.
+    """The part of a trial's path that no earlier trial has: a row of the tree.
 
     Attributes:
-        parent: The earlier trial on whose path it begins, or None where it begins at iteration 0.
-        start: Where it leaves that path.
-        end: How far the trial came.
-        stretches: Of (start, end], in their order.
+        parent: The earlier trial on whose path it begins, or None if it begins at iteration 0.
+        start: The iteration at which it leaves that path.
+        end: The iteration that the trial reached.
+        segments: The segments of (start, end], in their order.
     """
 
     trial: int
     parent: int | None
     start: int
     end: int
-    stretches: tuple[Stretch, ...]
+    segments: tuple[TreeSegment, ...]
 
 
 def grow(paths: Mapping[int, Path], ends: Mapping[int, int]) -> list[Branch]:
-    """Make the tree of a study, from the top row down; no connection to a parent crosses another branch.
+    """Build the tree of a study, from the top row down; no connection to a parent crosses another branch.
 
     Args:
-        paths: Of the trials' recipes, by trial number.
-        ends: How far each trial came.
+        paths: The paths of the trials' recipes, by trial number.
+        ends: The iteration that each trial reached.
     """
     numbers = sorted(paths)
     shared = {
@@ -53,24 +60,19 @@ def grow(paths: Mapping[int, Path], ends: Mapping[int, int]) -> list[Branch]:
     return _rows(branches, None)
 
 
-def distinct_iterations(branches: Sequence[Branch]) -> int:
-    """Count the iterations of a tree, each stretch once."""
-    return sum(branch.end - branch.start for branch in branches)
-
-
 def _branch(number: int, numbers: Sequence[int], shared: Mapping[tuple[int, int], int], end: int) -> Branch:
     others = {other: shared[number, other] for other in numbers if other != number}
     parent = max((n for n in others if n < number and others[n]), key=lambda n: (others[n], -n), default=None)
     start = 0 if parent is None else others[parent]
     edges = sorted({start, end, *(at for at in others.values() if start < at < end)})
-    stretches = tuple(
-        Stretch(start=a, end=b, trials=1 + sum(at >= b for at in others.values())) for a, b in pairwise(edges)
+    segments = tuple(
+        TreeSegment(start=a, end=b, trials=1 + sum(at >= b for at in others.values())) for a, b in pairwise(edges)
     )
-    return Branch(trial=number, parent=parent, start=start, end=end, stretches=stretches)
+    return Branch(trial=number, parent=parent, start=start, end=end, segments=segments)
 
 
 def _rows(branches: Sequence[Branch], parent: int | None) -> list[Branch]:
-    """Put each branch above those that leave it; what leaves it last stands nearest."""
+    """Put each branch above those that leave it; the last to leave it comes first."""
     own = [branch for branch in branches if branch.parent == parent]
     own.sort(key=lambda branch: (-branch.start, branch.trial))
     return [row for branch in own for row in (branch, *_rows(branches, branch.trial))]
