@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import torch
 
 from hpo.training.data import Dataset, Split, split_dataset
 from hpo.training.datasets import load_dataset
+from integration.preloaded import Forked, Forker, preloading
 
 
 @pytest.fixture(scope="session")
@@ -24,29 +25,49 @@ def digits() -> Dataset:
     return split_dataset("digits", Split(images=whole.images[:200], labels=whole.labels[:200]), padding=1, flip=False)
 
 
-Start = Callable[..., subprocess.Popen[str]]
+Process = subprocess.Popen[str] | Forked
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Give a process that has imported `hpo`, to fork it from."""
+    with preloading() as made:
+        yield made
 
 
 @pytest.fixture
-def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start `hpo` in a process; what is left of it is killed at the end."""
+def start(tmp_path: Path, request: pytest.FixtureRequest, forker: Forker) -> Iterator[Start]:
+    """Start `hpo` in a process; what is left of it is killed at the end.
+
+    It is forked, and may execute some Python before; where a program is given, that is started as any other.
+    """
     with ExitStack() as stack:
 
         def start_hpo(
             *arguments: str,
             url: str | None = None,
             artifacts: str | None = None,
-            program: Sequence[str] = (sys.executable, "-m", "hpo"),
-        ) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [*program, *arguments],
-                cwd=tmp_path,
-                env=_environment(url or request.getfixturevalue("storage_url"), tmp_path, artifacts),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            before: str = "",
+            program: Sequence[str] | None = None,
+        ) -> Process:
+            environment = _environment(url or request.getfixturevalue("storage_url"), tmp_path, artifacts)
+            process: Process
+            if program is None:
+                output = [stack.enter_context(TemporaryFile("w+")) for _ in ("stdout", "stderr")]
+                files = [file.fileno() for file in output]
+                pid = forker.fork(arguments, environment=environment, folder=tmp_path, files=files, before=before)
+                process = Forked(pid, output)
+            else:
+                process = subprocess.Popen(
+                    [*program, *arguments],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
             stack.callback(_end, process)
             return process
 
@@ -59,7 +80,7 @@ def _environment(storage_url: str, folder: Path, artifacts: str | None) -> Mappi
     return kept | ours
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Process) -> None:
     if process.poll() is None:
         process.kill()
     process.communicate()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,13 +46,11 @@ LEASE = "4"  # of a worker that is alive, a busy machine may take more than half
 END_S = 5.0
 ROOM_S = 11.0  # after which the driver says that a worker waits for room
 STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
-# `hpo` that gives up a cluster's head after three seconds.
+# `hpo` gives up a cluster's head after three seconds.
 HASTY = """
-from hpo.cli import main
 from hpo.launch import ray
 
 ray.HEAD_GONE_S = 3.0
-main()
 """
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
@@ -258,7 +255,7 @@ def test_the_death_of_the_head_ends_the_driver_in_a_line_and_the_study_goes_on_e
     storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     with _new_cluster(num_cpus=1) as doomed:
-        driver = start(*on(doomed, 2, 960), program=(sys.executable, "-c", HASTY))
+        driver = start(*on(doomed, 2, 960), before=HASTY)
         made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
         wait_until_it_trains(made)
         [pid] = pids(made)
