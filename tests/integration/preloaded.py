@@ -62,6 +62,11 @@ class Forked:
             file.seek(0)
         return tuple(file.read() for file in self._output)
 
+    def printed(self) -> str:
+        """Give what it has printed to stderr so far."""
+        file = self._output[1].fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)

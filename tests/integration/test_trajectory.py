@@ -28,7 +28,7 @@ from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
 from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments
 
-from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
+from .sharing import BUDGET, RECIPE, claim, train, train_alone, train_and_finish
 from .support import NOTHING, SETTINGS, WORKER
 
 
@@ -60,7 +60,7 @@ def test_trials_that_share_have_the_curves_values_and_weights_of_trials_alone(
     checkpoints = Checkpoints(opened(make_url("sqlite")), open_artifacts(str(tmp_path / "shared")))
     for recipe in drawn:
         outcome, shared = train_and_finish(recipe, digits, checkpoints)
-        outcome_alone, alone = train(recipe, digits, None)
+        outcome_alone, alone = train_alone(recipe, digits)
         assert (outcome, shared.curve) == (outcome_alone, alone.curve)
         said = compare_with_scratch(recipe, digits, "fp32", shared.curve, checkpoints)
         assert said.endswith("and so are weights, momentum and BatchNorm statistics at its end")
@@ -89,7 +89,7 @@ def test_a_stopped_trial_goes_on_from_the_iteration_it_was_stopped_at(
     blocked, before = train(RECIPE, digits, Sharing(checkpoints, first), stop_at=stop_at)
     queue.hand_back(checkpoints.storage, first, NOTHING, "stopped")
     outcome, after = train(RECIPE, digits, Sharing(checkpoints, second))
-    outcome_alone, alone = train(RECIPE, digits, None)
+    outcome_alone, alone = train_alone(RECIPE, digits)
     assert (blocked, before.steps + after.steps) == ("stopped", BUDGET)
     assert (outcome, after.curve) == (outcome_alone, alone.curve)
 
@@ -115,7 +115,7 @@ def test_spoilt_checkpoints_are_trained_again(
         spoil(Path(artifacts.url) / artifact_id, how)
     recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
     outcome, shared = train_and_finish(recipe, digits, Checkpoints(checkpoints.storage, artifacts))
-    outcome_alone, alone = train(recipe, digits, None)
+    outcome_alone, alone = train_alone(recipe, digits)
     assert (outcome, shared.curve) == (outcome_alone, alone.curve)
     assert shared.steps == (13 if number == 1 else 32)
 
@@ -128,7 +128,7 @@ def test_a_full_store_costs_checkpoints_and_nothing_else(
 
     monkeypatch.setattr(checkpoints.artifacts.store, "write", fail)
     outcome, watcher = train_and_finish(RECIPE, digits, checkpoints)
-    outcome_alone, alone = train(RECIPE, digits, None)
+    outcome_alone, alone = train_alone(RECIPE, digits)
     assert (outcome, watcher.curve) == (outcome_alone, alone.curve)
     assert [r.getMessage() for r in caplog.records] == [
         f"artifacts {checkpoints.artifacts.url}: [Errno 28] No space left on device; "
@@ -344,7 +344,7 @@ def test_a_checkpoint_that_somebody_replaced_by_code_runs_nothing_and_is_dropped
     recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
     outcome, shared = train_and_finish(recipe, digits, Checkpoints(storage, artifacts))
 
-    outcome_alone, alone = train(recipe, digits, None)
+    outcome_alone, alone = train_alone(recipe, digits)
     assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET)
     assert not (tmp_path / "owned").exists()
     pickle.loads(content if how == "pickle" else pickle.dumps(_Payload(tmp_path / "owned")))
