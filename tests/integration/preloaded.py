@@ -1,11 +1,12 @@
 """Fork `hpo` from a process that has imported it: to import torch and all else takes longer than most tests.
 
-A process that is started so differs in nothing else from one that `subprocess` starts: it is a child of who asked for
-it, in a session of its own, with its own signals and its own end. What a driver starts is forked in the same way.
+Such a process is in all else as one that `subprocess` starts: a child of who asked for it, in a session of its own,
+with its own signals, files and end. The workers that a driver starts are forked in the same way.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
@@ -186,6 +187,8 @@ def _follow(order: dict[str, Any]) -> None:
 
 
 def _be_asked(line: socket.socket) -> None:
+    ending = SimpleNamespace(code=1)
+    atexit.register(_leave, ending)  # the first, which is called last
     for name in MODULES:
         import_module(name)
     gc.freeze()  # or each copy would write to all pages when it looks for garbage
@@ -205,7 +208,18 @@ def _be_asked(line: socket.socket) -> None:
     _follow(order)
     from hpo.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        ending.code = end.code
+        raise
+
+
+def _leave(ending: SimpleNamespace) -> None:
+    """End at once: the interpreter would take most of a second to take apart what was imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ending.code)
 
 
 def _fork_workers(forker: Forker) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +24,8 @@ from hpo.artifacts import Artifacts, open_artifacts
 from hpo.errors import VerificationFailed
 from hpo.queue import Attempt, Outcome, Progress
 from hpo.recipes.recipe import Recipe
-from hpo.recipes.schedule import evaluation
-from hpo.storage import AttemptRow, CheckpointRow, Storage
+from hpo.recipes.schedule import CurvePoint, evaluation
+from hpo.storage import AttemptRow, CheckpointRow, Storage, open_storage
 from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
 from hpo.trajectory import Checkpoints, Segment, Sharing, _checkpoint, compare_with_scratch, encode, segments
@@ -40,6 +42,32 @@ def artifacts(tmp_path: Path) -> Artifacts:
 @pytest.fixture
 def checkpoints(storage: Storage, artifacts: Artifacts) -> Checkpoints:
     return Checkpoints(storage, artifacts)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Hold the checkpoints of a trial of RECIPE, and its curve."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    curve: list[CurvePoint]
+
+    def copy_to(self, checkpoints: Checkpoints) -> None:
+        shutil.copytree(self.folder, checkpoints.artifacts.url, dirs_exist_ok=True)
+        with checkpoints.storage.transaction() as session:
+            session.add_all(CheckpointRow(**row) for row in self.rows)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    storage = open_storage(f"sqlite:///{folder}/hpo.db", "create")
+    _, watcher = train_and_finish(RECIPE, digits, Checkpoints(storage, open_artifacts(str(folder / "artifacts"))))
+    columns = [column.name for column in CheckpointRow.__table__.columns if column.name != "checkpoint_id"]
+    with storage.transaction() as session:
+        rows = [{name: getattr(row, name) for name in columns} for row in session.scalars(select(CheckpointRow))]
+    storage.close()
+    return Trained(folder / "artifacts", rows, watcher.curve)
 
 
 recipes = st.builds(
@@ -73,8 +101,10 @@ def test_a_trial_trains_only_what_no_other_has_trained(checkpoints: Checkpoints,
     assert steps == [32, 0, 12, 12]  # 20 of 32 iterations lie before the boundary at 40,000
 
 
-def test_a_trial_pruned_on_what_it_inherits_trains_nothing(checkpoints: Checkpoints, digits: Dataset) -> None:
-    train_and_finish(RECIPE, digits, checkpoints)
+def test_a_trial_pruned_on_what_it_inherits_trains_nothing(
+    checkpoints: Checkpoints, digits: Dataset, trained: Trained
+) -> None:
+    trained.copy_to(checkpoints)
     [attempt] = claim(checkpoints.storage)
     outcome, watcher = train(RECIPE, digits, Sharing(checkpoints, attempt), prune_at=10)
     assert isinstance(outcome, Outcome)
@@ -106,9 +136,9 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["flipped", "cut short", "removed"])
 @pytest.mark.parametrize("number", [1, 100])
 def test_spoilt_checkpoints_are_trained_again(
-    checkpoints: Checkpoints, artifacts: Artifacts, digits: Dataset, how: str, number: int
+    checkpoints: Checkpoints, artifacts: Artifacts, digits: Dataset, trained: Trained, how: str, number: int
 ) -> None:
-    train_and_finish(RECIPE, digits, checkpoints)
+    trained.copy_to(checkpoints)
     with checkpoints.storage.transaction() as session:
         deepest = session.scalars(select(CheckpointRow.artifact_id).order_by(CheckpointRow.iteration.desc())).all()
     for artifact_id in deepest[12 : 12 + number]:  # 20, the last state that the next recipe shares, and before
@@ -295,9 +325,11 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
     assert begun == [1, 2, 3, 4, 5, 6], "one for each idle worker, none for the dead and for that which trains"
 
 
-def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:
-    _, watcher = train_and_finish(RECIPE, digits, checkpoints)
-    curve = watcher.curve
+def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(
+    checkpoints: Checkpoints, digits: Dataset, trained: Trained
+) -> None:
+    trained.copy_to(checkpoints)
+    curve = trained.curve
     changed = [*curve[:-1], replace(curve[-1], val_loss=curve[-1].val_loss + 1e-9)]
     with pytest.raises(VerificationFailed, match="the curve differs at iteration 32"):
         compare_with_scratch(RECIPE, digits, "fp32", changed, checkpoints)
@@ -328,9 +360,9 @@ class _Payload:
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_checkpoint_that_somebody_replaced_by_code_runs_nothing_and_is_dropped(
-    storage: Storage, artifacts: Artifacts, digits: Dataset, tmp_path: Path, how: str
+    storage: Storage, artifacts: Artifacts, digits: Dataset, trained: Trained, tmp_path: Path, how: str
 ) -> None:
-    train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+    trained.copy_to(Checkpoints(storage, artifacts))
     content = pickle.dumps(_Payload(tmp_path / "owned"))
     if how == "torch":
         buffer = io.BytesIO()
