@@ -25,10 +25,10 @@ def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract
     best = searched.hpo("best", "--json").json
     # Which trial wins differs between processors; where it is the documented recipe, there is one run, and no rival.
     waiting, verdict = (1, "is the documented baseline itself") if best["recipe"] == RECIPE else (2, "takes two seeds")
-    begun = searched.hpo("benchmark", "--seeds", "1", "--timeout", "1", "--json")
+    begun = searched.hpo("benchmark", "--seeds", "1", "--workers", "1", "--timeout", "1", "--json")
     assert (begun.code, begun.json["waiting"]) == (0, waiting), begun.err
 
-    done = searched.hpo("benchmark", "--seeds", "1")
+    done = searched.hpo("benchmark", "--seeds", "1", "--workers", "1")
 
     assert done.code == 0, done.err
     assert "not comparable" in done.out
@@ -67,7 +67,8 @@ def test_an_export_classifies_an_image_and_its_recipe_trains_the_same_again(sear
     Image.fromarray(np.rint(image.reshape(8, 8) * (255 / 16)).astype(np.uint8)).save(searched.folder / "zero.png")
 
     classified = searched.run(sys.executable, "model/classify.py", "zero.png")
-    again = searched.hpo("run", "--space", "model/recipe.yaml", *SMALL[2:], "--trials", "1", "--study", "again")
+    space = ("--space", "model/recipe.yaml", *SMALL[2:])
+    again = searched.hpo("run", *space, "--trials", "1", "--workers", "1", "--study", "again")
     found = searched.hpo("best", "--study", "again", "--json").json
 
     assert (classified.code, classified.out) == (0, f"{label}\n"), classified.err
