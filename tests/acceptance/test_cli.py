@@ -67,6 +67,7 @@ def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: S
         assert str(before["best"]["trial"]) in finished.hpo(command).out
 
 
+@pytest.mark.slow
 def test_one_trial_trains_the_documented_recipe_and_more_continue_the_study(shell: Shell) -> None:
     first = shell.hpo("run", *SMALL, "--trials", "1", "--workers", "1", "--json")
     assert first.json["best"] == {"trial": 0, "value": first.json["best"]["value"], "recipe": RECIPE}
@@ -90,6 +91,7 @@ def test_other_settings_do_not_continue_a_study(finished: Shell) -> None:
     assert finished.hpo("status", "--json").json["target"] == 6
 
 
+@pytest.mark.slow
 def test_a_worker_joins_from_another_process(shell: Shell) -> None:
     command = [PROGRAMS / "hpo", "run", *SMALL, "--trials", "4", "--workers", "1", "--json"]
     with subprocess.Popen(
@@ -248,6 +250,7 @@ def test_the_layer_table_ends_with_the_documented_totals(shell: Shell) -> None:
     assert len(lines) == 1 + 74 + 4 + 1
 
 
+@pytest.mark.slow
 def test_a_study_that_is_timed_out_continues(shell: Shell) -> None:
     line = ("run", "--space", "smooth_lr", "--dataset", "digits", "--iterations", "64000", "--trials", "2", "--json")
     stopped = shell.run("hpo", *line, "--pruner", "none", "--workers", "1", "--timeout", "6")

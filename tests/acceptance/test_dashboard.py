@@ -156,6 +156,7 @@ def open_study(page: Page, address: str) -> None:
     expect(page).to_have_url(re.compile(r"/dashboard/studies/\d+"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_study_grows_in_the_browser_while_it_runs(
     kind: str, make_url: Callable[[str], str], shell: Shell, browser: Callable[[], Page]

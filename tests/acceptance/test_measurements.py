@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .support import Result, Shell
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -23,6 +25,7 @@ def runs_of(shell: Shell, name: str, *options: str) -> Any:
     return json.loads((shell.folder / "found.json").read_text())["runs"]
 
 
+@pytest.mark.slow
 def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shell) -> None:
     options = ("--trials", "2", "--iterations", "32", "--workers", "1", "--seeds", "1", "--pruning", "no", "--check")
     found = run(shell, "study_cost", *options).out.splitlines()
@@ -30,6 +33,7 @@ def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shel
     assert [line.split("|")[2:5] for line in found[-2:]] == [[" no ", " yes ", " 1.000 "], [" no ", " no ", " 1.000 "]]
 
 
+@pytest.mark.slow
 def test_plain_optuna_is_compared(shell: Shell) -> None:
     found = run(shell, "plain_optuna", "--trials", "1", "--iterations", "32", "--seeds", "1").out
     assert "| 0 | hpo |" in found
@@ -50,6 +54,7 @@ def test_the_control_plane_is_measured_without_an_error(shell: Shell) -> None:
     assert (optunas["kind"], optunas["errors"], optunas["states"]["complete"]) == ("optuna", 0, 2)
 
 
+@pytest.mark.slow
 def test_a_fleet_that_sleeps_is_measured_without_an_error(shell: Shell) -> None:
     times = ("--warm-up-s", "2", "--window-s", "4", "--speed-up", "20")
     [found] = runs_of(shell, "scale", "--workers", "2", *times)
@@ -57,6 +62,7 @@ def test_a_fleet_that_sleeps_is_measured_without_an_error(shell: Shell) -> None:
     assert found["share_training"] > 0
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed(shell: Shell) -> None:
     found = run(shell, "train_step", "--rounds", "1", "--steps", "1", "--size", "8", "--threads", "1").out
     assert "bare" in found
