@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        until_s = time.monotonic() + (START_S**2 if timeout is None else timeout)
+        until_s = time.monotonic() + (math.inf if timeout is None else timeout)
         while (code := self.poll()) is None:
             if time.monotonic() > until_s:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
@@ -139,6 +140,7 @@ def preloading() -> Iterator[Forker]:
             )
         stack.callback(process.wait)
         stack.callback(ours.close)  # at which it ends
+        ours.settimeout(START_S)
         assert ours.recv(ORDER_BYTES) == b"ready"
         yield Forker(ours)
 
