@@ -18,7 +18,7 @@ import torch
 from psycopg import sql
 
 from conftest import Kind, PostgreSQL
-from hpo.storage import open_storage
+from hpo.database.storage import open_storage
 from hpo.training.data import Dataset, Split, split_dataset
 from hpo.training.datasets import load_dataset
 from integration.preloaded import Forked, Forker, preloading

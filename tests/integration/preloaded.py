@@ -26,8 +26,20 @@ from typing import IO, Any
 
 HPO = (sys.executable, "-m", "hpo")
 # torch loads torch._dynamo with the first optimizer.
-MODULES = ("hpo.cli", "hpo.launch.local", "hpo.benchmark", "hpo.fleet", "hpo.exhibit", "hpo.figures", "hpo.removal")
-MODULES += ("hpo.view", "hpo.progress", "torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg")
+MODULES = (
+    "hpo.cli",
+    "hpo.cli.progress",
+    "hpo.cli.view",
+    "hpo.launch.local",
+    "hpo.results.benchmark",
+    "hpo.results.figures",
+    "hpo.worker.publish",
+    "hpo.worker.rotation",
+    "hpo.database.removal",
+    "torch._dynamo",
+    "sklearn.datasets",
+    "matplotlib.backends.backend_agg",
+)
 MODULES += ("psycopg", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite", "optuna.storages")
 START_S = 120.0  # to import torch on a busy machine
 POLL_S = 0.01

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpo import overview, study
-from hpo.storage import Storage
+from hpo import study
+from hpo.database import overview
+from hpo.database.storage import Storage
 from integration.preloaded import Forked
 
 from .support import dump, is_running

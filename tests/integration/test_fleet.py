@@ -114,9 +114,9 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     command += ["--trials", "3", "--workers", "2", "--pruner", "none", "--precision", "fp32"]
     said(start(*command, "--submit"))
     made = study.load(opened(storage_url), "small")
-    control.set_state(made.storage, made.study_id, "paused")
+    study_state.set_state(made.storage, made.study_id, "paused")
     driver = start(*command, before=EAGER)
-    wait_until(lambda: len(control.list_workers(made.storage)) == 2, START_S, "two workers that wait")
+    wait_until(lambda: len(workers.list_workers(made.storage)) == 2, START_S, "two workers that wait")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
 
     study_state.set_state(made.storage, made.study_id, "running")

@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from sqlalchemy import update
 
 from conftest import PostgreSQL, RestartablePostgreSQL
-from hpo import overview, patience, queue, study
+from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue
+from hpo.database import overview, queue, retry
 from hpo.database.overview import Counts
 from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage
@@ -102,7 +102,7 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
     fault: Fault,
     outage_s: float,
 ) -> None:
-    monkeypatch.setattr(patience, "CALL_S", CALL_S)
+    monkeypatch.setattr(retry, "CALL_S", CALL_S)
     direct = opened(url)
     made = make_study(direct, 2, LONG)
     undisturbed = make_study(opened(make_url("sqlite")), 2, LONG)
@@ -119,7 +119,7 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
             time.sleep(max(0.0, until_s - time.monotonic()))
             proxy.mend()
 
-        bearing = opened(through, "write", Patience(timeout_s=LONGEST_OUTAGE_S + 5.0))
+        bearing = opened(through, "write", RetryPolicy(timeout_s=LONGEST_OUTAGE_S + 5.0))
         with beside(interrupt):
             assert train(study.load(bearing, "small"), tmp_path) == 2
 
@@ -215,7 +215,7 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
             retried.append(load_all_of_trials(direct))
             proxy.mend()
 
-        bearing = opened(through, "write", Patience(timeout_s=60.0))
+        bearing = opened(through, "write", RetryPolicy(timeout_s=60.0))
         with beside(retry):
             assert train(study.load(bearing, "small"), tmp_path, lease_s=1.5) == 0
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpo import overview, study
-from hpo.overview import Counts
-from hpo.storage import Storage
+from hpo import study
+from hpo.database import overview
+from hpo.database.overview import Counts
+from hpo.database.storage import Storage
 from integration.conftest import Start
 from integration.ray_cluster import (
     END_S,

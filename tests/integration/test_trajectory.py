@@ -24,12 +24,11 @@ from hpo.artifacts import Artifacts, open_artifacts
 from hpo.database import queue, workers
 from hpo.database.attempt import Attempt, Outcome, Progress
 from hpo.database.checkpoint_index import find_checkpoint
-from hpo.database.storage import Storage
+from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import AttemptRow, CheckpointRow
 from hpo.errors import VerificationFailed
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, evaluation
-from hpo.storage import AttemptRow, CheckpointRow, Storage, open_storage
 from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
 from hpo.trial.checkpoints import Checkpoints, Sharing, encode
