@@ -59,9 +59,9 @@ CPU = torch.device("cpu")
 EAGER = """
 from functools import partial
 
-from hpo import worker
+from hpo.worker import work
 
-worker.TrialSupervisor = partial(worker.TrialSupervisor, write_every_s=0.4)
+work.TrialSupervisor = partial(work.TrialSupervisor, write_every_s=0.4)
 """
 
 

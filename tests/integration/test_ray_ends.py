@@ -37,9 +37,9 @@ pytestmark = pytest.mark.timeout(600)
 Open = Callable[..., Storage]
 # `hpo` gives up a cluster's head after a second.
 HASTY = """
-from hpo.launch import ray
+from hpo.launch import ray_cluster
 
-ray.LOOK_S, ray.HEAD_GONE_S = 0.2, 1.0
+ray_cluster.LOOK_S, ray_cluster.HEAD_GONE_S = 0.2, 1.0
 """
 
 
