@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format constraints clean system docker-check
+.PHONY: help demo test unit check format constraints clean system docker-check
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,8 +20,11 @@ demo: $(INSTALLED)  ## Run a 50-trial study in demo/, as a user would
 	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50
 
 test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile -m 'not alone' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
+
+unit: $(INSTALLED)  ## Run the unit tests alone, which need no server and no browser, within a minute
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/unit $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## Check format, lint, types and architecture
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -174,6 +175,25 @@ def opened() -> Iterator[Callable[..., Storage]]:
 def storage(storage_url: str, opened: Callable[..., Storage]) -> Storage:
     """Open a fresh database with all tables."""
     return opened(storage_url)
+
+
+def fill_once(tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """Give a folder that all processes of a session share: the first that wants it fills it, and others wait for that.
+
+    Args:
+        fill: Gets an empty folder, which has its name only when it is filled.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # or what is above is that of all sessions of the user
+        base = base.parent
+    filled = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
+            fill(folder)
+            folder.rename(filled)
+    return filled
 
 
 def pytest_configure() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from .support import Shell
+from conftest import fill_once
+
+from .support import Forking, Shell
 
 CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32")
@@ -27,6 +29,12 @@ RECIPE = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forking() -> Iterator[None]:
+    with Forking.ended():
+        yield
+
+
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
@@ -35,9 +43,12 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Give a folder in which `hpo run` has finished a study of six trials in `hpo.db`; many tests read it."""
-    shell = Shell(tmp_path_factory.mktemp("finished"))
-    done = shell.hpo("run", *SMALL, "--trials", "6")
-    assert done.code == 0, done.err
+
+    def finish(folder: Path) -> None:
+        done = Shell(folder).run("hpo", "run", *SMALL, "--trials", "6")
+        assert done.code == 0, done.err
+
+    shell = Shell(fill_once(tmp_path_factory, "finished", finish)).copy_to(tmp_path_factory.mktemp("finished") / "copy")
     held = files_in(shell.folder)
     yield shell
     assert files_in(shell.folder) == held, "a test wrote where others read: it wants a copy"

@@ -7,9 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from . import forking
 
 PROGRAMS = Path(sys.executable).parent
 LIMIT_S = 240.0
@@ -24,6 +29,39 @@ class Result:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+class Forking:
+    """Start `hpo` as `forking.py` does, from a process that is started when it is first wanted."""
+
+    process: ClassVar[subprocess.Popen[str] | None] = None
+
+    @classmethod
+    def hpo(cls, arguments: list[str], folder: Path, environment: dict[str, str], typed: str) -> Result:
+        if cls.process is None:
+            cls.process = subprocess.Popen(
+                [sys.executable, forking.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert cls.process.stdin is not None and cls.process.stdout is not None
+        with tempfile.TemporaryDirectory() as name:
+            stdin, stdout, stderr = (Path(name, stream) for stream in ("stdin", "stdout", "stderr"))
+            stdin.write_text(typed)
+            print(
+                json.dumps([arguments, str(folder), environment, [str(stdin), str(stdout), str(stderr)]]),
+                file=cls.process.stdin,
+                flush=True,
+            )
+            code = int(cls.process.stdout.readline())
+            return Result(code=code, out=stdout.read_text(), err=stderr.read_text())
+
+    @classmethod
+    @contextmanager
+    def ended(cls) -> Iterator[None]:
+        """End the process, if there is one, when the context ends."""
+        yield
+        if cls.process is not None:
+            cls.process.communicate()
+            cls.process = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +80,7 @@ class Shell:
         return Shell(Path(shutil.copytree(self.folder, folder)))
 
     def run(self, *arguments: str | Path, typed: str = "", **settings: str) -> Result:
+        """Run an installed program."""
         program, *rest = arguments
         done = subprocess.run(
             [PROGRAMS / str(program), *map(str, rest)],
@@ -56,4 +95,5 @@ class Shell:
         return Result(code=done.returncode, out=done.stdout, err=done.stderr)
 
     def hpo(self, *arguments: str | Path, typed: str = "", **settings: str) -> Result:
-        return self.run("hpo", *arguments, typed=typed, **settings)
+        """Run `hpo` in a forked process, which spares it the seconds that loading torch and the like takes."""
+        return Forking.hpo([str(argument) for argument in arguments], self.folder, self.environment | settings, typed)

@@ -142,9 +142,10 @@ def test_an_open_address_without_a_good_login_is_refused(
     assert refused.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_password_nowhere(postgresql: PostgreSQL, shell: Shell, opened: Callable[..., Storage]) -> None:
     url = postgresql.make_database()
-    command = [str(PROGRAMS / "hpo"), "run", *SMALL, "--trials", "3", "--workers", "1", "--storage", url]
+    command = [str(PROGRAMS / "hpo"), "run", *SMALL, "--trials", "1", "--workers", "1", "--storage", url]
     seen: set[str] = set()
     with subprocess.Popen(
         command, cwd=shell.folder, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -21,14 +21,15 @@ def searched(finished: Shell, tmp_path_factory: pytest.TempPathFactory) -> Shell
     return finished.copy_to(tmp_path_factory.mktemp("searched") / "folder")
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract_names(searched: Shell) -> None:
     best = searched.hpo("best", "--json").json
     # Which trial wins differs between processors; where it is the documented recipe, there is one run, and no rival.
     waiting, verdict = (1, "is the documented baseline itself") if best["recipe"] == RECIPE else (2, "takes two seeds")
-    begun = searched.hpo("benchmark", "--seeds", "1", "--timeout", "1", "--json")
+    begun = searched.hpo("benchmark", "--seeds", "1", "--workers", "1", "--timeout", "1", "--json")
     assert (begun.code, begun.json["waiting"]) == (0, waiting), begun.err
 
-    done = searched.hpo("benchmark", "--seeds", "1")
+    done = searched.hpo("benchmark", "--seeds", "1", "--workers", "1")
 
     assert done.code == 0, done.err
     assert "not comparable" in done.out
@@ -43,6 +44,7 @@ def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract
     assert (found["comparable"], found["waiting"], found["missing"]) == (False, 0, [])
 
 
+@pytest.mark.slow
 def test_all_documented_experiments_are_one_command(shell: Shell) -> None:
     done = shell.hpo(
         "benchmark", "--all-documented", "--dataset", "digits", "--iterations", "32", "--seeds", "1", "--json"
@@ -67,11 +69,13 @@ def test_an_export_classifies_an_image_and_its_recipe_trains_the_same_again(sear
     Image.fromarray(np.rint(image.reshape(8, 8) * (255 / 16)).astype(np.uint8)).save(searched.folder / "zero.png")
 
     classified = searched.run(sys.executable, "model/classify.py", "zero.png")
-    again = searched.hpo("run", "--space", "model/recipe.yaml", *SMALL[2:], "--trials", "1", "--study", "again")
+    space = ("--space", "model/recipe.yaml", *SMALL[2:])
+    again = searched.hpo("run", *space, "--trials", "1", "--study", "again", "--submit")
+    trained = searched.hpo("worker", "--study", "again")
     found = searched.hpo("best", "--study", "again", "--json").json
 
     assert (classified.code, classified.out) == (0, f"{label}\n"), classified.err
-    assert again.code == 0, again.err
+    assert (again.code, trained.code) == (0, 0), again.err + trained.err
     assert found == done.json | {"trial": 0}
     lines = [line for line in (searched.folder / "model/classify.py").read_text().splitlines() if line]
     assert len(lines) == 1 + 10

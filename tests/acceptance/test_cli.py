@@ -67,8 +67,9 @@ def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: S
         assert str(before["best"]["trial"]) in finished.hpo(command).out
 
 
+@pytest.mark.slow
 def test_one_trial_trains_the_documented_recipe_and_more_continue_the_study(shell: Shell) -> None:
-    first = shell.hpo("run", *SMALL, "--trials", "1", "--json")
+    first = shell.hpo("run", *SMALL, "--trials", "1", "--workers", "1", "--json")
     assert first.json["best"] == {"trial": 0, "value": first.json["best"]["value"], "recipe": RECIPE}
     assert first.json["iterations_spent"] == {"naive": 32, "requested": 32, "trained": 32}
     assert shell.hpo("verify").out.endswith("and so are weights, momentum and BatchNorm statistics at its end\n")
@@ -90,6 +91,7 @@ def test_other_settings_do_not_continue_a_study(finished: Shell) -> None:
     assert finished.hpo("status", "--json").json["target"] == 6
 
 
+@pytest.mark.slow
 def test_a_worker_joins_from_another_process(shell: Shell) -> None:
     command = [PROGRAMS / "hpo", "run", *SMALL, "--trials", "4", "--workers", "1", "--json"]
     with subprocess.Popen(
@@ -164,7 +166,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "report", "gc", "dashboard", "workers"])
 def test_commands_that_read_make_no_database(shell: Shell, command: str) -> None:
-    refused = shell.hpo(command)
+    refused = shell.run("hpo", command)
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == "error: storage: there is no database hpo.db; `hpo run` makes one, --storage names another\n"
     assert not (shell.folder / "hpo.db").exists()
@@ -195,6 +197,8 @@ def test_digits_in_place_of_cifar10_come_with_a_notice(shell: Shell) -> None:
         "1",
         "--iterations",
         "32",
+        "--workers",
+        "1",
         "--json",
         https_proxy=proxy,
         http_proxy=proxy,
@@ -208,7 +212,7 @@ def test_digits_in_place_of_cifar10_come_with_a_notice(shell: Shell) -> None:
 def test_help_is_instant(shell: Shell) -> None:
     def once() -> float:
         started = time.monotonic()
-        assert shell.hpo("--help").code == 0
+        assert shell.run("hpo", "--help").code == 0
         return time.monotonic() - started
 
     assert min(once() for _ in range(10)) < 0.5
@@ -246,9 +250,10 @@ def test_the_layer_table_ends_with_the_documented_totals(shell: Shell) -> None:
     assert len(lines) == 1 + 74 + 4 + 1
 
 
+@pytest.mark.slow
 def test_a_study_that_is_timed_out_continues(shell: Shell) -> None:
     line = ("run", "--space", "smooth_lr", "--dataset", "digits", "--iterations", "64000", "--trials", "2", "--json")
-    stopped = shell.hpo(*line, "--pruner", "none", "--timeout", "6")
+    stopped = shell.run("hpo", *line, "--pruner", "none", "--workers", "1", "--timeout", "6")
     assert stopped.code == 0
     assert stopped.json["trials"]["waiting"] == 2
     assert "stopped after 6 s; the same command continues" in stopped.err

@@ -43,9 +43,18 @@ def study(
     server: PostgreSQL = request.getfixturevalue("postgresql")
     url = server.make_database()
     shell = Shell(tmp_path_factory.mktemp("shared"))
-    done = shell.hpo("run", *SMALL, "--trials", "6", "--storage", url)
-    assert done.code == 0, done.err
+    for command in (("run", *SMALL, "--trials", "6", "--submit"), ("worker",)):
+        done = shell.hpo(*command, "--storage", url)
+        assert done.code == 0, done.err
     return shell, url.replace("postgresql://", "postgresql+psycopg://")
+
+
+@pytest.fixture(scope="module")
+def address(study: tuple[Shell, str]) -> Iterator[str]:
+    """Serve our dashboard of the study to all tests that look at it."""
+    shell, url = study
+    with serving(shell, "hpo", "dashboard", "--storage", url) as served:
+        yield served
 
 
 @contextmanager
@@ -114,34 +123,30 @@ def test_optuna_dashboard_as_installed_opens_the_storage(study: tuple[Shell, str
     assert names >= {"data set", "iterations", "seed", "sampler", "pruner", "trials"}
 
 
-def test_a_person_finds_study_history_and_trials_in_a_browser(
-    study: tuple[Shell, str], browser: Callable[[], Page]
-) -> None:
-    shell, url = study
+def test_a_person_finds_study_history_and_trials_in_a_browser(address: str, browser: Callable[[], Page]) -> None:
     page = browser()
     page.set_default_timeout(60_000)
-    with serving(shell, "hpo", "dashboard", "--storage", url) as address:
-        open_study(page, address)
-        for heading in ("History", "Study User Attributes", "Intermediate values"):
-            expect(page.get_by_role("heading", name=heading)).to_be_visible()
-        expect(page.locator(".js-plotly-plot").first).to_be_visible()
-        save_picture(page, "dashboard")
-        page.goto(f"{page.url.rstrip('/')}/trials?numbers=0")
-        expect(page.get_by_role("heading", name=re.compile("Trial 0 "))).to_be_visible()
-        for line in ("learning_rate_2 0.02", "outcome complete", "iterations 32"):
-            expect(page.get_by_text(line, exact=True)).to_be_visible()
-        expect(page.get_by_text("Complete.", exact=True)).to_be_visible()
-        expect(page.get_by_role("cell", name="20,000, 32,000, 56,000").first).to_be_visible()
-        pictures = page.locator("img[src*='/artifacts/']")
-        expect(pictures).to_have_count(2)  # in the note, and among the artifacts
-        for picture in pictures.all():
-            picture.scroll_into_view_if_needed()
-            wait_until(lambda picture=picture: picture.evaluate("image => image.naturalWidth") == 1050)
-        expect(page.get_by_text("training and validation.png")).to_be_visible()
-        save_picture(page, "trial")
-        page.goto(f"{page.url.partition('/trials')[0]}/note")
-        expect(page.get_by_text("hpo run --space smooth_lr --trials N --study smooth_lr-digits")).to_be_visible()
-        expect(page.get_by_role("cell", name=re.compile("32 iterations, (fp32|bf16)"))).to_be_visible()
+    open_study(page, address)
+    for heading in ("History", "Study User Attributes", "Intermediate values"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    save_picture(page, "dashboard")
+    page.goto(f"{page.url.rstrip('/')}/trials?numbers=0")
+    expect(page.get_by_role("heading", name=re.compile("Trial 0 "))).to_be_visible()
+    for line in ("learning_rate_2 0.02", "outcome complete", "iterations 32"):
+        expect(page.get_by_text(line, exact=True)).to_be_visible()
+    expect(page.get_by_text("Complete.", exact=True)).to_be_visible()
+    expect(page.get_by_role("cell", name="20,000, 32,000, 56,000").first).to_be_visible()
+    pictures = page.locator("img[src*='/artifacts/']")
+    expect(pictures).to_have_count(2)  # in the note, and among the artifacts
+    for picture in pictures.all():
+        picture.scroll_into_view_if_needed()
+        wait_until(lambda picture=picture: picture.evaluate("image => image.naturalWidth") == 1050)
+    expect(page.get_by_text("training and validation.png")).to_be_visible()
+    save_picture(page, "trial")
+    page.goto(f"{page.url.partition('/trials')[0]}/note")
+    expect(page.get_by_text("hpo run --space smooth_lr --trials N --study smooth_lr-digits")).to_be_visible()
+    expect(page.get_by_role("cell", name=re.compile("32 iterations, (fp32|bf16)"))).to_be_visible()
     page.close()
 
 
@@ -151,23 +156,25 @@ def open_study(page: Page, address: str) -> None:
     expect(page).to_have_url(re.compile(r"/dashboard/studies/\d+"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_study_grows_in_the_browser_while_it_runs(
     kind: str, make_url: Callable[[str], str], shell: Shell, browser: Callable[[], Page]
 ) -> None:
+    url = make_url(kind)
     page = browser()
     page.set_default_timeout(60_000)
     command = [
         *SMALL,
         "--trials",
-        "24",  # the page asks now and then, and the run must not end before
+        "100",  # the page asks now and then, and the run must not end before; it is stopped when all is seen
         "--pruner",
         "none",
         "--workers",
         "1",
         "--dashboard",
         "--storage",
-        make_url(kind),
+        url,
     ]
     with subprocess.Popen(
         [PROGRAMS / "hpo", "run", *command],
@@ -190,8 +197,9 @@ def test_a_study_grows_in_the_browser_while_it_runs(
             expect(page.get_by_text("Running", exact=True).first).to_be_visible(timeout=slow)
             expect(page.get_by_role("button", name="Trial 0 Complete")).to_be_visible(timeout=slow)
             expect(page.get_by_text("Complete.", exact=True)).to_be_visible(timeout=slow)  # its note came too
-            assert page.get_by_role("button", name="Trial 23 Complete").count() == 0, "it is still under way"
+            assert page.get_by_role("button", name="Trial 99 Complete").count() == 0, "it is still under way"
             assert ask(f"{announced[1]}/api/studies", "POST", b"{}")[0] == 405
+            assert shell.hpo("stop", "--storage", url).code == 0
             process.stderr.read()
             assert process.wait() == 0
             assert ask(f"{announced[1]}/api/studies")[0] == 0, "it ends with the run"
@@ -221,14 +229,12 @@ def save_picture(page: Page, name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["DELETE", "POST", "PUT", "PATCH"])
-def test_our_dashboard_lets_nobody_change_anything(study: tuple[Shell, str], method: str) -> None:
-    shell, url = study
-    with serving(shell, "hpo", "dashboard", "--storage", url) as address:
-        [before] = ask(f"{address}/api/studies")[1]["study_summaries"]
-        target = f"{address}/api/studies/{before['study_id']}"
-        assert ask(target, method)[0] == 405
-        assert ask(f"{address}/api/studies", method, b'{"study_name": "x", "directions": ["minimize"]}')[0] == 405
-        [after] = ask(f"{address}/api/studies")[1]["study_summaries"]
+def test_our_dashboard_lets_nobody_change_anything(address: str, method: str) -> None:
+    [before] = ask(f"{address}/api/studies")[1]["study_summaries"]
+    target = f"{address}/api/studies/{before['study_id']}"
+    assert ask(target, method)[0] == 405
+    assert ask(f"{address}/api/studies", method, b'{"study_name": "x", "directions": ["minimize"]}')[0] == 405
+    [after] = ask(f"{address}/api/studies")[1]["study_summaries"]
     assert after == before
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
+from uuid import uuid4
 
+import psycopg
 import pytest
 import torch
+from psycopg import sql
 
+from conftest import Kind, PostgreSQL
+from hpo.database.storage import open_storage
 from hpo.training.data import Dataset, Split, split_dataset
 from hpo.training.datasets import load_dataset
+from integration.preloaded import Forked, Forker, preloading
 
 
 @pytest.fixture(scope="session")
@@ -24,29 +32,88 @@ def digits() -> Dataset:
     return split_dataset("digits", Split(images=whole.images[:200], labels=whole.labels[:200]), padding=1, flip=False)
 
 
-Start = Callable[..., subprocess.Popen[str]]
+@pytest.fixture(scope="session")
+def make_with_tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], str]:
+    """Give a way to copy a database that has all tables, which takes a fraction of the time of making them."""
+
+    @cache
+    def original(kind: Kind) -> str:
+        if kind == "sqlite":
+            url = f"sqlite:///{tmp_path_factory.mktemp('original')}/hpo.db"
+        else:
+            url = request.getfixturevalue("postgresql").make_database()
+        open_storage(url, "create").close()
+        return url
+
+    def copy(kind: Kind) -> str:
+        if kind == "sqlite":
+            folder = tmp_path_factory.mktemp("copy")
+            shutil.copyfile(original(kind).removeprefix("sqlite:///"), folder / "hpo.db")
+            return f"sqlite:///{folder}/hpo.db"
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        before, name = original(kind).rpartition("/")[2], f"test_{uuid4().hex}"
+        query = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(before))
+        with closing(psycopg.connect(server.url("postgres"), autocommit=True)) as connection:
+            connection.execute(query)
+        return server.url(name)
+
+    return copy
 
 
 @pytest.fixture
-def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start `hpo` in a process; what is left of it is killed at the end."""
+def storage_url(
+    kind: Kind,
+    request: pytest.FixtureRequest,
+    make_url: Callable[[Kind], str],
+    make_with_tables: Callable[[Kind], str],
+) -> str:
+    """Give the URL of a fresh database; it has tables at once where `storage` would make them before the test."""
+    return make_with_tables(kind) if "storage" in request.fixturenames else make_url(kind)
+
+
+Process = subprocess.Popen[str] | Forked
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Give a process that has imported `hpo`, to fork it from."""
+    with preloading() as made:
+        yield made
+
+
+@pytest.fixture
+def start(tmp_path: Path, request: pytest.FixtureRequest, forker: Forker) -> Iterator[Start]:
+    """Start `hpo` in a process; what is left of it is killed at the end.
+
+    It is forked, and may execute some Python before; where a program is given, that is started as any other.
+    """
     with ExitStack() as stack:
 
         def start_hpo(
             *arguments: str,
             url: str | None = None,
             artifacts: str | None = None,
-            program: Sequence[str] = (sys.executable, "-m", "hpo"),
-        ) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [*program, *arguments],
-                cwd=tmp_path,
-                env=_environment(url or request.getfixturevalue("storage_url"), tmp_path, artifacts),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            before: str = "",
+            program: Sequence[str] | None = None,
+        ) -> Process:
+            environment = _environment(url or request.getfixturevalue("storage_url"), tmp_path, artifacts)
+            process: Process
+            if program is None:
+                output = [stack.enter_context(TemporaryFile("w+")) for _ in ("stdout", "stderr")]
+                files = [file.fileno() for file in output]
+                pid = forker.fork(arguments, environment=environment, folder=tmp_path, files=files, before=before)
+                process = Forked(pid, output)
+            else:
+                process = subprocess.Popen(
+                    [*program, *arguments],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
             stack.callback(_end, process)
             return process
 
@@ -59,7 +126,7 @@ def _environment(storage_url: str, folder: Path, artifacts: str | None) -> Mappi
     return kept | ours
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Process) -> None:
     if process.poll() is None:
         process.kill()
     process.communicate()

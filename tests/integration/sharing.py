@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,9 @@ RECIPE = Recipe(
     batch_size=8,
     iterations=BUDGET,
 )
+
+Alone = tuple[str, float | None, list[CurvePoint]]
+"""How a trial ends that is disturbed by nothing, its value and its curve."""
 
 
 @dataclass
@@ -75,6 +78,17 @@ def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: in
     return run_trial(task, digits, watcher, sharing), watcher
 
 
+_alone: dict[tuple[Recipe, str], tuple[object, Watcher]] = {}
+
+
+def train_alone(recipe: Recipe, digits: Dataset) -> tuple[object, Watcher]:
+    """Train a recipe without sharing; what that gives is compared with again and again, and trained once."""
+    key = recipe, digits.checksum
+    if key not in _alone:
+        _alone[key] = train(recipe, digits, None)
+    return _alone[key]
+
+
 def train_and_finish(recipe: Recipe, digits: Dataset, checkpoints: Checkpoints) -> tuple[object, Watcher]:
     [attempt] = claim(checkpoints.storage)
     outcome, watcher = train(recipe, digits, Sharing(checkpoints, attempt))
@@ -83,18 +97,25 @@ def train_and_finish(recipe: Recipe, digits: Dataset, checkpoints: Checkpoints) 
     return outcome, watcher
 
 
-def require_undisturbed(made: study.Study, folder: Path) -> None:
-    """Train each trial's recipe alone, and see that end, value and curve are the same."""
+def require_undisturbed(made: study.Study, folder: Path, each: Callable[..., Iterable[Alone]] = map) -> None:
+    """Train each trial's recipe alone, and see that end, value and curve are the same.
+
+    Args:
+        each: Calls a function with all arguments, as `map` does; that of an executor trains several at once.
+    """
+    trials = made.trials()
+    curves = [overview.load_curve(made.storage, trial._trial_id) for trial in trials]
+    tasks = [Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32") for trial in trials]
+    ends = [c[-1].iteration if t.state == TrialState.PRUNED else None for t, c in zip(trials, curves, strict=True)]
+    alone = each(_train_undisturbed, tasks, ends, [folder] * len(trials))
+    found = [(t.user_attrs["outcome"], t.value, curve) for t, curve in zip(trials, curves, strict=True)]
+    for one, other in zip(found, alone, strict=True):
+        assert one == other
+
+
+def _train_undisturbed(task: Task, prune_at: int | None, folder: Path) -> Alone:
     torch.set_num_threads(1)  # as workers do
-    digits = load_dataset("digits", folder)
-    for trial in made.trials():
-        curve = overview.load_curve(made.storage, trial._trial_id)
-        alone = Watcher(prune_at=curve[-1].iteration if trial.state == TrialState.PRUNED else None)
-        task = Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32")
-        outcome = run_trial(task, digits, alone)
-        assert isinstance(outcome, Outcome)
-        assert (trial.user_attrs["outcome"], trial.value, curve) == (
-            outcome.attrs["outcome"],
-            outcome.value,
-            alone.curve,
-        )
+    watcher = Watcher(prune_at=prune_at)
+    outcome = run_trial(task, load_dataset("digits", folder), watcher)
+    assert isinstance(outcome, Outcome)
+    return outcome.attrs["outcome"], outcome.value, watcher.curve

@@ -55,6 +55,14 @@ FINISH_S = 180.0
 END_S = 5.0
 NOTICED_S = 60.0  # a heartbeat is due within ten
 CPU = torch.device("cpu")
+# A worker writes what it measures, and so learns that its study was stopped, five times as often.
+EAGER = """
+from functools import partial
+
+from hpo.worker import work
+
+work.TrialSupervisor = partial(work.TrialSupervisor, write_every_s=0.4)
+"""
 
 
 def said(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -69,7 +77,7 @@ def said(process: subprocess.Popen[str], code: int = 0) -> str:
 def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exactly_its_trials(
     storage: Storage, start: Start
 ) -> None:
-    made = make_study(storage, 8, replace(SETTINGS, iterations=256, pruner="none"))
+    made = make_study(storage, 8, replace(SETTINGS, iterations=128, pruner="none"))
     paused = "study small is paused: 0 running trials go on to their ends, 8 wait. "
     assert said(start("pause")).startswith(paused)
     workers = [start("worker"), start("worker")]
@@ -102,12 +110,12 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
-    command = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "400"]
+    command = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "192"]
     command += ["--trials", "3", "--workers", "2", "--pruner", "none", "--precision", "fp32"]
     said(start(*command, "--submit"))
     made = study.load(opened(storage_url), "small")
     study_state.set_state(made.storage, made.study_id, "paused")
-    driver = start(*command)
+    driver = start(*command, before=EAGER)
     wait_until(lambda: len(workers.list_workers(made.storage)) == 2, START_S, "two workers that wait")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
 
@@ -129,7 +137,7 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     assert "3 / 3 finished" in said(start(*command))
     assert overview.count(made.storage, made.study_id) == Counts(complete=3)
     trained = study.status(made)["iterations_spent"]["trained"]
-    assert trained <= 3 * 400, "what was trained before the stop is not trained again"
+    assert trained <= 3 * 192, "what was trained before the stop is not trained again"
     require_undisturbed(made, tmp_path)
 
 
@@ -161,7 +169,7 @@ def test_stopping_hands_back_what_a_worker_trains_and_ends_it(storage: Storage, 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_stopping_may_let_a_trial_come_to_its_end(storage: Storage, start: Start) -> None:
-    made = make_study(storage, 2, replace(SETTINGS, iterations=400))
+    made = make_study(storage, 2, replace(SETTINGS, iterations=256))
     worker = start("worker")
     wait_until_it_trains(made)
 

@@ -37,7 +37,7 @@ from integration.conftest import Start
 from integration.network import connected_hosts
 from integration.proxy import proxied
 
-from .sharing import RECIPE, train, train_and_finish
+from .sharing import RECIPE, train_alone, train_and_finish
 from .support import NOTHING, SETTINGS, SPACE, WORKER, claim, make_study, wait_until
 
 BUCKET = "hpo-checkpoints"
@@ -109,7 +109,7 @@ def test_two_workers_share_what_they_train_through_a_bucket(
 ) -> None:
     url = make_url("sqlite")
     first, second = (Checkpoints(opened(url), open_artifacts(bucket)) for _ in range(2))
-    outcome, alone = train(RECIPE, digits, None)
+    outcome, alone = train_alone(RECIPE, digits)
     assert train_and_finish(RECIPE, digits, first)[1].steps == RECIPE.iterations
     shared_outcome, shared = train_and_finish(RECIPE, digits, second)
     assert (shared_outcome, shared.curve, shared.steps) == (outcome, alone.curve, 0)
@@ -122,7 +122,7 @@ def test_a_bucket_that_does_not_exist_costs_checkpoints_and_nothing_else(
     digits: Dataset,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    outcome, alone = train(RECIPE, digits, None)
+    outcome, alone = train_alone(RECIPE, digits)
     found, watcher = train_and_finish(RECIPE, digits, Checkpoints(storage, open_artifacts(f"{bucket}-of-another")))
     assert (found, watcher.curve) == (outcome, alone.curve)
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("hpo")]

@@ -20,7 +20,7 @@ from sqlalchemy import update
 from conftest import PostgreSQL, RestartablePostgreSQL
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue
+from hpo.database import overview, queue, retry
 from hpo.database.overview import Counts
 from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage
@@ -35,13 +35,14 @@ from integration.proxy import Fault, proxied
 from integration.support import SETTINGS, SPACE, WORKER, complete, dump, load_all_of_trials, make_study, wait_until
 
 Open = Callable[..., Storage]
-OUTAGE_S = 10.0
+OUTAGE_S = 5.0
+CALL_S = 2.0  # of a database that is silent
 LONGEST_OUTAGE_S = 20.0
 OUTAGES = 3
 START_S = 120.0
 CPU = torch.device("cpu")
 # Long enough for an outage in the midst of training; without a pruner, nothing has to wait for its decision.
-LONG = replace(SETTINGS, iterations=384, pruner="none")
+LONG = replace(SETTINGS, iterations=256, pruner="none")
 
 
 @pytest.fixture
@@ -91,10 +92,17 @@ def beside(action: Callable[[], None]) -> Iterator[None]:
     assert failed == []
 
 
-@pytest.mark.parametrize(("fault", "outage_s"), [("reset", 4.0), ("silent", 10.0)])
+@pytest.mark.parametrize(("fault", "outage_s"), [("reset", 3.0), ("silent", 5.0)])
 def test_training_goes_on_without_a_database_and_its_results_are_delivered_afterwards(
-    url: str, opened: Open, make_url: Callable[[str], str], tmp_path: Path, fault: Fault, outage_s: float
+    url: str,
+    opened: Open,
+    make_url: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    outage_s: float,
 ) -> None:
+    monkeypatch.setattr(retry, "CALL_S", CALL_S)
     direct = opened(url)
     made = make_study(direct, 2, LONG)
     undisturbed = make_study(opened(make_url("sqlite")), 2, LONG)
@@ -103,7 +111,7 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
     with proxied(url) as (proxy, through):
 
         def interrupt() -> None:
-            wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+            wait_until(lambda: dump(direct)["hpo_curve_points"], START_S, "a trial that trains")
             proxy.cut(fault)
             before, until_s = count_files(tmp_path), time.monotonic() + outage_s
             # After the first of the two, the worker knew that there was no database.
@@ -111,9 +119,9 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
             time.sleep(max(0.0, until_s - time.monotonic()))
             proxy.mend()
 
-        patient = opened(through, "write", RetryPolicy(timeout_s=LONGEST_OUTAGE_S + 5.0))  # so that a call has 6 s
+        bearing = opened(through, "write", RetryPolicy(timeout_s=LONGEST_OUTAGE_S + 5.0))
         with beside(interrupt):
-            assert train(study.load(patient, "small"), tmp_path) == 2
+            assert train(study.load(bearing, "small"), tmp_path) == 2
 
     assert content(made) == content(undisturbed)
     assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete", "complete"]
@@ -126,7 +134,7 @@ def test_a_study_outlives_a_postgresql_that_is_stopped_and_started_again(
     url = restartable.start().make_database()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
     driver = start(
-        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "256"),
+        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "192"),
         *("--trials", "8", "--workers", "2", "--storage-timeout", "60"),
         url=url,
     )
@@ -164,11 +172,11 @@ def test_a_worker_whose_database_stays_away_leaves_what_it_trained_and_exits_wit
     url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     direct = opened(url)
-    longer = replace(LONG, iterations=2560)  # so that it is not at its end before its first points can be seen
+    longer = replace(LONG, iterations=640)  # so that it is not at its end before its first points can be seen
     made = make_study(direct, 1, longer)
     with proxied(url) as (proxy, through):
         worker = start("worker", "--storage-timeout", "5", url=through)
-        wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+        wait_until(lambda: dump(direct)["hpo_curve_points"], START_S, "a trial that trains")
         proxy.cut("reset")
         output = worker.communicate(timeout=START_S)
 
@@ -207,9 +215,9 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
             retried.append(load_all_of_trials(direct))
             proxy.mend()
 
-        patient = opened(through, "write", RetryPolicy(timeout_s=60.0))
+        bearing = opened(through, "write", RetryPolicy(timeout_s=60.0))
         with beside(retry):
-            assert train(study.load(patient, "small"), tmp_path, lease_s=1.5) == 0
+            assert train(study.load(bearing, "small"), tmp_path, lease_s=1.5) == 0
 
     assert [load_all_of_trials(direct)] == retried
     assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["lapsed", "complete"]
@@ -220,7 +228,7 @@ def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, o
     made = make_study(direct, 1, LONG)
     with connected_hosts(1) as [host], proxied(url, host.gateway) as (_, through):
         worker = start("worker", "--storage-timeout", "12", url=through, program=host.program)
-        wait_until(lambda: len(dump(direct)["hpo_curve_points"]) > 4, START_S, "a trial that trains")
+        wait_until(lambda: dump(direct)["hpo_curve_points"], START_S, "a trial that trains")
         host.disconnect()
         time.sleep(7.0)  # a call has 3 s
         host.connect()

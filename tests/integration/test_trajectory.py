@@ -6,10 +6,12 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,18 +24,18 @@ from hpo.artifacts import Artifacts, open_artifacts
 from hpo.database import queue, workers
 from hpo.database.attempt import Attempt, Outcome, Progress
 from hpo.database.checkpoint_index import find_checkpoint
-from hpo.database.storage import Storage
+from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import AttemptRow, CheckpointRow
 from hpo.errors import VerificationFailed
 from hpo.recipes.recipe import Recipe
-from hpo.recipes.schedule import evaluation
+from hpo.recipes.schedule import CurvePoint, evaluation
 from hpo.training.data import Dataset
 from hpo.training.train import Training, numerics
 from hpo.trial.checkpoints import Checkpoints, Sharing, encode
 from hpo.trial.segments import Segment, segments
 from hpo.worker.verify import compare_with_scratch
 
-from .sharing import BUDGET, RECIPE, claim, train, train_and_finish
+from .sharing import BUDGET, RECIPE, claim, train, train_alone, train_and_finish
 from .support import NOTHING, SETTINGS, WORKER
 
 
@@ -45,6 +47,32 @@ def artifacts(tmp_path: Path) -> Artifacts:
 @pytest.fixture
 def checkpoints(storage: Storage, artifacts: Artifacts) -> Checkpoints:
     return Checkpoints(storage, artifacts)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Hold the checkpoints of a trial of RECIPE, and its curve."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    curve: list[CurvePoint]
+
+    def copy_to(self, checkpoints: Checkpoints) -> None:
+        shutil.copytree(self.folder, checkpoints.artifacts.url, dirs_exist_ok=True)
+        with checkpoints.storage.transaction() as session:
+            session.add_all(CheckpointRow(**row) for row in self.rows)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    storage = open_storage(f"sqlite:///{folder}/hpo.db", "create")
+    _, watcher = train_and_finish(RECIPE, digits, Checkpoints(storage, open_artifacts(str(folder / "artifacts"))))
+    columns = [column.name for column in CheckpointRow.__table__.columns if column.name != "checkpoint_id"]
+    with storage.transaction() as session:
+        rows = [{name: getattr(row, name) for name in columns} for row in session.scalars(select(CheckpointRow))]
+    storage.close()
+    return Trained(folder / "artifacts", rows, watcher.curve)
 
 
 recipes = st.builds(
@@ -65,7 +93,7 @@ def test_trials_that_share_have_the_curves_values_and_weights_of_trials_alone(
     checkpoints = Checkpoints(opened(make_url("sqlite")), open_artifacts(str(tmp_path / "shared")))
     for recipe in drawn:
         outcome, shared = train_and_finish(recipe, digits, checkpoints)
-        outcome_alone, alone = train(recipe, digits, None)
+        outcome_alone, alone = train_alone(recipe, digits)
         assert (outcome, shared.curve) == (outcome_alone, alone.curve)
         said = compare_with_scratch(recipe, digits, "fp32", shared.curve, checkpoints)
         assert said.endswith("and so are weights, momentum and BatchNorm statistics at its end")
@@ -78,8 +106,10 @@ def test_a_trial_trains_only_what_no_other_has_trained(checkpoints: Checkpoints,
     assert steps == [32, 0, 12, 12]  # 20 of 32 iterations lie before the boundary at 40,000
 
 
-def test_a_trial_pruned_on_what_it_inherits_trains_nothing(checkpoints: Checkpoints, digits: Dataset) -> None:
-    train_and_finish(RECIPE, digits, checkpoints)
+def test_a_trial_pruned_on_what_it_inherits_trains_nothing(
+    checkpoints: Checkpoints, digits: Dataset, trained: Trained
+) -> None:
+    trained.copy_to(checkpoints)
     [attempt] = claim(checkpoints.storage)
     outcome, watcher = train(RECIPE, digits, Sharing(checkpoints, attempt), prune_at=10)
     assert isinstance(outcome, Outcome)
@@ -94,7 +124,7 @@ def test_a_stopped_trial_goes_on_from_the_iteration_it_was_stopped_at(
     blocked, before = train(RECIPE, digits, Sharing(checkpoints, first), stop_at=stop_at)
     queue.hand_back(checkpoints.storage, first, NOTHING, "stopped")
     outcome, after = train(RECIPE, digits, Sharing(checkpoints, second))
-    outcome_alone, alone = train(RECIPE, digits, None)
+    outcome_alone, alone = train_alone(RECIPE, digits)
     assert (blocked, before.steps + after.steps) == ("stopped", BUDGET)
     assert (outcome, after.curve) == (outcome_alone, alone.curve)
 
@@ -111,16 +141,16 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["flipped", "cut short", "removed"])
 @pytest.mark.parametrize("number", [1, 100])
 def test_spoilt_checkpoints_are_trained_again(
-    checkpoints: Checkpoints, artifacts: Artifacts, digits: Dataset, how: str, number: int
+    checkpoints: Checkpoints, artifacts: Artifacts, digits: Dataset, trained: Trained, how: str, number: int
 ) -> None:
-    train_and_finish(RECIPE, digits, checkpoints)
+    trained.copy_to(checkpoints)
     with checkpoints.storage.transaction() as session:
         deepest = session.scalars(select(CheckpointRow.artifact_id).order_by(CheckpointRow.iteration.desc())).all()
     for artifact_id in deepest[12 : 12 + number]:  # 20, the last state that the next recipe shares, and before
         spoil(Path(artifacts.url) / artifact_id, how)
     recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
     outcome, shared = train_and_finish(recipe, digits, Checkpoints(checkpoints.storage, artifacts))
-    outcome_alone, alone = train(recipe, digits, None)
+    outcome_alone, alone = train_alone(recipe, digits)
     assert (outcome, shared.curve) == (outcome_alone, alone.curve)
     assert shared.steps == (13 if number == 1 else 32)
 
@@ -133,7 +163,7 @@ def test_a_full_store_costs_checkpoints_and_nothing_else(
 
     monkeypatch.setattr(checkpoints.artifacts.store, "write", fail)
     outcome, watcher = train_and_finish(RECIPE, digits, checkpoints)
-    outcome_alone, alone = train(RECIPE, digits, None)
+    outcome_alone, alone = train_alone(RECIPE, digits)
     assert (outcome, watcher.curve) == (outcome_alone, alone.curve)
     assert [r.getMessage() for r in caplog.records] == [
         f"artifacts {checkpoints.artifacts.url}: [Errno 28] No space left on device; "
@@ -302,9 +332,11 @@ def test_while_workers_are_idle_more_trials_may_be_parked(checkpoints: Checkpoin
     assert begun == [1, 2, 3, 4, 5, 6], "one for each idle worker, none for the dead and for that which trains"
 
 
-def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(checkpoints: Checkpoints, digits: Dataset) -> None:
-    _, watcher = train_and_finish(RECIPE, digits, checkpoints)
-    curve = watcher.curve
+def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(
+    checkpoints: Checkpoints, digits: Dataset, trained: Trained
+) -> None:
+    trained.copy_to(checkpoints)
+    curve = trained.curve
     changed = [*curve[:-1], replace(curve[-1], val_loss=curve[-1].val_loss + 1e-9)]
     with pytest.raises(VerificationFailed, match="the curve differs at iteration 32"):
         compare_with_scratch(RECIPE, digits, "fp32", changed, checkpoints)
@@ -335,9 +367,9 @@ class _Payload:
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_checkpoint_that_somebody_replaced_by_code_runs_nothing_and_is_dropped(
-    storage: Storage, artifacts: Artifacts, digits: Dataset, tmp_path: Path, how: str
+    storage: Storage, artifacts: Artifacts, digits: Dataset, trained: Trained, tmp_path: Path, how: str
 ) -> None:
-    train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+    trained.copy_to(Checkpoints(storage, artifacts))
     content = pickle.dumps(_Payload(tmp_path / "owned"))
     if how == "torch":
         buffer = io.BytesIO()
@@ -351,7 +383,7 @@ def test_a_checkpoint_that_somebody_replaced_by_code_runs_nothing_and_is_dropped
     recipe = replace(RECIPE, values=(0.05, 0.02, 0.002))
     outcome, shared = train_and_finish(recipe, digits, Checkpoints(storage, artifacts))
 
-    outcome_alone, alone = train(recipe, digits, None)
+    outcome_alone, alone = train_alone(recipe, digits)
     assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET)
     assert not (tmp_path / "owned").exists()
     pickle.loads(content if how == "pickle" else pickle.dumps(_Payload(tmp_path / "owned")))

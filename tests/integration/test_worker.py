@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -257,14 +256,12 @@ def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Pope
     return driver, made, int(running.worker.rpartition(":")[2])
 
 
-BROKEN_WORKER = """#!/bin/sh
-shift 2  # -m hpo
-exec {python} -c "
-from hpo.cli import main
+NO_MEMORY = """
 from hpo.training.train import Training
+
 def fail(*_): raise MemoryError('none is left')
+
 Training.advance = fail
-main()" "$@"
 """
 
 
@@ -273,11 +270,7 @@ def test_a_study_in_which_everything_fails_ends_early_with_the_reason_and_code_1
     storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
-    broken = tmp_path / "broken-python"
-    broken.write_text(BROKEN_WORKER.format(python=sys.executable))
-    broken.chmod(0o755)
-    command = f"import sys; sys.executable = '{broken}'; from hpo.cli import main; main()"
-    driver = start(*RUN[:-1], "30", "--workers", "1", program=(sys.executable, "-c", command))
+    driver = start(*RUN[:-1], "30", "--workers", "1", before=NO_MEMORY)
     output = driver.communicate(timeout=START_S)
 
     assert driver.returncode == 1, output

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import typer
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -87,6 +88,7 @@ COMMANDS = {
     ("none",): (),
 }
 SETTING = ("HPO_STORAGE", "HPO_ARTIFACTS", "HPO_DATA", "HPO_DRIVER_PID", "HPO_DASHBOARD_USER", "HPO_DASHBOARD_PASSWORD")
+COMMAND = typer.main.get_command(cli.app)  # `cli.app` makes it anew in each call
 PATIENT = settings(suppress_health_check=list(HealthCheck))
 
 
@@ -96,6 +98,7 @@ def hpo(*arguments, **environment):
     ours = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
     with (
         patch.object(sys, "argv", ["hpo", *arguments]),
+        patch.object(cli, "app", COMMAND),
         patch.dict(os.environ, ours | environment, clear=True),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
