@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from conftest import fill_once
-
-from .support import Forking, Shell
+from tests.acceptance.support import Forking, Shell
+from tests.conftest import fill_once
 
 CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from . import forking
+from tests.acceptance import forking
 
 PROGRAMS = Path(sys.executable).parent
 LIMIT_S = 240.0

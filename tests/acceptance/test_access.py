@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, Page, expect
 
-from conftest import PASSWORD, PostgreSQL, free_port
 from hpo.database.storage import Storage
-from integration.support import dump
-
-from .conftest import SMALL
-from .support import PROGRAMS, Shell
-from .test_dashboard import STUDY, wait_until
+from tests.acceptance.conftest import SMALL
+from tests.acceptance.support import PROGRAMS, Shell
+from tests.acceptance.test_dashboard import STUDY, wait_until
+from tests.conftest import PASSWORD, PostgreSQL, free_port
+from tests.integration.support import dump
 
 LOGIN = "Basic " + base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
 WRONG = "Basic " + base64.b64encode(b"ada:battery-staple").decode()

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .conftest import RECIPE, SMALL
-from .support import Shell
+from tests.acceptance.conftest import RECIPE, SMALL
+from tests.acceptance.support import Shell
 
 
 @pytest.fixture(scope="module")

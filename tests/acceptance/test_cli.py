@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import PASSWORD, free_port
-
-from .conftest import RECIPE, SMALL
-from .support import PROGRAMS, Shell
+from tests.acceptance.conftest import RECIPE, SMALL
+from tests.acceptance.support import PROGRAMS, Shell
+from tests.conftest import PASSWORD, free_port
 
 STUDY = "smooth_lr-digits"
 

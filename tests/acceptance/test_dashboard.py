@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from conftest import KINDS, PostgreSQL, free_port
 from hpo.artifacts import open_artifacts
 from hpo.dashboard.server import serve_beside
 from hpo.database.storage import open_storage
-
-from .conftest import SMALL
-from .support import PROGRAMS, Shell
+from tests.acceptance.conftest import SMALL
+from tests.acceptance.support import PROGRAMS, Shell
+from tests.conftest import KINDS, PostgreSQL, free_port
 
 START_S = 60.0
 GROWTH_S = 120.0  # a trial takes seconds, but the machine may be busy

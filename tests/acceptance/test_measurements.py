@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .support import Result, Shell
+from tests.acceptance.support import Result, Shell
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

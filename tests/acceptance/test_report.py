@@ -10,8 +10,7 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from hpo.results.figures import DARK, LIGHT
-
-from .support import Shell
+from tests.acceptance.support import Shell
 
 MEGABYTE = 10**6
 

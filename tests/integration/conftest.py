@@ -17,11 +17,11 @@ import pytest
 import torch
 from psycopg import sql
 
-from conftest import Kind, PostgreSQL
 from hpo.database.storage import open_storage
 from hpo.training.data import Dataset, Split, split_dataset
 from hpo.training.datasets import load_dataset
-from integration.preloaded import Forked, Forker, preloading
+from tests.conftest import Kind, PostgreSQL
+from tests.integration.preloaded import Forked, Forker, preloading
 
 
 @pytest.fixture(scope="session")

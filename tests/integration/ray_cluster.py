@@ -13,9 +13,8 @@ from typing import Any
 from hpo import study
 from hpo.database import overview
 from hpo.database.storage import Storage
-from integration.preloaded import Forked
-
-from .support import dump, is_running
+from tests.integration.preloaded import Forked
+from tests.integration.support import dump, is_running
 
 FINISH_S = 300.0
 END_S = 5.0

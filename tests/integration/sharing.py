@@ -19,8 +19,7 @@ from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
 from hpo.trial.checkpoints import Checkpoints, Sharing
 from hpo.trial.objective import Task, run_trial
-
-from .support import NOTHING, SETTINGS, WORKER
+from tests.integration.support import NOTHING, SETTINGS, WORKER
 
 BUDGET = 32
 RECIPE = Recipe(

@@ -31,7 +31,7 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.objective import AtEnd
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.support import NOTHING, SETTINGS, claim, complete, dump, make_study, suggest
+from tests.integration.support import NOTHING, SETTINGS, claim, complete, dump, make_study, suggest
 
 DATA = Path("/nonexistent")
 CPU = torch.device("cpu")

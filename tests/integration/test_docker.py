@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 
-from conftest import PASSWORD, PostgreSQL, free_port
 from hpo.database.storage import open_storage
-
-from .deployment import ROOT, Deployment, find_dangling
-from .support import wait_until
+from tests.conftest import PASSWORD, PostgreSQL, free_port
+from tests.integration.deployment import ROOT, Deployment, find_dangling
+from tests.integration.support import wait_until
 
 DOCKER = ROOT / "docker"
 PROGRAMS = Path(sys.executable).parent

@@ -33,8 +33,8 @@ from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.sharing import require_undisturbed
-from integration.support import SETTINGS, dump, load_all_of_trials, make_study, wait_until
+from tests.integration.sharing import require_undisturbed
+from tests.integration.support import SETTINGS, dump, load_all_of_trials, make_study, wait_until
 
 Open = Callable[..., Storage]
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ STORMY = replace(SETTINGS, iterations=64)
 FORK = multiprocessing.get_context("forkserver")
 # torch loads torch._dynamo with the first optimizer, which takes longer than most workers live here.
 FORK.set_forkserver_preload(
-    ["hpo.worker.work", "psycopg", "sklearn.datasets", "torch._dynamo", "integration.test_faults"]
+    ["hpo.worker.work", "psycopg", "sklearn.datasets", "torch._dynamo", "tests.integration.test_faults"]
 )
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 from sqlalchemy import func, select, text
 from werkzeug.test import Client
 
-from conftest import PostgreSQL, free_port
 from hpo import study
 from hpo.artifacts import open_artifacts
 from hpo.dashboard.server import make_app
@@ -33,12 +32,12 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.verify import verify
 from hpo.worker.work import WorkerConfig, train_attempt
-from integration.conftest import Start
-from integration.network import connected_hosts
-from integration.proxy import proxied
-
-from .sharing import RECIPE, train_alone, train_and_finish
-from .support import NOTHING, SETTINGS, SPACE, WORKER, claim, make_study, wait_until
+from tests.conftest import PostgreSQL, free_port
+from tests.integration.conftest import Start
+from tests.integration.network import connected_hosts
+from tests.integration.proxy import proxied
+from tests.integration.sharing import RECIPE, train_alone, train_and_finish
+from tests.integration.support import NOTHING, SETTINGS, SPACE, WORKER, claim, make_study, wait_until
 
 BUCKET = "hpo-checkpoints"
 TRIALS = 4

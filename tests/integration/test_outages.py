@@ -17,7 +17,6 @@ import yaml
 from optuna.trial import TrialState
 from sqlalchemy import update
 
-from conftest import PostgreSQL, RestartablePostgreSQL
 from hpo import study
 from hpo.artifacts import open_artifacts
 from hpo.database import overview, queue, retry
@@ -29,10 +28,20 @@ from hpo.errors import HpoError, StorageUnavailable
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.conftest import Start
-from integration.network import connected_hosts
-from integration.proxy import Fault, proxied
-from integration.support import SETTINGS, SPACE, WORKER, complete, dump, load_all_of_trials, make_study, wait_until
+from tests.conftest import PostgreSQL, RestartablePostgreSQL
+from tests.integration.conftest import Start
+from tests.integration.network import connected_hosts
+from tests.integration.proxy import Fault, proxied
+from tests.integration.support import (
+    SETTINGS,
+    SPACE,
+    WORKER,
+    complete,
+    dump,
+    load_all_of_trials,
+    make_study,
+    wait_until,
+)
 
 Open = Callable[..., Storage]
 OUTAGE_S = 5.0

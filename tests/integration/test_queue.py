@@ -22,7 +22,7 @@ from hpo.database.storage import Storage, open_storage
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import StudySettings
-from integration.support import (
+from tests.integration.support import (
     NOTHING,
     PROCESSES_S,
     SETTINGS,

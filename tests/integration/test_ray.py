@@ -22,8 +22,8 @@ from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.conftest import Start
-from integration.ray_cluster import (
+from tests.integration.conftest import Start
+from tests.integration.ray_cluster import (
     FINISH_S,
     LOCAL_RUN,
     add_node,
@@ -36,8 +36,8 @@ from integration.ray_cluster import (
     raylet,
     require_end,
 )
-from integration.sharing import require_undisturbed
-from integration.support import (
+from tests.integration.sharing import require_undisturbed
+from tests.integration.support import (
     SETTINGS,
     SPACE,
     START_S,

@@ -15,8 +15,8 @@ from hpo import study
 from hpo.database import overview
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
-from integration.conftest import Start
-from integration.ray_cluster import (
+from tests.integration.conftest import Start
+from tests.integration.ray_cluster import (
     END_S,
     FINISH_S,
     LOCAL_RUN,
@@ -28,8 +28,8 @@ from integration.ray_cluster import (
     pids,
     require_end,
 )
-from integration.sharing import require_undisturbed
-from integration.support import SPACE, START_S, find_study, is_running, wait_until, wait_until_it_trains
+from tests.integration.sharing import require_undisturbed
+from tests.integration.support import SPACE, START_S, find_study, is_running, wait_until, wait_until_it_trains
 
 # Ray, torch and a study are started for each; ten times as long where others use the machine.
 pytestmark = pytest.mark.timeout(600)

@@ -27,8 +27,7 @@ from hpo.results.report.facts import Benchmarked, Facts, find_test_results, load
 from hpo.results.report.pages import network_counts, write_blocks
 from hpo.settings import StudySettings
 from hpo.study import Study, continue_or_create
-
-from .support import NOTHING, SETTINGS, claim, make_study, suggest
+from tests.integration.support import NOTHING, SETTINGS, claim, make_study, suggest
 
 SMOOTH_LR = replace(
     SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True), sampler="random"

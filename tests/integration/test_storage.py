@@ -16,7 +16,6 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy import select, text
 
-from conftest import PASSWORD, PostgreSQL, free_port
 from hpo import study
 from hpo.database import overview, queue, schema, studies
 from hpo.database.attempt import WorkerId
@@ -24,7 +23,8 @@ from hpo.database.schema import NEWER, UPGRADE, VERSION_TABLE
 from hpo.database.storage import Storage, open_storage, upgrade_storage
 from hpo.database.tables import now_s
 from hpo.errors import BadInput, HpoError, StorageUnavailable
-from integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
+from tests.conftest import PASSWORD, PostgreSQL, free_port
+from tests.integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
 
 Open = Callable[..., Storage]
 ALLOWED = "allowed: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"

@@ -24,7 +24,7 @@ from hpo.training.datasets import load_dataset
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.support import (
+from tests.integration.support import (
     DIGITS_SPLIT,
     NOTHING,
     SETTINGS,

@@ -34,9 +34,8 @@ from hpo.training.train import Training, numerics
 from hpo.trial.checkpoints import Checkpoints, Sharing, encode
 from hpo.trial.segments import Segment, segments
 from hpo.worker.verify import compare_with_scratch
-
-from .sharing import BUDGET, RECIPE, claim, train, train_alone, train_and_finish
-from .support import NOTHING, SETTINGS, WORKER
+from tests.integration.sharing import BUDGET, RECIPE, claim, train, train_alone, train_and_finish
+from tests.integration.support import NOTHING, SETTINGS, WORKER
 
 
 @pytest.fixture

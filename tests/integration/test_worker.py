@@ -26,8 +26,8 @@ from hpo.database.tables import AttemptRow
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from integration.conftest import Start
-from integration.support import (
+from tests.integration.conftest import Start
+from tests.integration.support import (
     SETTINGS,
     SPACE,
     START_S,

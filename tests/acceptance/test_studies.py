@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import SMALL
-from .support import Shell
+from tests.acceptance.conftest import SMALL
+from tests.acceptance.support import Shell
 
 STUDY = "smooth_lr-digits"
 

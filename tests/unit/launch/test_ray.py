@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import free_port
 from hpo.errors import BadInput, ClusterUnavailable
 from hpo.launch.ray import RayLauncher
 from hpo.launch.ray_cluster import (
@@ -20,6 +19,7 @@ from hpo.launch.ray_cluster import (
     last_line,
     require_one_host,
 )
+from tests.conftest import free_port
 
 HERE = socket.gethostname()
 

@@ -26,8 +26,7 @@ from hpo.study import Study, continue_or_create
 from hpo.training.data import Dataset
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig, train_attempt
-
-from .support import SETTINGS, SPACE, claim, make_study
+from tests.integration.support import SETTINGS, SPACE, claim, make_study
 
 FIXED = replace(SETTINGS, space=SPACE | {"search": {}})
 

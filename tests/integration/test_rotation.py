@@ -34,8 +34,8 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.rotation import StudyRotation
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig
-from integration.conftest import Start
-from integration.support import (
+from tests.integration.conftest import Start
+from tests.integration.support import (
     SETTINGS,
     SPACE,
     claim,
@@ -46,7 +46,7 @@ from integration.support import (
     wait_until,
     wait_until_it_trains,
 )
-from integration.test_faults import require_undisturbed
+from tests.integration.test_faults import require_undisturbed
 
 Open = Callable[..., Storage]
 

@@ -22,7 +22,7 @@ from hpo.database.tables import AttemptRow, StudyRow, WorkerRow
 from hpo.database.workers import LiveWorker
 from hpo.errors import BadInput, StillRunning, StudyNotFound
 from hpo.settings import StudyState
-from integration.support import (
+from tests.integration.support import (
     NOTHING,
     PROCESSES_S,
     SETTINGS,
