@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -173,7 +174,9 @@ def load(storage: Storage, name: str | None) -> Study:
         name = next(iter(ours))
     study_id = _find_study_id(storage, name) if name in ours else None
     if study_id is None:
-        raise StudyNotFound(f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours) or ' none'}")
+        raise StudyNotFound(
+            f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours.keys() - {name}) or ' none'}"
+        )
     return Study(storage=storage, study_id=study_id, name=name, settings=_settings(ours[name].user_attrs, name))
 
 
@@ -264,5 +267,5 @@ def _settings(attrs: dict[str, Any], name: str) -> StudySettings:
         raise StudyNotFound(f"study {name} was not made by hpo: it has no attribute {error}") from error
 
 
-def _listed(studies: dict[str, Any]) -> str:
-    return f": {', '.join(sorted(studies))}" if studies else ""
+def _listed(names: Collection[str]) -> str:
+    return f": {', '.join(sorted(names))}" if names else ""
