@@ -1,1 +1,1 @@
-"""What a study gives: the final benchmark, the report, exports, notes and figures."""
+"""The results of a study: the final benchmark, the report, exports, notes and figures."""

@@ -262,7 +262,7 @@ def _require_benchmark_of(search: Study, companion: str, trial: int) -> None:
     """Refuse to put the runs into a study of ours that is anything but the benchmark of this trial."""
     try:
         comparison = studies.load(search.storage, companion).space
-    except StudyNotFound:  # there is none, or one of another tool, which is refused when it is to be continued
+    except StudyNotFound:  # no such study, or one of another tool, which `continue_or_create` refuses
         return
     if not isinstance(comparison, Comparison):
         raise StudyMismatch(
@@ -278,7 +278,7 @@ def _require_benchmark_of(search: Study, companion: str, trial: int) -> None:
 def _find(storage: Storage, name: str) -> Result | None:
     try:
         companion = studies.load(storage, name)
-    except StudyNotFound:  # there is none, or one of another tool
+    except StudyNotFound:  # no such study, or one of another tool
         return None
     if not isinstance(companion.space, Comparison):
         return None

@@ -33,10 +33,10 @@ LIBRARIES = ("hpo", "torch", "torchvision", "optuna", "numpy", "safetensors")
 """Distributions whose versions an exported folder names."""
 
 GIT_S = 10.0
-"""Seconds after which a call of git is given up."""
+"""Seconds to wait for a git command."""
 
 MODEL_CARD, CLASSIFY = "model_card.md", "classify.py.txt"
-"""Names of the templates; the second is code of the exported folder, and none of this package."""
+"""Names of the templates; the second is code of the exported folder, not of this package."""
 
 CLASS_NAMES: dict[DatasetName, tuple[str, ...]] = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -157,7 +157,7 @@ def environment(training: Training) -> dict[str, Any]:
 def find_revision(folder: Path) -> str | None:
     """Find the git revision of a folder under version control, with `-dirty` if it has changes since."""
     try:
-        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it only lies inside somebody's repository
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # or it merely lies inside somebody's repository
         return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):  # there is no git, or no repository
         return None

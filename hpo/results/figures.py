@@ -36,7 +36,7 @@ LIGHT: Mapping[str, str] = {
     "soft": "#57606a",
     "rule": "#d0d7de",
     "quiet": "#b4bcc5",
-    "first": "#0072b2",  # blue and vermilion: told apart in every kind of colour blindness (Okabe and Ito 2008)
+    "first": "#0072b2",  # blue and vermilion: distinct in every kind of colour blindness (Okabe and Ito 2008)
     "second": "#d55e00",
     "ramp-0": "#b7cfe6",
     "ramp-1": "#8ab3d8",
@@ -60,7 +60,7 @@ DARK: Mapping[str, str] = {
     "ramp-3": "#8fbfe8",
     "ramp-4": "#d3e9fb",
 }
-"""The same names on dark pages."""
+"""The palette of dark pages, with the same names."""
 
 _STYLE: Any = {
     "axes.axisbelow": True,

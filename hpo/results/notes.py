@@ -23,7 +23,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "align": DEFAULT_ALIGN,
     "seed": DEFAULT_SEED,
 }
-"""Options of `hpo run` that a command need not name, with the settings that they then have."""
+"""Defaults of options of `hpo run`: a command leaves out those that have them."""
 
 _WHY_PRUNED = {
     "median": "its best accuracy so far was under the median of the earlier trials",

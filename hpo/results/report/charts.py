@@ -22,13 +22,13 @@ from hpo.results.report.facts import Facts, Trial
 from hpo.results.report.tree import Branch
 
 COLUMNS = 4
-"""Parameters beside one another in the figure of slices."""
+"""Parameters per row in the figure of slices."""
 
 ROW_INCHES = 0.16
 """Height of a row of the tree."""
 
 MAX_TREE_INCHES = 9.5
-"""Height of the tree at most: a printed page."""
+"""Maximum height of the tree, so that it fits on a printed page."""
 
 MAX_LABELLED = 55
 """Rows of a tree that still have room for a label each."""
