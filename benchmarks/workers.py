@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import PostgreSQL, serving_postgresql  # noqa: E402 - the tests' server is the benchmarks'
+
 from hpo.database.storage import Storage, open_storage  # noqa: E402
 from hpo.worker.stop import StopSignal  # noqa: E402
 

@@ -74,7 +74,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @contextmanager
-def serving_postgresql(**settings: str | int) -> Iterator[PostgreSQL]:
+def serving_postgresql(**settings: Any) -> Iterator[PostgreSQL]:
     """Run a PostgreSQL server while the context lasts, with a password and without fsync.
 
     Args:
@@ -250,7 +250,7 @@ def _find_binaries(account: dict[str, Any]) -> Path | None:
         [Path(place) / "pginstall" / "bin" for place in (package.submodule_search_locations or [])] if package else []
     )
     for folder in (*places, *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)):
-        command = [folder / "postgres", "--version"]
+        command: list[str | Path] = [folder / "postgres", "--version"]
         try:
             subprocess.run(command, cwd="/", check=True, capture_output=True, **account)
         except (OSError, subprocess.CalledProcessError):  # not there, or in a folder that the account may not enter
@@ -263,7 +263,7 @@ def _init_cluster(binaries: Path, folder: Path, account: dict[str, Any]) -> None
     password = folder / "password"
     password.write_text(PASSWORD)
     password.chmod(0o644)  # the folder itself lets in nobody but its owner
-    command = [binaries / "initdb", "-D", folder / "data", "-U", "hpo", f"--pwfile={password}"]
+    command: list[str | Path] = [binaries / "initdb", "-D", folder / "data", "-U", "hpo", f"--pwfile={password}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
     subprocess.run(command, cwd="/", check=True, capture_output=True, **account)
 
@@ -274,7 +274,16 @@ def _serving(
 ) -> Iterator[PostgreSQL]:
     """Run a server while the context lasts."""
     server = PostgreSQL(port=port or free_port())
-    command = [binaries / "postgres", "-D", folder / "data", "-F", "-p", str(server.port), "-k", folder]
+    command: list[str | Path] = [
+        binaries / "postgres",
+        "-D",
+        folder / "data",
+        "-F",
+        "-p",
+        str(server.port),
+        "-k",
+        folder,
+    ]
     found = SERVER_SETTINGS | settings
     command += [word for name, value in found.items() for word in ("-c", f"{name}={value}")]
     log = folder / "log"
@@ -292,7 +301,7 @@ def _serving(
             process.wait()
 
 
-def _wait_until_it_answers(server: PostgreSQL, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_it_answers(server: PostgreSQL, process: subprocess.Popen[Any], log: Path) -> None:
     deadline = time.monotonic() + POSTGRESQL_START_S
     while True:
         try:

@@ -69,7 +69,8 @@ def serve() -> None:
         import_module(name)
     assert not any(name.partition(".")[0] == "hpo" for name in sys.modules)
     gc.freeze()  # or each fork copies the memory that its garbage collector looks through
-    while line := sys.stdin.buffer.raw.readline():  # unbuffered, so that nothing of a next line is in a fork's stdin
+    orders = open(0, "rb", buffering=0)  # noqa: SIM115 - unbuffered, so that nothing of a next line is in a fork's stdin
+    while line := orders.readline():
         pid = os.fork()
         if pid == 0:
             be_hpo(*json.loads(line))

@@ -50,7 +50,17 @@ def auth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_port(finished: Shell, auth: Path) -> Iterator[int]:
     """Serve the finished study to everybody who has the login, changes allowed."""
     port = free_port()
-    command = [PROGRAMS / "hpo", "dashboard", "--host", "0.0.0.0", "--port", str(port), "--auth", auth, "--read-write"]
+    command: list[str | Path] = [
+        PROGRAMS / "hpo",
+        "dashboard",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(port),
+        "--auth",
+        auth,
+        "--read-write",
+    ]
     log = auth.with_name("dashboard.log")
     with (
         log.open("w") as output,
@@ -85,7 +95,7 @@ def test_with_the_login_the_study_is_there_and_other_web_sites_change_nothing(op
 
 def test_who_guesses_is_locked_out(finished: Shell, auth: Path) -> None:
     port = free_port()
-    command = [PROGRAMS / "hpo", "dashboard", "--port", str(port), "--auth", auth]
+    command: list[str | Path] = [PROGRAMS / "hpo", "dashboard", "--port", str(port), "--auth", auth]
     with subprocess.Popen(
         command, cwd=finished.folder, env=finished.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -97,7 +107,7 @@ def test_who_guesses_is_locked_out(finished: Shell, auth: Path) -> None:
 
 def test_a_web_site_that_points_its_name_to_this_machine_reads_nothing(finished: Shell) -> None:
     port = free_port()
-    command = [PROGRAMS / "hpo", "dashboard", "--port", str(port)]
+    command: list[str | Path] = [PROGRAMS / "hpo", "dashboard", "--port", str(port)]
     with subprocess.Popen(
         command, cwd=finished.folder, env=finished.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

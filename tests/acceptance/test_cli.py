@@ -92,7 +92,7 @@ def test_other_settings_do_not_continue_a_study(finished: Shell) -> None:
 
 @pytest.mark.slow
 def test_a_worker_joins_from_another_process(shell: Shell) -> None:
-    command = [PROGRAMS / "hpo", "run", *SMALL, "--trials", "4", "--workers", "1", "--json"]
+    command: list[str | Path] = [PROGRAMS / "hpo", "run", *SMALL, "--trials", "4", "--workers", "1", "--json"]
     with subprocess.Popen(
         command, cwd=shell.folder, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as driver:

@@ -13,11 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from hpo.artifacts import open_artifacts
 from hpo.dashboard.server import serve_beside
@@ -70,6 +71,10 @@ def serving(shell: Shell, *command: str) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
+
+
+def is_drawn(picture: Locator) -> bool:
+    return bool(picture.evaluate("image => image.naturalWidth") == 1050)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -140,7 +145,7 @@ def test_a_person_finds_study_history_and_trials_in_a_browser(address: str, brow
     expect(pictures).to_have_count(2)  # in the note, and among the artifacts
     for picture in pictures.all():
         picture.scroll_into_view_if_needed()
-        wait_until(lambda picture=picture: picture.evaluate("image => image.naturalWidth") == 1050)
+        wait_until(partial(is_drawn, picture))
     expect(page.get_by_text("training and validation.png")).to_be_visible()
     save_picture(page, "trial")
     page.goto(f"{page.url.partition('/trials')[0]}/note")

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 HPO = (sys.executable, "-m", "hpo")
 # torch loads torch._dynamo with the first optimizer.
-MODULES = (
+MODULES: tuple[str, ...] = (
     "hpo.cli",
     "hpo.cli.progress",
     "hpo.cli.view",
@@ -240,7 +240,7 @@ def _fork_workers(forker: Forker) -> None:
     from hpo.launch import process
 
     known = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT", "TimeoutExpired")}
-    process.subprocess = SimpleNamespace(Popen=forker.popen, **known)  # type: ignore[attr-defined]
+    process.subprocess = SimpleNamespace(Popen=forker.popen, **known)  # type: ignore[attr-defined, assignment]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from hpo import study
 from hpo.database import overview
 from hpo.database.storage import Storage
-from tests.integration.preloaded import Forked
+from tests.integration.conftest import Process
 from tests.integration.support import dump, is_running
 
 FINISH_S = 300.0
@@ -82,7 +82,7 @@ def descendants(pid: int) -> list[int]:
     return children + [below for child in children for below in descendants(child)]
 
 
-def require_end(driver: Forked, number: signal.Signals, code: int, word: str, pid: int) -> None:
+def require_end(driver: Process, number: signal.Signals, code: int, word: str, pid: int) -> None:
     asked = time.monotonic()
     driver.send_signal(number)
     out, err = driver.communicate(timeout=FINISH_S)

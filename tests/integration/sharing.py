@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.trial import TrialState
@@ -71,7 +72,7 @@ def claim(storage: Storage, number: int = 1) -> list[Attempt]:
     return [attempt for attempt in claimed if attempt]
 
 
-def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: int) -> tuple[object, Watcher]:
+def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: Any) -> tuple[object, Watcher]:
     watcher = Watcher(**kwargs)
     task = Task(recipe=recipe, base=RECIPE, align="phase", precision="fp32")
     return run_trial(task, digits, watcher, sharing), watcher

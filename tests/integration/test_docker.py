@@ -40,7 +40,12 @@ def test_the_dockerfile_satisfies_hadolint() -> None:
 
 
 def test_the_compose_file_satisfies_its_schema() -> None:
-    check = [PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml"]
+    check: list[str | Path] = [
+        PROGRAMS / "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        DOCKER / "compose.yaml",
+    ]
     assert output_of(*check) == (0, "ok -- validation done\n")
 
 
@@ -193,7 +198,7 @@ def test_the_health_check_asks_the_storage_with_the_password_of_the_file(
     environment = os.environ | {"HPO_STORAGE": url, "HPO_PASSWORD_FILE": str(secret)}
 
     def check() -> tuple[int, str]:
-        command = [sys.executable, DOCKER / "healthcheck.py"]
+        command: list[str | Path] = [sys.executable, DOCKER / "healthcheck.py"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stderr
 
@@ -270,7 +275,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     open_storage(storage, "create").close()
     settings = {"HPO_SITE": f"localhost:{port}", "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     settings["HPO_DASHBOARD_USERS"] = str(folder / "secrets" / "dashboard_users")
-    dashboard = [PROGRAMS / "hpo", "dashboard", "--storage", storage, "--port", str(upstream)]
+    dashboard: list[str | Path] = [PROGRAMS / "hpo", "dashboard", "--storage", storage, "--port", str(upstream)]
     authority = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
     made = Front(address=f"https://localhost:{port}", authority=authority, password=password)
 

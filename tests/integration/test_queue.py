@@ -46,7 +46,7 @@ POINTS = (
 VALUES = {8: 0.25, 16: 0.5}
 FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
 
-WRITES: dict[str, Callable[[Storage, Attempt], None]] = {
+WRITES: dict[str, Callable[[Storage, Attempt], object]] = {
     "renew": lambda storage, attempt: queue.renew(storage, attempt, HALFWAY),
     "record": lambda storage, attempt: queue.record(storage, attempt, HALFWAY, POINTS, VALUES),
     "finish": lambda storage, attempt: queue.finish(storage, attempt, HALFWAY, FAILED),

@@ -23,6 +23,7 @@ from hpo.database.storage import Storage
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
 from tests.integration.conftest import Start
+from tests.integration.preloaded import Forked
 from tests.integration.ray_cluster import (
     FINISH_S,
     LOCAL_RUN,
@@ -203,6 +204,7 @@ def test_sigterm_ends_the_workers_on_a_cluster_and_says_who_had_no_room(
     cluster: Any, storage_url: str, opened: Open, start: Start
 ) -> None:
     driver = start(*on(cluster, 3, 6400, "--workers", "2", "--gpus-per-worker", "0", "--json"), before=SOON)
+    assert isinstance(driver, Forked)
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made)
     [pid] = pids(made)

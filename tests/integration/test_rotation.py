@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +33,8 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.rotation import StudyRotation
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig
-from tests.integration.conftest import Start
+from tests.integration.conftest import Process, Start
+from tests.integration.sharing import require_undisturbed
 from tests.integration.support import (
     SETTINGS,
     SPACE,
@@ -46,7 +46,6 @@ from tests.integration.support import (
     wait_until,
     wait_until_it_trains,
 )
-from tests.integration.test_faults import require_undisturbed
 
 Open = Callable[..., Storage]
 
@@ -65,7 +64,7 @@ work.TrialSupervisor = partial(work.TrialSupervisor, write_every_s=0.4)
 """
 
 
-def said(process: subprocess.Popen[str], code: int = 0) -> str:
+def said(process: Process, code: int = 0) -> str:
     """Wait for a command, and give what it printed."""
     out, err = process.communicate(timeout=START_S)
     assert process.returncode == code, (out, err)
@@ -80,7 +79,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     made = make_study(storage, 8, replace(SETTINGS, iterations=128, pruner="none"))
     paused = "study small is paused: 0 running trials go on to their ends, 8 wait. "
     assert said(start("pause")).startswith(paused)
-    workers = [start("worker"), start("worker")]
+    joined = [start("worker"), start("worker")]
     wait_until(lambda: len(workers.list_workers(storage)) == 2, START_S, "two workers")
     listed = json.loads(said(start("workers", "--json")))
     assert [(row["study"], row["trial"], row["iteration"], row["device"]) for row in listed] == [
@@ -97,10 +96,10 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     assert re.search(r"^state +paused +$", said(start("status")), re.MULTILINE)
     assert {trial.number for trial in made.trials() if trial.state == TrialState.COMPLETE} == begun
     assert overview.count(storage, made.study_id).waiting == 8 - len(begun) > 0
-    assert [worker.poll() for worker in workers] == [None, None]
+    assert [worker.poll() for worker in joined] == [None, None]
 
     study_state.set_state(storage, made.study_id, "running")
-    assert all(said(worker) for worker in workers)
+    assert all(said(worker) for worker in joined)
     assert overview.count(storage, made.study_id) == Counts(complete=8)
     assert said(start("workers")) == "no worker is alive\n"
 
@@ -187,7 +186,7 @@ def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_sign
     second = study.continue_or_create(storage, "second", replace(SETTINGS, seed=1), 3)
     worker = start("worker", "--forever")
     for made in (first, second):
-        wait_until(lambda made=made: overview.count(storage, made.study_id).finished == 3, FINISH_S, made.name)
+        wait_until(partial(_finished, made, 3), FINISH_S, made.name)
     assert _served(storage) == ["first", "second"] * 3
 
     third = study.continue_or_create(storage, "third", replace(SETTINGS, iterations=6400, seed=2), 1)
@@ -201,7 +200,7 @@ def test_a_worker_serves_studies_in_turn_and_one_made_later_and_drains_on_a_sign
     assert workers.list_workers(storage) == []
 
 
-def drain(worker: subprocess.Popen[str]) -> list[str]:
+def drain(worker: Process) -> list[str]:
     """Send SIGTERM, and give the lines that a worker printed."""
     asked_s = time.monotonic()
     worker.send_signal(signal.SIGTERM)
@@ -227,6 +226,10 @@ def test_a_worker_waits_for_the_first_study_and_drains_while_it_waits(
         assert overview.count(other.storage, other.study_id) == Counts(waiting=1)
     assert drain(worker)[-2:] == [f"finished {len(options) // 2} trials", "terminated; the same command continues"]
     assert _workers_of(storage_url, opened) == []
+
+
+def _finished(made: study.Study, number: int) -> bool:
+    return overview.count(made.storage, made.study_id).finished == number
 
 
 def _workers_of(url: str, opened: Open) -> list[workers.LiveWorker]:

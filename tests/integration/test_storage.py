@@ -155,7 +155,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, mes
 @pytest.mark.parametrize(
     "form", ["hpo:{password}@127.0.0.1:{port}/hpo", "127.0.0.1:{port}/hpo?user=hpo&password={password}"]
 )
-def test_a_closed_port_is_named_without_the_password(form: str, access: str) -> None:
+def test_a_closed_port_is_named_without_the_password(form: str, access: Literal["create", "write", "read"]) -> None:
     port = free_port()
     with pytest.raises(StorageUnavailable) as failed:
         open_storage("postgresql://" + form.format(port=port, password=PASSWORD), access)

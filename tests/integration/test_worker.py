@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from hpo.database.tables import AttemptRow
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
-from tests.integration.conftest import Start
+from tests.integration.conftest import Process, Start
 from tests.integration.support import (
     SETTINGS,
     SPACE,
@@ -221,8 +220,8 @@ def test_a_driver_that_is_asked_to_stop_ends_its_workers_and_the_same_command_co
     assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
     again = start(*RUN, "--workers", "1", "--json")
-    output = again.communicate(timeout=FINISH_S)
-    assert again.returncode == 0, output
+    printed = again.communicate(timeout=FINISH_S)
+    assert again.returncode == 0, printed
     counts = overview.count(made.storage, made.study_id)
     assert (counts.complete + counts.pruned, counts.total) == (2, 2)
 
@@ -247,7 +246,7 @@ def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
     assert overview.count(made.storage, made.study_id) == Counts(waiting=2)
 
 
-def _start_driver(url: str, opened: Open, start: Start) -> tuple[subprocess.Popen[str], study.Study, int]:
+def _start_driver(url: str, opened: Open, start: Start) -> tuple[Process, study.Study, int]:
     """Start a driver, and wait until its one worker trains."""
     driver = start(*RUN, "--workers", "1", "--json")
     made = wait_until(lambda: find_study(url, opened), START_S, "a study")
