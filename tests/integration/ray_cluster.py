@@ -14,7 +14,7 @@ from hpo import study
 from hpo.database import overview
 from hpo.database.storage import Storage
 from tests.integration.conftest import Process
-from tests.integration.support import dump, is_running
+from tests.integration.support import is_running, list_attempts
 
 FINISH_S = 300.0
 END_S = 5.0
@@ -59,7 +59,7 @@ def on(cluster: Any, trials: int, iterations: int, *options: str) -> tuple[str, 
 
 def outcomes(storage: Storage) -> list[str]:
     """List how attempts ended, in their order."""
-    return [row[9] for row in sorted(dump(storage)["hpo_attempts"])]
+    return [row["outcome"] for row in list_attempts(storage)]
 
 
 def pids(made: study.Study) -> list[int]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,20 @@ def complete(made: study.Study, attempt: Attempt, value: float) -> None:
     queue.finish(made.storage, attempt, NOTHING, Outcome(state="complete", value=value, attrs=attrs))
 
 
-def dump(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:
-    """Load all rows of all tables."""
+def dump(storage: Storage) -> dict[str, list[dict[str, Any]]]:
+    """Load all rows of all tables, by the names of their columns."""
     tables = MetaData()
     with storage.engine.connect() as connection:
         tables.reflect(connection)
         return {
-            name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
+            name: sorted((dict(row) for row in connection.execute(select(table)).mappings()), key=repr)
             for name, table in tables.tables.items()
         }
+
+
+def list_attempts(storage: Storage) -> list[dict[str, Any]]:
+    """Load all attempts at trials, the oldest first."""
+    return sorted(dump(storage)["hpo_attempts"], key=itemgetter("attempt_id"))
 
 
 def wait_until(holds: Callable[[], Any], limit_s: float, what: str) -> Any:

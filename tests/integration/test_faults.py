@@ -34,7 +34,7 @@ from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
 from tests.integration.sharing import require_undisturbed
-from tests.integration.support import SETTINGS, dump, load_all_of_trials, make_study, wait_until
+from tests.integration.support import SETTINGS, dump, list_attempts, load_all_of_trials, make_study, wait_until
 
 Open = Callable[..., Storage]
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     counts = overview.count(storage, made.study_id)
     reasons = [trial.user_attrs["outcome"] for trial in made.trials() if trial.state == TrialState.FAIL]
     assert (counts.complete + counts.pruned, counts.total) == (TRIALS, TRIALS), reasons
-    outcomes = Counter(row[9] for row in dump(storage)["hpo_attempts"])
+    outcomes = Counter(row["outcome"] for row in list_attempts(storage))
     assert set(outcomes) <= {"complete", "pruned", "parked", "lapsed"}
     print(f"{kills} kills, {outcomes['lapsed']} of them in a trial")
     assert outcomes["lapsed"] > 0
@@ -126,7 +126,7 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_o
 
     assert sleeper.exitcode == 0
     assert load_all_of_trials(storage) == before
-    assert [row[9] for row in dump(storage)["hpo_attempts"]] == ["lapsed", "complete"]
+    assert [row["outcome"] for row in list_attempts(storage)] == ["lapsed", "complete"]
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from tests.integration.support import (
     WORKER,
     complete,
     dump,
+    list_attempts,
     load_all_of_trials,
     make_study,
     wait_until,
@@ -133,7 +134,7 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
             assert train(study.load(bearing, "small"), tmp_path) == 2
 
     assert content(made) == content(undisturbed)
-    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete", "complete"]
+    assert [row["outcome"] for row in list_attempts(direct)] == ["complete", "complete"]
     assert study.status(made)["iterations_spent"]["trained"] == study.status(undisturbed)["iterations_spent"]["trained"]
 
 
@@ -162,7 +163,7 @@ def test_a_study_outlives_a_postgresql_that_is_stopped_and_started_again(
     assert {trial.state for trial in made.trials()} <= {TrialState.COMPLETE, TrialState.PRUNED}
     counts = overview.count(watched, made.study_id)
     assert (counts.finished, counts.total) == (8, 8)
-    assert {row[9] for row in dump(watched)["hpo_attempts"]} <= {"complete", "pruned", "parked"}
+    assert {row["outcome"] for row in list_attempts(watched)} <= {"complete", "pruned", "parked"}
     log = (tmp_path / "small.log").read_text()
     assert "Traceback" not in log
     assert log.count("the database answers again") >= OUTAGES
@@ -198,11 +199,11 @@ def test_a_worker_whose_database_stays_away_leaves_what_it_trained_and_exits_wit
 
     assert [path.name.partition("-")[0] for path in (tmp_path / "artifacts").glob("unindexed-*")] == ["unindexed"]
     assert train(made, tmp_path) == 1
-    attempts = dump(direct)["hpo_attempts"]
-    assert [row[9] for row in attempts] == ["lapsed", "complete"]
+    attempts = list_attempts(direct)
+    assert [row["outcome"] for row in attempts] == ["lapsed", "complete"]
     assert list((tmp_path / "artifacts").glob("unindexed-*")) == []
     # What the first worker trained before it gave up was not trained again; it could not say how much that was.
-    assert attempts[1][11] < longer.iterations - attempts[0][11]
+    assert attempts[1]["trained_iterations"] < longer.iterations - attempts[0]["trained_iterations"]
 
 
 def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_comes_back(
@@ -229,7 +230,7 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
             assert train(study.load(bearing, "small"), tmp_path, lease_s=1.5) == 0
 
     assert [load_all_of_trials(direct)] == retried
-    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["lapsed", "complete"]
+    assert [row["outcome"] for row in list_attempts(direct)] == ["lapsed", "complete"]
 
 
 def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, opened: Open, start: Start) -> None:
@@ -246,4 +247,4 @@ def test_a_worker_that_is_cut_off_by_the_network_delivers_afterwards(url: str, o
     assert worker.returncode == 0, output
     assert "the database answers again" in output[1]
     assert overview.count(direct, made.study_id) == Counts(complete=1)
-    assert [row[9] for row in dump(direct)["hpo_attempts"]] == ["complete"]
+    assert [row["outcome"] for row in list_attempts(direct)] == ["complete"]

@@ -31,6 +31,7 @@ from tests.integration.support import (
     complete,
     dump,
     in_processes,
+    list_attempts,
     make_study,
     suggest,
     wait_until,
@@ -87,7 +88,7 @@ def test_many_processes_that_claim_and_hand_back_never_share_a_trial(storage_url
     in_processes(_claim_and_hand_back, [(storage_url, made.study_id, 10)] * PROCESSES)
 
     assert overview.count(storage, made.study_id) == Counts(waiting=4)
-    attempts = [(row[1], row[2]) for row in dump(storage)["hpo_attempts"]]
+    attempts = [(row["trial_id"], row["number"]) for row in list_attempts(storage)]
     per_trial = Counter(trial_id for trial_id, _ in attempts)
     assert sum(per_trial.values()) == PROCESSES * 10
     assert sorted(attempts) == sorted((t, n) for t, number in per_trial.items() for n in range(1, number + 1))
@@ -531,9 +532,10 @@ def _states(made: study.Study) -> list[tuple[int, TrialState]]:
         return sorted((number, state) for number, state in rows)
 
 
-def _without_leases(tables: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[tuple[Any, ...]]]:
-    lease_until = 7
-    attempts = [row[:lease_until] + row[lease_until + 1 :] for row in tables["hpo_attempts"]]
+def _without_leases(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    attempts = [
+        {name: value for name, value in row.items() if name != "lease_until_s"} for row in tables["hpo_attempts"]
+    ]
     return tables | {"hpo_attempts": attempts}
 
 

@@ -42,9 +42,9 @@ from tests.integration.support import (
     SETTINGS,
     SPACE,
     START_S,
-    dump,
     find_study,
     is_running,
+    list_attempts,
     load_all_of_trials,
     make_study,
     wait_until,
@@ -169,10 +169,13 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (2, 2)
     assert [trial.number for trial in made.trials()] == [0, 1]
     assert overview.list_running(made.storage, made.study_id) == []
-    lost, *others = sorted(dump(made.storage)["hpo_attempts"])
-    assert (lost[3].endswith(f":{pid}"), lost[9]) == (True, "lapsed")
-    assert {row[3] for row in others} != {lost[3]}
-    assert [(row[1] == lost[1], row[9]) for row in others] == [(True, "complete"), (False, ANY)]
+    lost, *others = list_attempts(made.storage)
+    assert (lost["worker"].endswith(f":{pid}"), lost["outcome"]) == (True, "lapsed")
+    assert {row["worker"] for row in others} != {lost["worker"]}
+    assert [(row["trial_id"] == lost["trial_id"], row["outcome"]) for row in others] == [
+        (True, "complete"),
+        (False, ANY),
+    ]
     require_undisturbed(made, tmp_path)
 
 

@@ -41,6 +41,7 @@ from tests.integration.support import (
     claim,
     complete,
     dump,
+    list_attempts,
     make_study,
     suggest,
     wait_until,
@@ -242,8 +243,8 @@ def _workers_of(url: str, opened: Open) -> list[workers.LiveWorker]:
 def _served(storage: Storage) -> list[str]:
     """List the studies of all attempts, in their order."""
     names = {load.study_id: load.name for load in study_state.list_study_loads(storage)}
-    owners = {row[0]: names[row[2]] for row in dump(storage)["trials"]}
-    return [owners[row[1]] for row in sorted(dump(storage)["hpo_attempts"])]
+    owners = {row["trial_id"]: names[row["study_id"]] for row in dump(storage)["trials"]}
+    return [owners[row["trial_id"]] for row in list_attempts(storage)]
 
 
 def serve_until(storage: Storage, folder: Path, holds: Callable[[], Any]) -> None:

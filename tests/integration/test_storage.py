@@ -282,7 +282,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
         "Optuna's tables are of revision v3.2.0.a, and were of v3.0.0.d",
         "the tables of hpo are of revision 0002",
     ]
-    assert dump(opened(storage_url)) == before | {"alembic_version": [("v3.2.0.a",)]}
+    assert dump(opened(storage_url)) == before | {"alembic_version": [{"version_num": "v3.2.0.a"}]}
     assert overview.count(opened(storage_url, "read"), made.study_id) == overview.Counts(waiting=1)
 
 
@@ -309,7 +309,7 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
         "the tables of hpo are of revision 0003, and were of 0002",
     ]
     assert upgrade_storage(storage_url) == wanted
-    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [("0003",)], "hpo_notes": []}
+    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [{"version_num": "0003"}], "hpo_notes": []}
     assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0003"], (
         "nothing is left to do"
     )
@@ -324,7 +324,7 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     _downgrade(storage, "0001")
     old = dump(storage)
     assert old == {name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers")} | {
-        VERSION_TABLE: [("0001",)]
+        VERSION_TABLE: [{"version_num": "0001"}]
     }
     with pytest.raises(BadInput, match=f"revision 0001, this release wants 0002; {UPGRADE}"):
         open_storage(storage_url)
@@ -332,9 +332,9 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     assert upgrade_storage(storage_url)[1] == "the tables of hpo are of revision 0002, and were of 0001"
 
     after = dump(opened(storage_url))
-    [(study_id, state, changed_s)] = after["hpo_studies"]
-    assert (study_id, state) == (made.study_id, "running")
-    assert abs(changed_s - time.time()) < 60
+    [row] = after["hpo_studies"]
+    assert (row["study_id"], row["state"]) == (made.study_id, "running")
+    assert abs(row["changed_s"] - time.time()) < 60
     assert after == now | {"hpo_studies": after["hpo_studies"]}
 
 

@@ -30,9 +30,9 @@ from tests.integration.support import (
     SETTINGS,
     SPACE,
     START_S,
-    dump,
     find_study,
     is_running,
+    list_attempts,
     make_study,
     wait_until,
     wait_until_it_trains,
@@ -84,7 +84,7 @@ def test_a_worker_that_is_asked_to_stop_hands_back_its_trial_which_another_finis
 
     finished = first_trial(made)
     assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
-    assert [row[2] for row in sorted(dump(storage)["hpo_attempts"])] == [1, 2]
+    assert [row["number"] for row in list_attempts(storage)] == [1, 2]
     curve = overview.load_curve(storage, finished._trial_id)
     assert curve[-1].iteration == SHORT.iterations
     spent = study.status(made)["iterations_spent"]
