@@ -176,7 +176,7 @@ class SleepingTraining:
     step_s = 1.9 / STEPS_PER_EPOCH
     tally: Tally
 
-    def __init__(self, recipe: Recipe, _dataset: Dataset, _precision: Precision, _compiled: bool = False) -> None:
+    def __init__(self, recipe: Recipe, _dataset: Dataset, _precision: Precision) -> None:
         self.recipe = recipe
         self.iteration = 0
 

@@ -147,7 +147,8 @@ def serve_ours(side: int, _threads: int) -> Served:
     import torch
 
     from hpo.recipes.recipe import documented_runs
-    from hpo.training.train import Training, native_precision
+    from hpo.training.numerics import native_precision
+    from hpo.training.train import Training
 
     precision = native_precision(torch.device("cpu"))
     training = Training(documented_runs()["baseline"].recipe, load(side), precision)
@@ -160,7 +161,8 @@ def serve_bare(side: int, _threads: int) -> Served:
     import torch
 
     from hpo.training.data import normalise
-    from hpo.training.train import keep_memory, native_precision
+    from hpo.training.numerics import native_precision
+    from hpo.training.train import keep_memory
 
     keep_memory()
     precision = native_precision(torch.device("cpu"))
@@ -308,7 +310,7 @@ def keras_resnet(side: int, channels: int) -> Any:
 def serve_matmul(precision: str) -> Served:
     import torch
 
-    from hpo.training.train import native_precision
+    from hpo.training.numerics import native_precision
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     native = precision == "fp32" or native_precision(torch.device("cpu")) == "bf16"

@@ -14,7 +14,7 @@ from hpo.recipes.schedule import Align
 DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
 PrunerName = Literal["asha", "hyperband", "median", "wilcoxon", "none"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 LauncherName = Literal["local", "ray"]
 StudyState = Literal["running", "paused", "finishing", "stopped"]
 """Running trials of a paused or finishing study finish; those of a stopped study are handed back."""
@@ -55,7 +55,6 @@ class StudySettings:
     Attributes:
         space: The search space as its YAML would load.
         split: SHA-256 of the data set's training and validation splits.
-        compiled: Whether kernels come from `torch.compile`.
         align: Whether pruners compare trials at equal phase time or at equal iterations.
     """
 
@@ -65,14 +64,19 @@ class StudySettings:
     iterations: int
     seed: int
     precision: Precision
-    compiled: bool = False
     sampler: SamplerName
     pruner: PrunerName
     align: Align
 
     @classmethod
     def from_attrs(cls, attrs: dict[str, Any]) -> Self:
-        """Read the settings back from the attributes that `to_attrs` returned."""
+        """Read the settings back from the attributes that `to_attrs` returned.
+
+        Raises:
+            BadInput: An earlier release made the study with an option that no longer exists.
+        """
+        if attrs.get("compiled"):
+            raise BadInput("the study was made with --compile, which was withdrawn: its results could not be repeated")
         return cls(**{field.name: attrs[_title(field.name)] for field in fields(cls)})
 
     def to_attrs(self) -> dict[str, Any]:

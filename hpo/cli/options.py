@@ -63,6 +63,7 @@ class PrecisionChoice(StrEnum):
 
     auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
 
 

@@ -61,7 +61,7 @@ def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Pa
     dataset = load_as_worker(study, data_dir)
     checkpoints = Checkpoints(study.storage, open_artifacts(artifacts))
     test = benchmark.find_sentence(study, winner.trial)
-    write_folder(path, export.files(export.load(study, winner, dataset, checkpoints, test)))
+    write_folder(path, export.files(export.load(study, winner, dataset, checkpoints, test, say)))
     say(f"wrote trial {winner.trial} to {path}")
 
 

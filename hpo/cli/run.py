@@ -98,7 +98,6 @@ def run(
     precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = (
         PrecisionChoice[DEFAULT_PRECISION]
     ),
-    compiled: Annotated[bool, typer.Option("--compile", help="Generate kernels with torch.compile.")] = False,
     submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
@@ -143,7 +142,6 @@ def run(
         iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
         seed=seed,
         precision=choose_precision(precision.value),
-        compiled=compiled,
         sampler=sampler.value,
         pruner=pruner.value,
         align=align.value,
@@ -292,7 +290,7 @@ def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[Da
 
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Replace `auto` by the format that this machine computes natively."""
-    from hpo.training.train import native_precision
+    from hpo.training.numerics import native_precision
     from hpo.worker.device import pick_device
 
     return native_precision(pick_device("auto")) if wanted == "auto" else wanted

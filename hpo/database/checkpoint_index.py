@@ -47,6 +47,20 @@ def find_checkpoint(
         return None if row is None else _checkpoint(row)
 
 
+def find_checkpoint_of(storage: Storage, trial_id: int) -> Checkpoint | None:
+    """Find the checkpoint that a trial's last attempt saved or continued from."""
+    query = (
+        select(CheckpointRow)
+        .join(AttemptRow, AttemptRow.checkpoint_id == CheckpointRow.checkpoint_id)
+        .where(AttemptRow.trial_id == trial_id)
+        .order_by(AttemptRow.number.desc())
+        .limit(1)
+    )
+    with storage.transaction() as session:
+        row = session.scalars(query).first()
+        return None if row is None else _checkpoint(row)
+
+
 def add_checkpoint(storage: Storage, attempt: Attempt, row: Mapping[str, Any], budget_bytes: int) -> list[str]:
     """Add a checkpoint that an attempt has saved and continues from, or replace the one of the same state.
 

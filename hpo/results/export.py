@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.metadata import version
@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import save as save_tensors
 
+from hpo.database.checkpoint_index import find_checkpoint_of
 from hpo.recipes.schedule import CurvePoint, final_iteration
 from hpo.results.formatting import show_measured
 from hpo.settings import DatasetName
@@ -74,13 +75,44 @@ class Exported:
     test: str | None
 
 
-def load(study: Study, best: Best, dataset: Dataset, checkpoints: Checkpoints, test: str | None) -> Exported:
-    """Load the weights that a trial ended with, or train them again if their checkpoint is gone."""
-    settings = study.settings
-    iteration = final_iteration(best.curve, best.recipe)
-    training = training_at(best.recipe, iteration, dataset, settings.precision, checkpoints, compiled=settings.compiled)
+def load(
+    study: Study,
+    best: Best,
+    dataset: Dataset,
+    checkpoints: Checkpoints,
+    test: str | None,
+    announce: Callable[[str], None],
+) -> Exported:
+    """Load the weights that a trial ended with, whatever machine computed them.
+
+    Args:
+        announce: Told, before it begins, that the weights have to be trained again because their checkpoint is gone.
+    """
+    training = _from_its_checkpoint(study, best, dataset, checkpoints)
+    if training is None:
+        iteration = final_iteration(best.curve, best.recipe)
+        announce(
+            f"the checkpoint of trial {best.trial} is gone: its recipe is trained again up to iteration {iteration:,} "
+            f"on {dataset.train.images.device}; another kind of processor gives other weights"
+        )
+        training = training_at(best.recipe, iteration, dataset, study.settings.precision, checkpoints)
     val_accuracy = training.evaluate(dataset.validation).accuracy
     return Exported(study=study, best=best, dataset=dataset, training=training, val_accuracy=val_accuracy, test=test)
+
+
+def _from_its_checkpoint(study: Study, best: Best, dataset: Dataset, checkpoints: Checkpoints) -> Training | None:
+    """Restore the weights that a trial ended with from its own checkpoint; None if that is gone."""
+    with study.storage.translated():
+        trial_id = study.storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, best.trial)
+    checkpoint = find_checkpoint_of(study.storage, trial_id)
+    if checkpoint is None or checkpoint.iteration != final_iteration(best.curve, best.recipe):
+        return None
+    state = checkpoints.load(checkpoint)
+    if state is None:
+        return None
+    training = Training(best.recipe, dataset, study.settings.precision)
+    training.restore(state)
+    return training
 
 
 def files(exported: Exported) -> dict[str, bytes]:

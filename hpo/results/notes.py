@@ -86,7 +86,7 @@ def continue_command(name: str, settings: StudySettings, space_name: str) -> str
     for option, default in _DEFAULTS.items():
         if (chosen := getattr(settings, option)) != default:
             words += [f"--{option}", str(chosen)]
-    return shlex.join(words + (["--compile"] if settings.compiled else []))
+    return shlex.join(words)
 
 
 def trial_note(

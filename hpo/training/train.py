@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +25,6 @@ SUBSET_SEED = 0
 """Seed of the subset of the validation split that most evaluations use."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Numerics:
-    """Everything besides recipe and data that affects the last bit of a result.
-
-    Attributes:
-        compiled: Whether `torch.compile` generated the kernels.
-        threads: Number of threads of one training process on a CPU; 0 on other devices.
-    """
-
-    device_type: str
-    precision: Precision
-    compiled: bool
-    threads: int
-    torch_version: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,34 +54,6 @@ class Measurement:
     images: int
 
 
-def native_precision(device: torch.device) -> Precision:
-    """Return bf16 if the device computes it natively, else fp32."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
-    return "fp32"
-
-
-def _cpu_flags() -> set[str]:
-    """List the processor's features, as Linux names them; torch itself also counts emulation as support."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return set()
-
-
-def numerics(device: torch.device, precision: Precision, compiled: bool) -> Numerics:
-    """Describe how this process computes on a device."""
-    return Numerics(
-        device_type=device.type,
-        precision=precision,
-        compiled=compiled,
-        threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        torch_version=str(torch.__version__),
-    )
-
-
 @cache
 def keep_memory() -> None:
     """Tell glibc's allocator to keep freed pages, which saves 10 to 20 % of a training step on a CPU.
@@ -122,10 +77,9 @@ class Training:
 
     Args:
         dataset: On the device to train on.
-        compiled: Whether to let `torch.compile` generate the kernels.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, compiled: bool = False) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision) -> None:
         self.recipe = recipe
         self.dataset = dataset
         self.precision = precision
@@ -144,7 +98,6 @@ class Training:
             seed=derive_seed("weights", recipe.seed, 0),
         )
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
         self._optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.values[0],
@@ -174,7 +127,7 @@ class Training:
 
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
-                loss = nn.functional.cross_entropy(self._forward(images), labels)
+                loss = nn.functional.cross_entropy(self.model(images), labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -208,7 +161,7 @@ class Training:
         for start in range(0, len(split), EVALUATION_BATCH):
             labels = split.labels[start : start + EVALUATION_BATCH]
             with self._autocast():
-                logits = self._forward(normalise(split.images[start : start + EVALUATION_BATCH], self.dataset))
+                logits = self.model(normalise(split.images[start : start + EVALUATION_BATCH], self.dataset))
             loss += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
         return Measurement(loss=float(loss) / len(split), accuracy=int(correct) / len(split), images=len(split))
@@ -244,7 +197,7 @@ class Training:
         return self._generator.manual_seed(derive_seed(purpose, self.recipe.seed, counter))
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
+        if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

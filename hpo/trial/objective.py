@@ -16,6 +16,9 @@ from hpo.training.train import Measurement, Training
 from hpo.trial.checkpoints import Sharing
 from hpo.trial.trajectory import Blocked, Trajectory
 
+NUMERICS = "numerics"
+"""The user attribute that says how a finished trial was computed: the fields of `Numerics`."""
+
 AtEnd = Callable[[Training], dict[str, Any]]
 """A function from a completed run, with its final weights, to attributes for its trial."""
 
@@ -33,7 +36,6 @@ class Task:
     base: Recipe
     align: Align
     precision: Precision
-    compiled: bool = False
     at_end: AtEnd | None = None
 
 
@@ -74,7 +76,6 @@ def run_trial(
         dataset,
         task.precision,
         plan,
-        compiled=task.compiled,
         sharing=sharing,
         stop=supervisor.stopped,
         advanced=supervisor.advanced,
@@ -87,7 +88,8 @@ def run_trial(
         if not isinstance(point, CurvePoint):
             return point
         if not (math.isfinite(point.train_loss) and math.isfinite(point.val_loss)):
-            return _ended("pruned", f"diverged: the loss was not finite at iteration {iteration}", curve, reported)
+            why = f"diverged: the loss was not finite at iteration {iteration}"
+            return _ended("pruned", why, trajectory, curve, reported)
         curve.append(point)
         values = {report.step: point.val_accuracy for report in to_report if report.iteration == iteration}
         reported |= values
@@ -99,17 +101,20 @@ def run_trial(
             break
         if rungs(budget) & values.keys() and supervisor.should_prune():
             trajectory.save()
-            return _ended("pruned", f"pruned at iteration {iteration}", curve, reported)
+            return _ended("pruned", f"pruned at iteration {iteration}", trajectory, curve, reported)
 
     trajectory.save()
     return _completed(trajectory, task, curve)
 
 
-def _ended(state: FinalState, why: str, curve: list[CurvePoint], reported: dict[int, float]) -> Outcome:
+def _ended(
+    state: FinalState, why: str, trajectory: Trajectory, curve: list[CurvePoint], reported: dict[int, float]
+) -> Outcome:
     """Describe a trial that did not reach its end; its value is the last one reported to Optuna."""
     value = reported[max(reported)] if reported else None
     length = curve[-1].iteration if curve else 0
-    return Outcome(state=state, value=value, attrs={"outcome": why, "iterations": length})
+    attrs = {"outcome": why, "iterations": length, NUMERICS: trajectory.numerics.to_dict()}
+    return Outcome(state=state, value=value, attrs=attrs)
 
 
 def _completed(trajectory: Trajectory, task: Task, curve: list[CurvePoint]) -> Outcome | Blocked:
@@ -126,7 +131,9 @@ def _completed(trajectory: Trajectory, task: Task, curve: list[CurvePoint]) -> O
         "iterations": end,
         "validation loss": measurement.loss,
         "standard error": standard_error(measurement.accuracy, measurement.images),
+        NUMERICS: trajectory.numerics.to_dict(),
     }
+    trajectory.save_kept(restored)
     if task.at_end is not None:
         training = trajectory.training_at(restored)
         if not isinstance(training, Training):

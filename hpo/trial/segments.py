@@ -12,9 +12,9 @@ from typing import Any
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Evaluation, learning_rate_runs
 from hpo.training.data import Dataset
-from hpo.training.train import Numerics
+from hpo.training.numerics import Numerics
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key; raise it when a change to the training code changes its results."""
 
 

@@ -16,7 +16,8 @@ from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid
 from hpo.settings import Precision
 from hpo.training.data import Dataset
-from hpo.training.train import Measurement, State, Training, numerics
+from hpo.training.numerics import numerics
+from hpo.training.train import Measurement, State, Training
 from hpo.trial.checkpoints import Checkpoints, Sharing
 from hpo.trial.segments import Segment, segment_at, segments
 
@@ -42,15 +43,15 @@ class Trajectory:
         precision: Precision,
         plan: Evaluation,
         *,
-        compiled: bool,
         sharing: Sharing | None,
         stop: Callable[[], bool],
         advanced: Callable[[int, int], None],
     ) -> None:
         self._recipe, self._dataset, self._plan = recipe, dataset, plan
-        self._precision, self._compiled = precision, compiled
+        self._precision = precision
+        self.numerics = numerics(dataset.train.images.device, precision)
         self._sharing, self._stop, self._advanced = sharing, stop, advanced
-        self._path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
+        self._path = segments(recipe, dataset, plan, self.numerics)
         self._grid = frozenset(grid(recipe.iterations))
         self._entered: Segment | None = None
         self._training: Training | None = None
@@ -81,6 +82,14 @@ class Trajectory:
         """Remember the current state, so that `evaluate_at` need not load or train it again."""
         if self._training is not None and self._training.iteration == self.position:
             self._kept = self._training.state()
+
+    def save_kept(self, iteration: int) -> None:
+        """Store the remembered state, if it is that of an iteration: the weights of a trial that stopped early."""
+        kept = self._kept
+        if self._sharing is None or kept is None or kept.iteration != iteration:
+            return
+        curve = [point for point in self.curve if point.iteration <= iteration]
+        self._sharing.checkpoints.save(self._sharing.attempt, self._path, kept, curve)
 
     def evaluate_at(self, iteration: int) -> Measurement | Blocked:
         """Measure the state at an earlier iteration, on the whole validation split."""
@@ -177,7 +186,7 @@ class Trajectory:
         """
         if self._training is not None and self._training.iteration == iteration:
             return True
-        self._training = Training(self._recipe, self._dataset, self._precision, self._compiled)
+        self._training = Training(self._recipe, self._dataset, self._precision)
         state = self._load_deepest(iteration)
         if state is not None:
             self._training.restore(state)
@@ -198,12 +207,12 @@ class Trajectory:
 
 
 def training_at(
-    recipe: Recipe, iteration: int, dataset: Dataset, precision: Precision, checkpoints: Checkpoints, compiled: bool
+    recipe: Recipe, iteration: int, dataset: Dataset, precision: Precision, checkpoints: Checkpoints
 ) -> Training:
     """Bring a training to an iteration, from the deepest readable checkpoint, or else from scratch."""
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
-    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
-    training = Training(recipe, dataset, precision, compiled)
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
+    training = Training(recipe, dataset, precision)
     state = checkpoints.load_deepest(path, iteration)
     if state is not None:
         training.restore(state)

@@ -1,13 +1,10 @@
-"""The device that a worker trains on, and torch's settings for it."""
+"""The device that a worker trains on."""
 
 from __future__ import annotations
 
 import torch
 
 from hpo.errors import BadInput, DeviceLost
-
-CPU_THREADS = 1
-"""Two processes of one thread train nearly twice as many images as one process of two."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,14 +39,3 @@ def require_device(device: torch.device) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise DeviceLost(f"device {device}: {reason}; this worker ends, another process may use it") from error
-
-
-def prepare_torch() -> None:
-    """Set torch up so that a recipe gives the same bits every time, in every process.
-
-    Side effects:
-        Sets torch's number of threads and cuDNN's flags.
-    """
-    torch.set_num_threads(CPU_THREADS)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True

@@ -19,8 +19,8 @@ from hpo.settings import DatasetName
 from hpo.study import Study
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
+from hpo.training.numerics import prepare_torch, require_precision
 from hpo.trial.objective import AtEnd
-from hpo.worker.device import prepare_torch
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig, fail_if_hopeless, require_measure, require_split, train_attempt
@@ -104,9 +104,8 @@ class StudyRotation:
             DeviceLost: The device does not compute any more.
 
         Side effects:
-            Sets torch's number of threads, and catches SIGTERM and SIGINT.
+            Sets torch up for each trial, and catches SIGTERM and SIGINT.
         """
-        prepare_torch()
         worker, lease_s = worker_id(self.device), self.config.lease_s
         registration = WorkerRegistration(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
         finished, backoff = 0, IdleBackoff(beat_s(lease_s))
@@ -135,6 +134,7 @@ class StudyRotation:
             if attempt is None:
                 continue
             self._last_turns[key_of(load)] = 1 + max(self._last_turns.values(), default=0)
+            prepare_torch(served.study.settings.precision)
             ended = train_attempt(served.study, attempt, served.dataset, stop, served.config)
             if ended == "failed":
                 self._give_up_if_hopeless(load, served)
@@ -147,6 +147,7 @@ class StudyRotation:
             study = studies.load(self.storage.with_empty_cache(), load.name)
             at_end = self.at_end_of(study)
             require_measure(study, at_end)
+            require_precision(self.device, study.settings.precision)
             served = Served(
                 study=study,
                 dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),

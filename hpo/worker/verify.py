@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from optuna.trial import FrozenTrial
+
 from hpo.database import overview
 from hpo.errors import BadInput, VerificationFailed
 from hpo.recipes.recipe import Recipe
@@ -12,10 +15,12 @@ from hpo.recipes.schedule import CurvePoint, evaluation
 from hpo.settings import Precision
 from hpo.study import Study
 from hpo.training.data import Dataset
-from hpo.training.train import Training, numerics
+from hpo.training.numerics import Numerics, numerics, prepare_torch
+from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints, encode
+from hpo.trial.objective import NUMERICS
 from hpo.trial.segments import segments
-from hpo.worker.device import pick_device, prepare_torch
+from hpo.worker.device import pick_device
 from hpo.worker.work import load_checked
 
 
@@ -25,7 +30,6 @@ def compare_with_scratch(
     precision: Precision,
     stored: Sequence[CurvePoint],
     checkpoints: Checkpoints,
-    compiled: bool = False,
 ) -> str:
     """Train a recipe from scratch along a stored curve, and compare curve and last checkpoint with it.
 
@@ -36,7 +40,7 @@ def compare_with_scratch(
         VerificationFailed: They differ; the first such iteration is named.
     """
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
-    training = Training(recipe, dataset, precision, compiled)
+    training = Training(recipe, dataset, precision)
     for point in stored:
         training.advance(point.iteration)
         last = point.iteration == recipe.iterations
@@ -45,7 +49,7 @@ def compare_with_scratch(
             raise VerificationFailed(
                 f"the curve differs at iteration {point.iteration}: {point} stored, {measured} now"
             )
-    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision, compiled))
+    path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
     checkpoint = checkpoints.find(path, training.iteration)
     compared = f"{len(stored)} points of the curve up to iteration {training.iteration} are equal bit for bit"
     if checkpoint is None or checkpoint.iteration != training.iteration:
@@ -58,11 +62,14 @@ def compare_with_scratch(
 def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints) -> str:
     """Train a finished trial's recipe from scratch, and compare curve and weights with the study's, bit for bit.
 
+    It is trained on the kind of device that computed it.
+
     Returns:
         A line that says what was compared.
 
     Raises:
-        BadInput: There is no such finished trial, or the data set on this machine is not the study's.
+        BadInput: There is no such finished trial, this machine computes otherwise than the one that trained it, or the
+            data set on this machine is not the study's.
         VerificationFailed: Curve or weights differ.
     """
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
@@ -73,11 +80,21 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
     stored = overview.load_curve(study.storage, trial_id)
     if not stored:
         raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
-    dataset = load_as_worker(study, data_dir)
-    settings = study.settings
-    return compare_with_scratch(
-        study.recipe_of(trial), dataset, settings.precision, stored, checkpoints, settings.compiled
-    )
+    precision = study.settings.precision
+    trained_by = numerics_of(trial)
+    prepare_torch(precision)
+    device = pick_device("auto") if trained_by is None else _device_like(trained_by, trial_number)
+    here = numerics(device, precision)
+    if trained_by not in (None, here):
+        raise BadInput(_other_kind(trial_number, str(trained_by), str(here)))
+    dataset = load_checked(study, data_dir).to(device)
+    return compare_with_scratch(study.recipe_of(trial), dataset, precision, stored, checkpoints)
+
+
+def numerics_of(trial: FrozenTrial) -> Numerics | None:
+    """Return how a trial was computed; None for one that does not say, as those of earlier releases."""
+    fields = trial.user_attrs.get(NUMERICS)
+    return None if fields is None else Numerics(**fields)
 
 
 def load_as_worker(study: Study, data_dir: Path) -> Dataset:
@@ -87,7 +104,21 @@ def load_as_worker(study: Study, data_dir: Path) -> Dataset:
         BadInput: The data set on this machine is not the study's.
 
     Side effects:
-        Sets torch's number of threads.
+        Sets torch up as `prepare_torch` does.
     """
-    prepare_torch()
+    prepare_torch(study.settings.precision)
     return load_checked(study, data_dir).to(pick_device("auto"))
+
+
+def _device_like(trained_by: Numerics, trial_number: int) -> torch.device:
+    """Pick this machine's device of the kind that trained a trial."""
+    try:
+        return pick_device(trained_by.device_type)
+    except BadInput as error:
+        raise BadInput(_other_kind(trial_number, str(trained_by), str(error))) from error
+
+
+def _other_kind(trial_number: int, there: str, here: str) -> str:
+    return (
+        f"--trial {trial_number}: it was computed on {there}; here: {here}. Only a machine of that kind can verify it"
+    )

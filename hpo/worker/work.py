@@ -18,10 +18,11 @@ from hpo.recipes.comparison import Comparison
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
+from hpo.training.numerics import prepare_torch, require_precision
 from hpo.trial.checkpoints import Checkpoints, Sharing
 from hpo.trial.objective import AtEnd, Task, run_trial
 from hpo.trial.trajectory import Blocked
-from hpo.worker.device import prepare_torch, require_device
+from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
 from hpo.worker.supervisor import TrialSupervisor
@@ -80,7 +81,8 @@ def work(
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
     """
     require_measure(study, at_end)
-    prepare_torch()
+    prepare_torch(study.settings.precision)
+    require_precision(device, study.settings.precision)
     dataset = load_checked(study, data_dir).to(device)
     config = WorkerConfig(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
     registration = WorkerRegistration(
@@ -179,7 +181,6 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
             base=study.base,
             align=settings.align,
             precision=settings.precision,
-            compiled=settings.compiled,
             at_end=config.at_end,
         )
         checkpoints = config.checkpoints

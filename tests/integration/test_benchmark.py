@@ -323,8 +323,10 @@ def test_exported_weights_are_those_that_the_best_trial_was_measured_with(
     best, dataset = study.best(search), load_dataset("digits", DATA)
     store = checkpoints if kept else Checkpoints(storage, open_artifacts(str(tmp_path / "elsewhere")))
 
-    exported = export.load(search, best, dataset, store, None)
+    said: list[str] = []
+    exported = export.load(search, best, dataset, store, None, said.append)
 
+    assert [line.partition(" is ")[0] for line in said] == ([] if kept else [f"the checkpoint of trial {best.trial}"])
     assert exported.val_accuracy == best.value
     assert exported.training.iteration == final_iteration(best.curve, best.recipe)
     assert export.files(exported).keys() == {

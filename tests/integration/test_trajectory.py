@@ -30,7 +30,8 @@ from hpo.errors import VerificationFailed
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, evaluation
 from hpo.training.data import Dataset
-from hpo.training.train import Training, numerics
+from hpo.training.numerics import numerics
+from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints, Sharing, encode
 from hpo.trial.segments import Segment, segments
 from hpo.worker.verify import compare_with_scratch
@@ -245,7 +246,7 @@ def test_a_checkpoint_that_is_gone_on_from_counts_as_used_just_now(checkpoints: 
 def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Checkpoints, digits: Dataset) -> None:
     storage = checkpoints.storage
     [ahead, behind] = claim(storage, 2)
-    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32"))
     assert checkpoints.enter(ahead, path[0])
     assert train(RECIPE, digits, Sharing(checkpoints, behind))[0] == "parked"
     queue.hand_back(storage, behind, NOTHING, "parked")
@@ -269,7 +270,7 @@ def test_a_trial_waits_while_another_worker_trains_what_it_needs(checkpoints: Ch
 
 def test_the_segment_of_a_dead_worker_is_free(checkpoints: Checkpoints, digits: Dataset) -> None:
     [dead, alive] = claim(checkpoints.storage, 2)
-    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32"))
     assert checkpoints.enter(dead, path[0])
     queue.renew(checkpoints.storage, dead, NOTHING, lease_s=-1.0)
     assert checkpoints.enter(alive, path[0])
@@ -294,7 +295,7 @@ def batched(attempts: list[Attempt], size: int) -> list[list[Attempt]]:
 
 def test_a_worker_that_goes_on_to_the_next_segment_leaves_the_last(checkpoints: Checkpoints, digits: Dataset) -> None:
     [ahead, behind] = claim(checkpoints.storage, 2)
-    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32"))
     assert [checkpoints.enter(ahead, s) for s in path[:2]] == [True, True]
     assert [checkpoints.enter(behind, s) for s in path] == [True, False, True]
 
@@ -302,7 +303,7 @@ def test_a_worker_that_goes_on_to_the_next_segment_leaves_the_last(checkpoints: 
 def test_no_new_trial_is_begun_while_two_are_parked(checkpoints: Checkpoints, digits: Dataset) -> None:
     storage = checkpoints.storage
     attempts = claim(storage, 3)
-    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32", False))
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32"))
     assert checkpoints.enter(attempts[0], path[0])
     for attempt in attempts[1:]:
         assert not checkpoints.enter(attempt, path[0])

@@ -16,7 +16,6 @@ SETTINGS = StudySettings(
     iterations=640,
     seed=7,
     precision="fp32",
-    compiled=False,
     sampler="tpe",
     pruner="asha",
     align="phase",
@@ -35,7 +34,6 @@ def test_settings_are_kept_under_names_that_a_person_can_read():
         "iterations": 640,
         "seed": 7,
         "precision": "fp32",
-        "compiled": False,
         "sampler": "tpe",
         "pruner": "asha",
         "align": "phase",
@@ -54,7 +52,6 @@ def test_a_study_with_the_same_settings_goes_on():
         ({"iterations": 64}, "iterations is 64 in the study and 640 here"),
         ({"seed": 0}, "seed is 0 in the study and 7 here"),
         ({"precision": "bf16"}, "precision is bf16 in the study and fp32 here"),
-        ({"compiled": True}, "compiled is True in the study and False here"),
         ({"sampler": "gp"}, "sampler is gp in the study and tpe here"),
         ({"pruner": "none"}, "pruner is none in the study and asha here"),
         ({"align": "iteration"}, "align is iteration in the study and phase here"),
@@ -125,3 +122,11 @@ def test_data_sets_are_kept_in_the_users_cache(monkeypatch, cache, folder):
 )
 def test_passwords_of_urls_are_masked(text, masked):
     assert mask_passwords(text) == masked
+
+
+def test_a_study_made_with_an_option_that_was_withdrawn_is_refused():
+    attrs = SETTINGS.to_attrs()
+
+    assert StudySettings.from_attrs(attrs | {"compiled": False}) == SETTINGS
+    with pytest.raises(BadInput, match="made with --compile, which was withdrawn"):
+        StudySettings.from_attrs(attrs | {"compiled": True})

@@ -29,7 +29,6 @@ SETTINGS = StudySettings(
     iterations=640,
     seed=7,
     precision="fp32",
-    compiled=False,
     sampler="random",
     pruner="median",
     align="phase",

@@ -92,13 +92,11 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
 
 
 def test_the_command_that_continues_a_study_names_what_is_not_the_default():
-    other = replace(
-        SETTINGS, iterations=64, seed=7, sampler="gp", pruner="none", align="iteration", compiled=True, precision="bf16"
-    )
+    other = replace(SETTINGS, iterations=64, seed=7, sampler="gp", pruner="none", align="iteration", precision="bf16")
 
     assert continue_command("mine", other, "my spaces/own.yaml") == (
         "hpo run --space 'my spaces/own.yaml' --trials N --study mine --dataset digits --precision bf16 "
-        "--iterations 64 --sampler gp --pruner none --align iteration --seed 7 --compile"
+        "--iterations 64 --sampler gp --pruner none --align iteration --seed 7"
     )
 
 
@@ -153,12 +151,8 @@ def test_the_command_in_a_note_continues_its_study_whatever_chooses_and_prunes(
 
 @pytest.mark.parametrize("dataset", get_args(DatasetName))
 def test_the_command_in_a_note_continues_its_study_whatever_else_was_set(settings_of_command, dataset):
-    for precision, iterations, seed, compiled in product(
-        get_args(Precision), (64, 640, 64_000, 100_000), (0, 1, 2**31 - 1), (False, True)
-    ):
-        settings = replace(
-            SHIPPED, dataset=dataset, precision=precision, iterations=iterations, seed=seed, compiled=compiled
-        )
+    for precision, iterations, seed in product(get_args(Precision), (64, 640, 64_000, 100_000), (0, 1, 2**31 - 1)):
+        settings = replace(SHIPPED, dataset=dataset, precision=precision, iterations=iterations, seed=seed)
 
         assert settings_of_command(command_in_note(settings)) == settings
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from hpo.recipes.recipe import documented_runs
 from hpo.training.data import normalise
-from hpo.training.train import Numerics, Training, native_precision, numerics
+from hpo.training.numerics import native_precision
+from hpo.training.train import Training
 
 # 180 images to train: an epoch has 9 steps. The rate drops after steps 8 and 12.
 RECIPE = replace(
@@ -276,12 +277,6 @@ def test_training_learns_digits(digits):
     assert last.train_loss < first.train_loss / 2
     assert last.val_loss < first.val_loss
     assert last.val_accuracy > 0.6
-
-
-def test_the_numerics_name_what_decides_the_last_bit():
-    assert numerics(torch.device("cpu"), "fp32", False) == Numerics(
-        device_type="cpu", precision="fp32", compiled=False, threads=1, torch_version=str(torch.__version__)
-    )
 
 
 def test_bf16_and_fp32_walk_other_paths(few_digits):

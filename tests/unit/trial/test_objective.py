@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
 from hpo.database.attempt import Outcome
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import best_point, evaluation, reports, rungs, stops_early
+from hpo.training.numerics import numerics
 from hpo.training.train import Training
 from hpo.trial.objective import Task, run_trial, standard_error
 
@@ -66,6 +68,10 @@ def train(recipe, dataset, until):
     return training, curve
 
 
+def here():
+    return numerics(torch.device("cpu"), "fp32").to_dict()
+
+
 def outcome_of(sentence, end, found):
     return Outcome(
         state="complete",
@@ -75,6 +81,7 @@ def outcome_of(sentence, end, found):
             "iterations": end,
             "validation loss": found.loss,
             "standard error": math.sqrt(found.accuracy * (1 - found.accuracy) / found.images),
+            "numerics": here(),
         },
     )
 
@@ -121,7 +128,7 @@ def test_a_pruned_trial_has_the_value_that_was_reported_last(few_digits):
     assert outcome == Outcome(
         state="pruned",
         value=curve[-1].val_accuracy,
-        attrs={"outcome": "pruned at iteration 6", "iterations": 6},
+        attrs={"outcome": "pruned at iteration 6", "iterations": 6, "numerics": here()},
     )
     assert recorder.curve == curve
     assert recorder.values == {point.iteration: point.val_accuracy for point in curve}
@@ -193,6 +200,7 @@ def test_a_trial_that_diverges_is_pruned_with_the_reason_and_nothing_infinite_is
         attrs={
             "outcome": f"diverged: the loss was not finite at iteration {length + 1}",
             "iterations": length,
+            "numerics": here(),
         },
     )
     assert all(math.isfinite(x) for p in recorder.curve for x in (p.train_loss, p.val_loss, p.val_accuracy))

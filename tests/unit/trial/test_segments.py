@@ -10,12 +10,20 @@ from safetensors import SafetensorError
 
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
-from hpo.training.train import Numerics, Training
+from hpo.training.numerics import Numerics
+from hpo.training.train import Training
 from hpo.trial.checkpoints import decode, encode
 from hpo.trial.segments import Segment, segment_at, segment_of, segments
 
 BUDGET = 64
-NUMERICS = Numerics(device_type="cpu", precision="fp32", compiled=False, threads=1, torch_version="2.14.1")
+NUMERICS = Numerics(
+    device_type="cpu",
+    processor="AuthenticAMD 25-17",
+    libraries="no variables set",
+    precision="fp32",
+    threads=1,
+    torch_version="2.14.1",
+)
 PLAN = evaluation(BUDGET, 16, 20)
 RECIPE = Recipe(
     head="dropout",
@@ -92,7 +100,8 @@ def test_what_comes_later_or_only_cuts_short_does_not_change_the_first_key(few_d
     [
         replace(NUMERICS, device_type="cuda"),
         replace(NUMERICS, precision="bf16"),
-        replace(NUMERICS, compiled=True),
+        replace(NUMERICS, processor="GenuineIntel 6-143"),
+        replace(NUMERICS, libraries="ONEDNN_MAX_CPU_ISA=AVX2"),
         replace(NUMERICS, threads=2),
         replace(NUMERICS, torch_version="2.9.0"),
     ],
