@@ -83,8 +83,7 @@ def verify(
     study = studies.load(database, study_name)
     checkpoints = Checkpoints(database, open_artifacts(artifacts))
     number = studies.best(study).trial if trial is None else trial
-    say(f"training trial {number} of {study.name} from scratch")
-    print(verify_trial(study, number, data_dir or default_data_dir(), checkpoints))
+    print(verify_trial(study, number, data_dir or default_data_dir(), checkpoints, say))
 
 
 def report(

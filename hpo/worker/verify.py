@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -59,10 +59,15 @@ def compare_with_scratch(
     return f"{compared}, and so are weights, momentum and BatchNorm statistics at its end"
 
 
-def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints) -> str:
+def verify(
+    study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpoints, announce: Callable[[str], None]
+) -> str:
     """Train a finished trial's recipe from scratch, and compare curve and weights with the study's, bit for bit.
 
     It is trained on the kind of device that computed it.
+
+    Args:
+        announce: Told when training begins.
 
     Returns:
         A line that says what was compared.
@@ -88,6 +93,7 @@ def verify(study: Study, trial_number: int, data_dir: Path, checkpoints: Checkpo
     if trained_by not in (None, here):
         raise BadInput(_other_kind(trial_number, str(trained_by), str(here)))
     dataset = load_checked(study, data_dir).to(device)
+    announce(f"training trial {trial_number} of {study.name} from scratch")
     return compare_with_scratch(study.recipe_of(trial), dataset, precision, stored, checkpoints)
 
 

@@ -172,7 +172,7 @@ def test_workers_on_two_hosts_go_on_from_each_others_checkpoints_bit_for_bit(
         assert study.status(made)["trials"]["complete"] == TRIALS
         checkpoints = Checkpoints(storage, open_artifacts(bucket))
         for number in range(TRIALS):
-            assert "bit for bit, and so are weights" in verify(made, number, tmp_path, checkpoints)
+            assert "bit for bit, and so are weights" in verify(made, number, tmp_path, checkpoints, print)
 
     trained = trained_by_host(storage)
     assert trained.keys() == {host.name for host in hosts}
