@@ -1,0 +1,48 @@
+"""Test when progress is said where there is no terminal."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from hpo.cli import progress
+from hpo.database.overview import Counts
+
+NOTE = "1 of 2 workers wait for room"
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Give a progress whose clock is set by hand, and what it has printed."""
+    clock, printed = SimpleNamespace(now=0.0), io.StringIO()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=printed, force_terminal=False, width=200))
+    monkeypatch.setattr(progress.overview, "find_best", lambda *_: None)
+    return progress.Progress(SimpleNamespace(storage=None, study_id=1)), clock, printed
+
+
+def lines(watched, updates):
+    """Make updates (second, finished of 4, state, note), and count the lines that were printed by then."""
+    shown, clock, printed = watched
+    counts = []
+    for now, finished, state, note in updates:
+        clock.now = now
+        shown.update(Counts(complete=finished, waiting=4 - finished), state, note)
+        counts.append(len(printed.getvalue().splitlines()))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("updates", "expected"),
+    [
+        ([(20, 1, "running", ""), (25, 2, "running", ""), (31, 2, "running", "")], [1, 1, 2]),
+        ([(20, 1, "running", ""), (60, 1, "running", "")], [1, 1]),
+        ([(20, 1, "running", ""), (21, 1, "paused", ""), (22, 1, "paused", "")], [1, 2, 2]),
+        ([(20, 1, "running", ""), (21, 4, "done", "")], [1, 2]),
+        ([(20, 1, "running", NOTE), (21, 1, "running", NOTE), (22, 1, "running", "")], [2, 2, 2]),
+    ],
+    ids=["at most every ten seconds", "only when something has changed", "a new state", "the end", "a note, once"],
+)
+def test_a_line_is_printed_when_it_says_something_new(watched, updates, expected):
+    assert lines(watched, updates) == expected
