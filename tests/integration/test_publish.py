@@ -152,7 +152,7 @@ def test_a_trial_that_failed_has_a_note_that_says_why(
     trial = finished_trial(made)
     lines = note_of(made, trial).splitlines()
     assert trial.state == TrialState.FAIL
-    assert re.fullmatch(r"\*\*Failed: MemoryError: none left \(test_exhibit.py:\d+\)\.\*\*", lines[0])
+    assert re.fullmatch(r"\*\*Failed: MemoryError: none left \(test_publish.py:\d+\)\.\*\*", lines[0])
     assert "| head | dropout | dropout |" in lines
     assert files_in(artifacts) == []
 
