@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from optuna.trial import TrialState
-from sqlalchemy import CursorResult, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from hpo.database.attempt import Attempt, Loss, LossKind, Outcome, Progress, WorkerId, ended_message
@@ -54,7 +54,8 @@ _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
     """Give the oldest waiting trial of a study to one worker, unless the study is paused or stopped.
 
-    Atomic across processes: of several callers, exactly one gets a given trial.
+    Atomic across processes: of several callers, exactly one gets a given trial. A trial that was lost on the worker's
+    device comes last, as the device may be to blame.
 
     Args:
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
@@ -69,13 +70,14 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         state, number_parked = _lock_state(session, study_id)
         if state != "running":
             return None
-        trial = session.execute(
+        oldest = (
             select(TrialModel.trial_id, TrialModel.number)
             .where(*claimable(session, study_id, number_parked))
             .order_by(TrialModel.number)
             .limit(1)
             .with_for_update(skip_locked=True)
-        ).first()
+        )
+        trial = session.execute(oldest.where(~_lost_on(worker))).first() or session.execute(oldest).first()
         if trial is None:
             return None
         changed = session.execute(
@@ -230,6 +232,12 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
         for row in lapsed:
             _fail_or_put_back(session, row.trial_id, "its worker vanished")
     return [row.number for row in lapsed]
+
+
+def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
+    """Return the condition that a trial was lost on a worker's device before."""
+    here = (AttemptRow.host == worker.host, AttemptRow.device == worker.device)
+    return exists().where(AttemptRow.trial_id == TrialModel.trial_id, AttemptRow.outcome.in_(get_args(LossKind)), *here)
 
 
 def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:

@@ -345,6 +345,19 @@ def test_a_trial_whose_devices_keep_failing_is_given_out_again_and_fails_at_the_
     assert [row["outcome"] for row in list_attempts(storage)] == ["lapsed", "device lost", "hung", "device lost"]
 
 
+def test_a_trial_that_a_device_lost_is_given_out_elsewhere_first(storage: Storage, made: study.Study) -> None:
+    queue.lose(storage, claim(made), NOTHING, LOSS)
+    others = [replace(WORKER, device="cuda:1"), replace(WORKER, host="other")]
+
+    assert claim(made).trial_number == 1
+    for other in others:
+        attempt = queue.claim(storage, made.study_id, other)
+        assert attempt is not None
+        assert attempt.trial_number == 0
+        queue.hand_back(storage, attempt, NOTHING, "stopped")
+    assert [claim(made).trial_number, claim(made).trial_number] == [2, 0], "rather here than nowhere"
+
+
 def test_a_device_that_fails_later_each_time_costs_no_trial(storage: Storage, made: study.Study) -> None:
     for iteration in range(1, 2 * queue.MAX_LAPSES):
         assert not queue.lose(storage, claim(made), replace(HALFWAY, iteration=iteration), LOSS)
