@@ -15,8 +15,8 @@ import typer
 from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
-from hpo.cli.output import say_error
-from hpo.errors import BadInput, HpoError
+from hpo.cli.output import exit_without_device, say_error
+from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.settings import EXIT_INTERRUPTED, mask_passwords
 
 app = typer.Typer(
@@ -100,6 +100,8 @@ def _hide_passwords(command: Sequence[str]) -> None:
 def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
+    except DeviceLost as error:
+        exit_without_device(error)
     except HpoError as error:
         say_error(str(error))
         return error.exit_code

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+from typing import Never
 
 from rich.console import Console, RenderableType
 
-from hpo.worker.stop import EXIT_CODES, StopSignal
+from hpo.errors import DeviceLost
+from hpo.worker.stop import EXIT_CODES, StopSignal, end_at_once
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
@@ -19,8 +20,17 @@ def exit_if_stopped(stop: StopSignal) -> None:
     """
     if stop.reason in EXIT_CODES:
         say(f"{stop.reason}; the same command continues")
-        sys.stdout.flush()
-        os._exit(EXIT_CODES[stop.reason])
+        end_at_once(EXIT_CODES[stop.reason])
+
+
+def exit_without_device(error: DeviceLost) -> Never:
+    """Print why a device is lost, and end the process before anything tidies up on that device.
+
+    Side effects:
+        Ends it without the interpreter's clean-up.
+    """
+    say_error(str(error))
+    end_at_once(error.exit_code)
 
 
 def show(renderable: RenderableType) -> None:

@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 FinalState = Literal["complete", "pruned", "failed"]
 
+LossKind = Literal["device lost", "device full", "hung"]
+"""The ways in which a worker loses an attempt through its device: it computes nothing any more, others have taken its
+memory, or training stands still."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerId:
@@ -63,6 +67,18 @@ class Outcome:
     attrs: dict[str, Any]
     trial_system_attrs: Mapping[str, Any] = field(default_factory=dict)
     study_system_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """The end of an attempt for which its trial is not to blame, so that the trial is tried again.
+
+    Attributes:
+        reason: A sentence for people.
+    """
+
+    kind: LossKind
+    reason: str
 
 
 def ended_message(attempt: Attempt) -> str:

@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from optuna.trial import TrialState
-from sqlalchemy import CursorResult, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId, ended_message
+from hpo.database.attempt import Attempt, Loss, LossKind, Outcome, Progress, WorkerId, ended_message
 from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
     COMPLETED_RUNG_PREFIX,
@@ -41,7 +41,11 @@ from hpo.settings import DEFAULT_LEASE_S, StudyState
 LEASE_S = DEFAULT_LEASE_S
 
 MAX_LAPSES = 3
-"""How often a trial is retried after its worker vanished without making progress, before the trial fails."""
+"""How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
+fails."""
+
+_LOSSES = frozenset({"lapsed", *get_args(LossKind)})
+"""The outcomes of attempts that spend a retry."""
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -50,7 +54,8 @@ _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
     """Give the oldest waiting trial of a study to one worker, unless the study is paused or stopped.
 
-    Atomic across processes: of several callers, exactly one gets a given trial.
+    Atomic across processes: of several callers, exactly one gets a given trial. A trial that was lost on the worker's
+    device comes last, as the device may be to blame.
 
     Args:
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
@@ -65,13 +70,14 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         state, number_parked = _lock_state(session, study_id)
         if state != "running":
             return None
-        trial = session.execute(
+        oldest = (
             select(TrialModel.trial_id, TrialModel.number)
             .where(*claimable(session, study_id, number_parked))
             .order_by(TrialModel.number)
             .limit(1)
             .with_for_update(skip_locked=True)
-        ).first()
+        )
+        trial = session.execute(oldest.where(~_lost_on(worker))).first() or session.execute(oldest).first()
         if trial is None:
             return None
         changed = session.execute(
@@ -185,6 +191,23 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
 
 
 @retried
+def lose(storage: Storage, attempt: Attempt, progress: Progress, loss: Loss) -> bool:
+    """End an attempt whose device failed, and put its trial back in the queue, or fail it after too many.
+
+    Returns:
+        Whether the trial failed.
+
+    Raises:
+        LeaseLost: The attempt has already ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        _end_attempts(session, [attempt.attempt_id], loss.kind)
+        return _fail_or_put_back(session, attempt.trial_id, loss.reason)
+
+
+@retried
 def reap(storage: Storage, study_id: int | None) -> list[int]:
     """End the attempts whose lease has run out, and put their trials back in the queue, or fail them after too many.
 
@@ -207,8 +230,14 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
         if lapsed:
             _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
         for row in lapsed:
-            _fail_or_put_back(session, row.trial_id)
+            _fail_or_put_back(session, row.trial_id, "its worker vanished")
     return [row.number for row in lapsed]
+
+
+def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
+    """Return the condition that a trial was lost on a worker's device before."""
+    here = (AttemptRow.host == worker.host, AttemptRow.device == worker.device)
+    return exists().where(AttemptRow.trial_id == TrialModel.trial_id, AttemptRow.outcome.in_(get_args(LossKind)), *here)
 
 
 def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
@@ -305,7 +334,12 @@ def _put_back(session: Session, trial_id: int) -> None:
     )
 
 
-def _fail_or_put_back(session: Session, trial_id: int) -> None:
+def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
+    """Put a trial whose attempt was lost back in the queue, or fail it after too many; return whether it failed.
+
+    Args:
+        last: Why the last attempt was lost.
+    """
     attempts = session.execute(
         select(AttemptRow.outcome, AttemptRow.iteration)
         .where(AttemptRow.trial_id == trial_id)
@@ -314,15 +348,16 @@ def _fail_or_put_back(session: Session, trial_id: int) -> None:
     lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
     if lapses <= MAX_LAPSES:
         _put_back(session, trial_id)
-        return
-    reason = f"its worker vanished {lapses} times without getting past iteration {deepest}"
+        return False
+    reason = f"{lapses} attempts were lost without getting past iteration {deepest}; the last: {last}"
     note = note_attrs(f"**Failed: {reason}.**", trial_id)
     attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
     _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
+    return True
 
 
 def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
-    """Count how often a trial's worker has vanished since an attempt last got further than all earlier ones.
+    """Count the attempts that were lost, with their worker or device, since one last got further than all earlier ones.
 
     Args:
         attempts: The outcome and the last iteration of each, the oldest first.
@@ -334,7 +369,7 @@ def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
     for outcome, iteration in attempts:
         if iteration > deepest:
             lapses, deepest = 0, iteration
-        lapses += outcome == "lapsed"
+        lapses += outcome in _LOSSES
     return lapses, deepest
 
 

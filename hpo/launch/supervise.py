@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ DRIVER_LAST_CALL_S = TERMINATE_S + 0.7
 """How long the driver itself may take to end in order after a signal."""
 
 MAX_RESTARTS = 3
-"""How often a worker that died without having finished a trial is started again."""
+"""How often a worker that died without having finished a trial is started again, before its place is given up."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Ended:
 
 
 class Place(Protocol):
-    """A slot in which one worker runs; a worker that died is replaced in it."""
+    """A slot in which one worker runs; a worker that died is replaced in it, until the place is given up."""
 
     @property
     def name(self) -> str:
@@ -72,7 +75,7 @@ class Place(Protocol):
 
 
 class Workers:
-    """The workers of a study, one at each place.
+    """The workers of a study, one at each place that has not been given up.
 
     Args:
         summary: A description of the places for messages.
@@ -93,7 +96,8 @@ class Workers:
         self.summary = summary
         self.output = output
         self.require_answer = require_answer
-        self._restarts: dict[int, int] = {}
+        self._deaths: dict[Place, int] = {}
+        self._left = list(places)
 
     def run(self, stop: StopSignal, on_poll: Callable[[Counts, str], None]) -> None:
         """Start the workers, and wait until the study is done or `stop` asks to end.
@@ -102,7 +106,7 @@ class Workers:
             on_poll: Called at every look with the counts of trials and a note for people.
 
         Raises:
-            StudyFailed: A worker kept dying.
+            StudyFailed: Workers kept dying at every place.
             ClusterUnavailable: All places are gone.
 
         Side effects:
@@ -112,15 +116,15 @@ class Workers:
         with self._started():
             while not stop:
                 self.require_answer()
-                ends = [place.poll() for place in self.places]
+                ends = {place: place.poll() for place in self._left}
                 queue.reap(self.study.storage, self.study.study_id)
                 counts = overview.count(self.study.storage, self.study.study_id)
-                on_poll(counts, waiting_note([place.waits() for place in self.places]))
+                on_poll(counts, waiting_note([place.waits() for place in self._left]))
                 if counts.waiting + counts.running == 0:
                     return
                 if is_hopeless(counts, before):
                     raise StudyFailed(f"the first {counts.failed} trials failed; their output is in {self.output}")
-                if all(ended and ended.in_order for ended in ends) and not stop:
+                if all(ended and ended.in_order for ended in ends.values()) and not stop:
                     self._start_all()  # the study was stopped and resumed between two looks
                 self._restart_dead(ends)
                 stop.wait(POLL_S)
@@ -134,22 +138,35 @@ class Workers:
             self._end_all()
 
     def _start_all(self) -> None:
-        for place in self.places:
+        for place in self._left:
             place.start()
 
-    def _restart_dead(self, ends: Sequence[Ended | None]) -> None:
-        for index, (place, ended) in enumerate(zip(self.places, ends, strict=True)):
+    def _restart_dead(self, ends: Mapping[Place, Ended | None]) -> None:
+        for place, ended in ends.items():
             if ended is None or ended.in_order:
                 continue
             if overview.has_finished_one(self.study.storage, self.study.study_id, place.worker):
-                self._restarts[index] = 0
-            self._restarts[index] = self._restarts.get(index, 0) + 1
-            if self._restarts[index] > MAX_RESTARTS:
-                raise StudyFailed(
-                    f"the worker on {place.name} died {MAX_RESTARTS + 1} times in a row, last {ended.how}; "
-                    f"its output is in {place.output}"
-                )
-            place.start()
+                self._deaths[place] = 0
+            self._deaths[place] = self._deaths.get(place, 0) + 1
+            if self._deaths[place] > MAX_RESTARTS:
+                self._give_up(place, ended)
+            else:
+                place.start()
+
+    def _give_up(self, place: Place, ended: Ended) -> None:
+        """Go on without a place, whose device may be broken.
+
+        Raises:
+            StudyFailed: It was the last one.
+        """
+        self._left.remove(place)
+        why = (
+            f"the worker on {place.name} died {MAX_RESTARTS + 1} times in a row, last {ended.how}; "
+            f"its output is in {place.output}"
+        )
+        if not self._left:
+            raise StudyFailed(why if len(self.places) == 1 else f"{why}; no other place is left")
+        log.warning("%s; no worker is started there any more, %d places are left", why, len(self._left))
 
     def _end_all(self) -> None:
         for place in self.places:

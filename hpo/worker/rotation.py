@@ -21,6 +21,7 @@ from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
 from hpo.training.numerics import prepare_torch, require_precision
 from hpo.trial.objective import AtEnd
+from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig, fail_if_hopeless, require_measure, require_split, train_attempt
@@ -101,11 +102,12 @@ class StudyRotation:
 
         Raises:
             StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
-            DeviceLost: The device does not compute any more.
+            DeviceLost: The device does not compute, or not any more.
 
         Side effects:
             Sets torch up for each trial, and catches SIGTERM and SIGINT.
         """
+        require_device(self.device)
         worker, lease_s = worker_id(self.device), self.config.lease_s
         registration = WorkerRegistration(storage=self.storage, worker=worker, study_id=None, lease_s=lease_s)
         finished, backoff = 0, IdleBackoff(beat_s(lease_s))
@@ -170,7 +172,7 @@ class StudyRotation:
 
     def _give_up_if_hopeless(self, load: StudyLoad, served: Served) -> None:
         try:
-            fail_if_hopeless(served.study, served.before, self.device)
+            fail_if_hopeless(served.study, served.before)
         except StudyFailed as error:
             self._refuse(load, f"is given up: {error}")
 

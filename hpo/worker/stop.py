@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal, Self
+from typing import Literal, Never, Self
 
 from hpo.settings import EXIT_INTERRUPTED, EXIT_TERMINATED
 from hpo.waiting import LOOK_S, wait
@@ -29,6 +30,18 @@ EXIT_CODES: dict[Reason, int] = {
 """The exit codes of a process that did not choose to stop."""
 
 log = logging.getLogger(__name__)
+
+
+def end_at_once(code: int) -> Never:
+    """End the process without the interpreter's clean-up, which can hang on a device that has failed.
+
+    Side effects:
+        Ends the process; what was logged and printed is written before.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class StopSignal:

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 import optuna
 
 from hpo.artifacts import Artifacts
 from hpo.database import queue
-from hpo.database.attempt import Attempt, Outcome, Progress
-from hpo.errors import LeaseLost
+from hpo.database.attempt import Attempt, Loss, Outcome, Progress
+from hpo.errors import DeviceLost, LeaseLost, StorageUnavailable
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param
 from hpo.study import Study
 from hpo.worker.publish import delete_figure, publish_note_and_figure
 from hpo.worker.registration import beat_s
-from hpo.worker.stop import StopSignal
+from hpo.worker.stop import StopSignal, end_at_once
+from hpo.worker.watch import Patience, Watch
+
+log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 2.0
 """A transaction for each report would cost more than everything else that a trial asks of the database."""
 
 
+DEFAULT_PATIENCE = Patience()
+
+
 class TrialSupervisor:
-    """A thread beside a trial's training that renews its lease and writes its measurements.
+    """A thread beside a trial's training that renews its lease, writes its measurements, and ends a worker that hangs.
 
     Use as a context manager: the thread runs until the context is left, so training continues while the database does
     not answer.
+
+    Args:
+        patience: How long training may stand still.
+        clock: Measures that in seconds.
 
     Attributes:
         failure: The error that ended the attempt before its trial had ended; None while there is none.
         recalled: Whether the study was stopped.
         progress: What is written beside the lease.
+        watch: Whether training goes on.
+
+    Side effects:
+        Ends the process when training stands still for too long.
     """
 
     def __init__(
@@ -46,6 +61,8 @@ class TrialSupervisor:
         stop: StopSignal,
         lease_s: float = queue.LEASE_S,
         write_every_s: float = WRITE_EVERY_S,
+        patience: Patience = DEFAULT_PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study = study
         self.attempt = attempt
@@ -55,6 +72,7 @@ class TrialSupervisor:
         self.failure: Exception | None = None
         self.recalled = False
         self.progress = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
+        self.watch = Watch(patience, clock)
         self._trial: optuna.Trial | None = None
         self._written_s = -math.inf
         self._points: list[CurvePoint] = []
@@ -76,7 +94,8 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def stopped(self) -> bool:
-        """Return whether the worker or the study is to stop, or the attempt has ended."""
+        """Return whether the worker or the study is to stop, or the attempt has ended; asked before each step."""
+        self.watch.note_progress()
         return self.recalled or self.failure is not None or bool(self.stop)
 
     def advanced(self, iteration: int, steps: int) -> None:
@@ -93,6 +112,7 @@ class TrialSupervisor:
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
         """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""
+        self.watch.note_rest()
         assert self._trial is not None, "sampled before it is trained"
         for step, value in values.items():
             self._trial.report(value, step)
@@ -118,6 +138,17 @@ class TrialSupervisor:
         except LeaseLost:
             delete_figure(figure_id, artifacts)
             raise
+
+    def give_up(self, loss: Loss) -> None:
+        """End the attempt without its trial, so that the trial is given out again; log what the database refuses."""
+        self.watch.note_rest()
+        try:
+            self.require_open()
+            queue.lose(self.study.storage, self.attempt, self.progress, loss)
+        except LeaseLost as error:
+            log.warning("%s", error)
+        except StorageUnavailable as error:
+            log.warning("%s; the trial is given out again when its lease is over", error)
 
     def should_prune(self) -> bool:
         """Ask the study's pruner about the values reported so far; wait while the database does not answer.
@@ -146,9 +177,23 @@ class TrialSupervisor:
             self._changed.wait_for(lambda: self.failure is not None or not self._points)
 
     def _beat(self) -> None:
+        while self._wait_for_beat():
+            hang = self.watch.find_hang()
+            if hang is not None:
+                self._end_hung(hang)
+            if self.failure is None:
+                self._try_to_write()
+
+    def _end_hung(self, why: str) -> Never:
+        log.error("trial %d: %s; this worker ends", self.attempt.trial_number, why)
         try:
-            while self._wait_for_beat():
-                self._write()
+            self.give_up(Loss(kind="hung", reason=why))
+        finally:
+            end_at_once(DeviceLost.exit_code)
+
+    def _try_to_write(self) -> None:
+        try:
+            self._write()
         except Exception as error:  # noqa: BLE001 - the thread that trains raises it again
             with self._changed:
                 self.failure = error
@@ -157,8 +202,11 @@ class TrialSupervisor:
     def _wait_for_beat(self) -> bool:
         """Wait until it is time to write, and return whether the trial is still in training."""
         with self._changed:
-            self._changed.wait_for(lambda: self._done or self._wanted, beat_s(self.lease_s))
+            self._changed.wait_for(self._is_due, beat_s(self.lease_s))
             return not self._done
+
+    def _is_due(self) -> bool:
+        return self._done or (self._wanted and self.failure is None)
 
     def _write(self) -> None:
         with self._changed:

@@ -11,9 +11,9 @@ import torch
 
 from hpo.artifacts import Artifacts
 from hpo.database import overview, queue, study_state
-from hpo.database.attempt import Attempt, FinalState, Outcome
+from hpo.database.attempt import Attempt, FinalState, Loss, Outcome
 from hpo.database.overview import Counts
-from hpo.errors import BadInput, LeaseLost, StorageUnavailable, StudyFailed
+from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.recipes.comparison import Comparison
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
@@ -26,6 +26,9 @@ from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
 from hpo.worker.supervisor import TrialSupervisor
+
+SHARED_MEMORY = ("cuda",)
+"""The types of device whose memory other processes take, so that a trial is not to blame when none is left."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def work(
         BadInput: The data set on this machine is not the study's.
         StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         StudyFailed: Trials keep failing, and none has ever succeeded.
-        DeviceLost: The device does not compute any more.
+        DeviceLost: The device does not compute, or not any more.
 
     Side effects:
         Sets torch's number of threads, and catches SIGTERM and SIGINT.
@@ -83,6 +86,7 @@ def work(
     require_measure(study, at_end)
     prepare_torch(study.settings.precision)
     require_precision(device, study.settings.precision)
+    require_device(device)
     dataset = load_checked(study, data_dir).to(device)
     config = WorkerConfig(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
     registration = WorkerRegistration(
@@ -118,7 +122,7 @@ def _work(
             ended = train_attempt(study, attempt, dataset, stop, config)
             finished += ended is not None
             if ended == "failed":
-                fail_if_hopeless(study, before, torch.device(registration.worker.device))
+                fail_if_hopeless(study, before)
             continue
         state = study_state.find_state(study.storage, study.study_id)
         if study_state.is_over(state, overview.count(study.storage, study.study_id)):
@@ -128,14 +132,12 @@ def _work(
     return finished
 
 
-def fail_if_hopeless(study: Study, before: Counts, device: torch.device) -> None:
+def fail_if_hopeless(study: Study, before: Counts) -> None:
     """Raise an error after a failed trial if the next ones would fail as well.
 
     Raises:
         StudyFailed: Too many trials have failed, and none has ever succeeded.
-        DeviceLost: The device does not compute any more.
     """
-    require_device(device)
     now = overview.count(study.storage, study.study_id)
     if is_hopeless(now, before):
         raise StudyFailed(f"the first {now.failed} trials of study {study.name} failed; `hpo dashboard` shows why")
@@ -146,21 +148,32 @@ def train_attempt(
 ) -> FinalState | None:
     """Train a claimed trial to its end, or hand it back.
 
+    After an exception in training the device is looked at before the trial is judged.
+
     Returns:
         The state in which the trial ended, or None where it was handed back or lost.
+
+    Raises:
+        DeviceLost: The device does not compute any more; the trial is given out again.
+        StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
     """
     supervisor = TrialSupervisor(study=study, attempt=attempt, stop=stop, lease_s=config.lease_s)
     checkpoints = config.checkpoints
     with supervisor:
         try:
             outcome = _run(study, supervisor, dataset, config)
+            if is_error(outcome):
+                require_device(dataset.train.images.device)
+            supervisor.watch.note_rest()
             supervisor.require_open()
             if checkpoints is not None:
                 checkpoints.index()
-            if not isinstance(outcome, Outcome):
-                queue.hand_back(study.storage, attempt, supervisor.progress, outcome)
-                return None
-            supervisor.finish(outcome, config.artifacts)
+            state = _end(supervisor, outcome, config)
+        except DeviceLost as error:
+            if checkpoints is not None:
+                checkpoints.leave()
+            supervisor.give_up(Loss(kind="device lost", reason=str(error)))
+            raise
         except LeaseLost as error:
             log.warning("%s", error)
             return None
@@ -168,10 +181,28 @@ def train_attempt(
             if checkpoints is not None:
                 checkpoints.leave()
             raise
+    if isinstance(outcome, Loss):
+        stop.wait(beat_s(config.lease_s))  # so that another worker takes the trial, or memory becomes free
+    return state
+
+
+def is_error(outcome: Outcome | Blocked | Loss) -> bool:
+    """Return whether training ended with an exception."""
+    return isinstance(outcome, Loss) or (isinstance(outcome, Outcome) and outcome.state == "failed")
+
+
+def _end(supervisor: TrialSupervisor, outcome: Outcome | Blocked | Loss, config: WorkerConfig) -> FinalState | None:
+    storage, attempt = supervisor.study.storage, supervisor.attempt
+    if isinstance(outcome, Loss):
+        return "failed" if queue.lose(storage, attempt, supervisor.progress, outcome) else None
+    if not isinstance(outcome, Outcome):
+        queue.hand_back(storage, attempt, supervisor.progress, outcome)
+        return None
+    supervisor.finish(outcome, config.artifacts)
     return outcome.state
 
 
-def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked:
+def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked | Loss:
     try:
         params = supervisor.sample()
         settings = study.settings
@@ -188,13 +219,22 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
         return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):
         raise
-    except Exception as error:  # whatever went wrong in training belongs to the trial
-        log.exception("trial %d failed", supervisor.attempt.trial_number)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"failed: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-        return Outcome(
-            state="failed", value=None, attrs={"outcome": reason, "iterations": supervisor.progress.iteration}
-        )
+    except Exception as error:  # whatever went wrong in training belongs to the trial, or to its device
+        log.exception("trial %d: attempt %d failed", supervisor.attempt.trial_number, supervisor.attempt.number)
+        return judge(error, dataset.train.images.device, supervisor.progress.iteration)
+
+
+def judge(error: Exception, device: torch.device, iteration: int) -> Outcome | Loss:
+    """Decide what an exception in training means for its trial, on a device that still computes.
+
+    Args:
+        iteration: The last one that the trial reached.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    if isinstance(error, torch.OutOfMemoryError) and device.type in SHARED_MEMORY:
+        return Loss(kind="device full", reason=reason)
+    return Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}", "iterations": iteration})
 
 
 def load_checked(study: Study, data_dir: Path) -> Dataset:

@@ -28,7 +28,7 @@ from hpo.database import overview, queue
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import CheckpointRow
-from hpo.errors import DeviceLost, StudyFailed
+from hpo.errors import StudyFailed
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
@@ -221,26 +221,3 @@ def test_a_mended_study_goes_on_after_it_was_given_up(
 
     assert work_here(made, tmp_path) == 1
     assert overview.count(storage, made.study_id) == Counts(complete=1, failed=5)
-
-
-@pytest.mark.parametrize("kind", ["sqlite"])
-def test_a_worker_ends_when_its_device_computes_nothing_any_more(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Without a GPU there is no real CUDA error: what one leaves behind is that every further call fails.
-    def fail(*_: object, **__: object) -> object:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-
-    made = make_study(storage, 3)
-    monkeypatch.setattr(Training, "advance", fail)
-    monkeypatch.setattr(torch, "ones", fail)
-
-    with pytest.raises(DeviceLost) as lost:
-        work_here(made, tmp_path)
-
-    assert str(lost.value) == (
-        "device cpu: CUDA error: an illegal memory access was encountered; this worker ends, another process may use it"
-    )
-    assert overview.count(storage, made.study_id) == Counts(failed=1, waiting=2)
-    outcome = made.trials()[0].user_attrs["outcome"]
-    assert outcome.startswith("failed: RuntimeError: CUDA error: an illegal memory access was encountered")

@@ -166,7 +166,7 @@ def test_a_trial_whose_workers_vanished_has_a_note_too(storage: Storage) -> None
     trial = finished_trial(made)
     assert (trial.state, note_of(made, trial)) == (
         TrialState.FAIL,
-        "**Failed: its worker vanished 4 times without getting past iteration 0.**",
+        "**Failed: 4 attempts were lost without getting past iteration 0; the last: its worker vanished.**",
     )
 
 

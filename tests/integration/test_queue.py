@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from hpo import study
 from hpo.database import overview, queue, studies
-from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
+from hpo.database.attempt import Attempt, Loss, Outcome, Progress, WorkerId
 from hpo.database.optuna_tables import TrialModel
 from hpo.database.overview import Counts, Running
 from hpo.database.storage import Storage, open_storage
@@ -46,12 +46,14 @@ POINTS = (
 )
 VALUES = {8: 0.25, 16: 0.5}
 FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
+LOSS = Loss(kind="device lost", reason="device cuda:0: CUDA error")
 
 WRITES: dict[str, Callable[[Storage, Attempt], object]] = {
     "renew": lambda storage, attempt: queue.renew(storage, attempt, HALFWAY),
     "record": lambda storage, attempt: queue.record(storage, attempt, HALFWAY, POINTS, VALUES),
     "finish": lambda storage, attempt: queue.finish(storage, attempt, HALFWAY, FAILED),
     "hand_back": lambda storage, attempt: queue.hand_back(storage, attempt, HALFWAY, "stopped"),
+    "lose": lambda storage, attempt: queue.lose(storage, attempt, HALFWAY, LOSS),
 }
 
 
@@ -314,10 +316,52 @@ def test_a_trial_whose_workers_keep_vanishing_fails_with_the_reason(storage: Sto
 
     trial = made.trials()[0]
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
-    assert trial.user_attrs["outcome"] == "failed: its worker vanished 4 times without getting past iteration 0"
+    assert trial.user_attrs["outcome"] == (
+        "failed: 4 attempts were lost without getting past iteration 0; the last: its worker vanished"
+    )
     assert trial.datetime_complete is not None
     assert overview.count(storage, made.study_id) == Counts(failed=1, waiting=2)
     assert claim(made).trial_number == 1
+
+
+def test_a_trial_whose_devices_keep_failing_is_given_out_again_and_fails_at_the_fourth_with_the_reason(
+    storage: Storage, made: study.Study
+) -> None:
+    params = suggest(made, claim(made, LAPSED))
+    assert queue.reap(storage, made.study_id) == [0]
+    for kind in ("device lost", "hung"):
+        attempt = claim(made)
+        assert not queue.lose(storage, attempt, NOTHING, replace(LOSS, kind=kind))
+        assert _states(made)[0] == (0, TrialState.WAITING)
+        assert made.trials()[0].params == params
+    attempt = claim(made)
+    assert queue.lose(storage, attempt, NOTHING, LOSS)
+
+    trial = made.trials()[0]
+    assert (trial.state, trial.params) == (TrialState.FAIL, params)
+    assert trial.user_attrs["outcome"] == (
+        "failed: 4 attempts were lost without getting past iteration 0; the last: device cuda:0: CUDA error"
+    )
+    assert [row["outcome"] for row in list_attempts(storage)] == ["lapsed", "device lost", "hung", "device lost"]
+
+
+def test_a_trial_that_a_device_lost_is_given_out_elsewhere_first(storage: Storage, made: study.Study) -> None:
+    queue.lose(storage, claim(made), NOTHING, LOSS)
+    others = [replace(WORKER, device="cuda:1"), replace(WORKER, host="other")]
+
+    assert claim(made).trial_number == 1
+    for other in others:
+        attempt = queue.claim(storage, made.study_id, other)
+        assert attempt is not None
+        assert attempt.trial_number == 0
+        queue.hand_back(storage, attempt, NOTHING, "stopped")
+    assert [claim(made).trial_number, claim(made).trial_number] == [2, 0], "rather here than nowhere"
+
+
+def test_a_device_that_fails_later_each_time_costs_no_trial(storage: Storage, made: study.Study) -> None:
+    for iteration in range(1, 2 * queue.MAX_LAPSES):
+        assert not queue.lose(storage, claim(made), replace(HALFWAY, iteration=iteration), LOSS)
+    assert _states(made)[0] == (0, TrialState.WAITING)
 
 
 def test_handing_back_spends_no_retry(storage: Storage, made: study.Study) -> None:

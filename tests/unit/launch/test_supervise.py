@@ -24,7 +24,7 @@ SETTINGS = StudySettings(
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """Be a place whose worker ends as it is told, and remember what it was asked to do."""
 
@@ -58,21 +58,6 @@ def workers(tmp_path, opened, monkeypatch):
     return lambda *slots: Workers(made, slots, "", "all.log")
 
 
-def test_a_worker_that_keeps_dying_is_given_up_with_the_reason_and_all_are_ended(workers):
-    broken = Slot([Ended(False, f"with code {code}") for code in range(1, 9)])
-    fine = Slot([None] * 9)
-
-    with pytest.raises(StudyFailed) as given_up:
-        workers(fine, broken).run(StopSignal(), lambda *_: None)
-
-    times = MAX_RESTARTS + 1
-    assert str(given_up.value) == (
-        f"the worker on slot died {times} times in a row, last with code {times}; its output is in slot.log"
-    )
-    assert broken.asked == ["start"] * times + ["ask to end", "end"]
-    assert fine.asked == ["start", "ask to end", "end"]
-
-
 def watch(workers, looks, *slots):
     """Look so often, then end all, and give what was seen."""
     stop = StopSignal()
@@ -84,6 +69,50 @@ def watch(workers, looks, *slots):
 
     workers(*slots).run(stop, look)
     return seen
+
+
+DIED = MAX_RESTARTS + 1
+LAST = "the worker on {} died 4 times in a row, last with code 4; its output is in slot.log"
+
+
+def dying():
+    """List the ends of a worker that dies at every look, each time with another code."""
+    return [Ended(False, f"with code {code}") for code in range(1, 9)]
+
+
+def test_a_place_whose_worker_keeps_dying_is_given_up_with_a_warning_and_the_others_go_on(workers, caplog):
+    broken, fine = Slot(dying(), "broken"), Slot([None] * 9)
+
+    seen = watch(workers, DIED + 3, fine, broken)
+
+    assert len(seen) == DIED + 3
+    assert broken.asked == ["start"] * DIED + ["ask to end", "end"]
+    assert fine.asked == ["start", "ask to end", "end"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{LAST.format('broken')}; no worker is started there any more, 1 places are left"
+    ]
+
+
+def test_the_others_are_started_again_after_a_stop_although_a_place_was_given_up(workers):
+    ended = Slot([None] * DIED + [Ended(True, "with code 0"), None])
+
+    watch(workers, DIED + 2, Slot(dying()), ended)
+
+    assert ended.asked == ["start", "start", "ask to end", "end"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["one"], LAST.format("one")), (["one", "other"], f"{LAST.format('other')}; no other place is left")],
+)
+def test_a_study_fails_when_no_place_is_left_and_all_are_ended(workers, names, message):
+    slots = [Slot(dying(), name) for name in names]
+
+    with pytest.raises(StudyFailed) as given_up:
+        workers(*slots).run(StopSignal(), lambda *_: None)
+
+    assert str(given_up.value) == message
+    assert [slot.asked for slot in slots] == [["start"] * DIED + ["ask to end", "end"]] * len(slots)
 
 
 def test_a_worker_that_ended_in_order_is_not_started_again_while_another_works(workers):
