@@ -23,7 +23,7 @@ from hpo.study import Study
 from hpo.worker.publish import delete_figure, publish_note_and_figure
 from hpo.worker.registration import beat_s
 from hpo.worker.stop import StopSignal, end_at_once
-from hpo.worker.watch import Patience, Watch
+from hpo.worker.watch import HangLimits, Watch
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ WRITE_EVERY_S = 2.0
 """A transaction for each report would cost more than everything else that a trial asks of the database."""
 
 
-DEFAULT_PATIENCE = Patience()
+DEFAULT_HANG_LIMITS = HangLimits()
 
 
 class TrialSupervisor:
@@ -41,7 +41,7 @@ class TrialSupervisor:
     not answer.
 
     Args:
-        patience: How long training may stand still.
+        hang_limits: How long training may stand still.
         clock: Measures that in seconds.
 
     Attributes:
@@ -61,7 +61,7 @@ class TrialSupervisor:
         stop: StopSignal,
         lease_s: float = queue.LEASE_S,
         write_every_s: float = WRITE_EVERY_S,
-        patience: Patience = DEFAULT_PATIENCE,
+        hang_limits: HangLimits = DEFAULT_HANG_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study = study
@@ -72,7 +72,7 @@ class TrialSupervisor:
         self.failure: Exception | None = None
         self.recalled = False
         self.progress = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
-        self.watch = Watch(patience, clock)
+        self.watch = Watch(hang_limits, clock)
         self._trial: optuna.Trial | None = None
         self._written_s = -math.inf
         self._points: list[CurvePoint] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
+class HangLimits:
     """How long training may stand still, whichever of the two is longer.
 
     Attributes:
@@ -34,8 +34,8 @@ class Watch:
         clock: Returns seconds that only grow.
     """
 
-    def __init__(self, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
-        self.patience = patience
+    def __init__(self, hang_limits: HangLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.hang_limits = hang_limits
         self.clock = clock
         self.longest_s = 0.0
         self._since_s = clock()
@@ -56,7 +56,7 @@ class Watch:
 
     def find_hang(self) -> str | None:
         """Return why training counts as hung; None while it does not."""
-        still_s, limit_s = self.clock() - self._since_s, self.patience.limit_s(self.longest_s)
+        still_s, limit_s = self.clock() - self._since_s, self.hang_limits.limit_s(self.longest_s)
         if not self._trains or still_s <= limit_s:
             return None
         return f"training has stood still for {still_s:.4g} s, and {limit_s:.4g} s are allowed"

@@ -292,9 +292,9 @@ from functools import partial
 
 from hpo.training.train import Training
 from hpo.worker import work
-from hpo.worker.watch import Patience
+from hpo.worker.watch import HangLimits
 
-work.TrialSupervisor = partial(work.TrialSupervisor, patience=Patience(least_s=0.5, stretches=2.0))
+work.TrialSupervisor = partial(work.TrialSupervisor, hang_limits=HangLimits(least_s=0.5, stretches=2.0))
 advance, calls = Training.advance, 0
 
 def train(self, until, stop):

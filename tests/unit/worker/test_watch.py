@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.worker.watch import Patience, Watch
+from hpo.worker.watch import HangLimits, Watch
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
     ("longest_s", "limit_s"), [(0.0, 600.0), (29.9, 600.0), (30.0, 600.0), (31.0, 620.0), (300.0, 6000.0)]
 )
 def test_training_may_stand_still_for_ten_minutes_or_twenty_times_its_longest_stretch(longest_s, limit_s):
-    assert Patience().limit_s(longest_s) == limit_s
+    assert HangLimits().limit_s(longest_s) == limit_s
 
 
 # Each event is what happens at a second: "step" asks whether to stop, "rest" leaves training.
@@ -41,7 +41,7 @@ def test_training_may_stand_still_for_ten_minutes_or_twenty_times_its_longest_st
 )
 def test_a_training_hangs_when_it_shows_no_progress_for_too_long(events, at_s, hangs):
     clock = Clock()
-    watch = Watch(Patience(least_s=10.0, stretches=2.0), clock)
+    watch = Watch(HangLimits(least_s=10.0, stretches=2.0), clock)
     for second, event in events:
         clock.now_s = second
         {"step": watch.note_progress, "rest": watch.note_rest}[event]()
@@ -53,7 +53,7 @@ def test_a_training_hangs_when_it_shows_no_progress_for_too_long(events, at_s, h
 
 def test_a_hang_is_told_with_its_length_and_the_limit():
     clock = Clock()
-    watch = Watch(Patience(), clock)
+    watch = Watch(HangLimits(), clock)
     watch.note_progress()
     clock.now_s = 1234.0
 
