@@ -63,7 +63,19 @@ BUILD_ENV = "FAKE_CUDA_BUILD"
 
 
 def compile_library(path: Path, code: str) -> None:
-    command = ["gcc", "-w", "-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,{path.name}", "-x", "c", "-", "-o", str(path)]
+    command = [
+        "gcc",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-nostdlib",
+        f"-Wl,-soname,{path.name}",
+        "-x",
+        "c",
+        "-",
+        "-o",
+        str(path),
+    ]
     subprocess.run(command, input=code.encode(), check=True)
 
 
