@@ -186,7 +186,7 @@ def worker(
     from hpo.database.storage import open_storage
     from hpo.launch.process import DRIVER_ENV
     from hpo.trial.checkpoints import Checkpoints
-    from hpo.worker.device import pick_device
+    from hpo.worker.device import open_device
     from hpo.worker.stop import StopSignal
     from hpo.worker.work import WorkerConfig
 
@@ -198,7 +198,7 @@ def worker(
     # With --forever the first study may be created later, and the tables with it.
     access: Literal["create", "write"] = "create" if forever else "write"
     database = retry_policy.call(lambda: open_storage(storage, access, retry_policy, one_connection=True))
-    picked = pick_device(device)
+    picked = open_device(device)
     store = open_artifacts(artifacts)
     checkpoints = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
     config = WorkerConfig(checkpoints=checkpoints, artifacts=store, lease_s=lease)

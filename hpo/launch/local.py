@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from hpo.launch.devices import WorkerDevice, choose_devices, find_gpus
 from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
 from hpo.study import Study
@@ -20,14 +19,16 @@ class LocalPlace:
     """A device of this machine, and the worker process that uses it.
 
     Args:
-        name: The device's name, such as `cpu` or `cuda:0`.
+        device: The device, and what tells the worker to use no other.
         log_path: The file to which the worker's output is appended.
     """
 
-    def __init__(self, name: str, options: Sequence[str], environment: Mapping[str, str], log_path: Path) -> None:
-        self.name = name
-        self.options = options
-        self.environment = environment
+    def __init__(
+        self, device: WorkerDevice, options: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> None:
+        self.name = device.name
+        self.options = [*options, "--device", device.option]
+        self.environment = {**environment, **device.environment}
         self.log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +45,7 @@ class LocalPlace:
     def start(self) -> None:
         """Start a worker process."""
         with self.log_path.open("ab") as log:
-            self._process = start_worker([*self.options, "--device", self.name], self.environment, log)
+            self._process = start_worker(self.options, self.environment, log)
 
     def waits(self) -> bool:
         """Return False: there is always room on this machine's devices."""
@@ -78,21 +79,14 @@ class LocalLauncher:
 
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Choose devices for workers of a study."""
-        devices = choose_devices(self.workers, torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
+        devices = choose_devices(self.workers, find_gpus(), cores=len(os.sched_getaffinity(0)))
         log_path = Path(f"{study.name}.log").absolute()
         return Workers(
             study=study,
             places=[LocalPlace(device, options, environment, log_path) for device in devices],
-            summary=f"{len(devices)} workers ({', '.join(devices)}), their log is {log_path}",
+            summary=f"{len(devices)} workers ({', '.join(device.name for device in devices)}), their log is {log_path}",
             output=str(log_path),
         )
 
     def close(self) -> None:
         """Do nothing: only the workers' processes were held."""
-
-
-def choose_devices(workers: int | None, gpus: int, cores: int) -> list[str]:
-    """Choose a device for each worker: by default one per GPU, or per core without a GPU; extra workers share GPUs."""
-    if gpus == 0:
-        return ["cpu"] * (workers or cores)
-    return [f"cuda:{index % gpus}" for index in range(workers or gpus)]

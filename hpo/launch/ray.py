@@ -44,6 +44,9 @@ STORE_BYTES = 100 * 2**20
 KEPT_ALIVE = {"RAY_kill_child_processes_on_worker_exit": "false"}
 """Without this, Ray kills a worker as its actor ends, before it has handed its trial back."""
 
+GPU_DEVICE = "cuda"
+"""The device of an actor with a GPU, of which Ray shows it none but its own; where CUDA does not start, it ends."""
+
 log = logging.getLogger(__name__)
 
 
@@ -209,8 +212,7 @@ class RayLauncher:
 
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Prepare a place for each worker of a study."""
-        device = "auto" if self.share.gpus else "cpu"  # Ray shows an actor its own GPU alone
-        options = [*options, "--device", device]
+        options = [*options, "--device", GPU_DEVICE if self.share.gpus else "cpu"]
         return Workers(
             study=study,
             places=[RayPlace(self.share, options, environment) for _ in range(self.places)],

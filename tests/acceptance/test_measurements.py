@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,40 @@ def test_a_fleet_that_sleeps_is_measured_without_an_error(shell: Shell) -> None:
 def test_training_steps_are_timed(shell: Shell) -> None:
     found = run(shell, "train_step", "--rounds", "1", "--steps", "1", "--size", "8", "--threads", "1").out
     assert "bare" in found
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_without_one(shell: Shell) -> None:
+    options = ("--device", "cpu", "--quick", "--only", "determinism", "packing", "--json", "found.json")
+    said = run(shell, "gpu", *options).out.splitlines()
+    found = json.loads((shell.folder / "found.json").read_text())
+    comparisons = ("eager again", "eager with stops", "graph", "graph again", "graph with stops")
+    kinds = [f"{precision} {head}" for precision in ("bf16", "fp32") for head in ("linear", "dropout", "dense")]
+    expected = [*(f"{kind}: {what}" for kind in kinds for what in comparisons), "packed, 1 graph"]
+    assert found["verdict"] == dict.fromkeys(expected, True)
+    assert said[-len(expected) :] == [f"  same bits   {name}" for name in expected]
+
+
+def test_bits_that_differ_on_a_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    linear = {"hash": "a", "eager again": True, "graph": False}
+    results = {
+        "environment": {"card": "x"},
+        "determinism": {"bf16 linear": linear, "bf16 dense": {"hash": "b", "graph": True}},
+        "beside": {"bf16 linear": {"hash": "a"}, "bf16 dense": {"hash": "c"}},
+        "packing": {"4 graph": {"hashes": ["a"]}, "8 graph": {"hashes": ["a", "d"]}, "1 eager": {"error": "died"}},
+        "pressure, 400 MiB left": {"hash": "d"},
+        "pressure, 100 MiB left": {"out of memory": "none left"},
+    }
+    assert gpu.verdict(results) == {
+        "bf16 linear: eager again": True,
+        "bf16 linear: graph": False,
+        "bf16 linear: beside another process": True,
+        "bf16 dense: graph": True,
+        "bf16 dense: beside another process": False,
+        "packed, 4 graph": True,
+        "packed, 8 graph": False,
+        "pressure, 400 MiB left": False,
+    }
+    assert gpu.verdict(results | {"determinism": {"error": "not done within 120 s"}}) == {}

@@ -84,3 +84,9 @@ def test_bad_input_gets_one_line(finished: Shell, arguments: list[str], message:
     assert (refused.code, refused.out) == (2, "")
     assert message in refused.err
     assert refused.err.count("\n") == 1
+
+
+def test_a_worker_that_was_asked_for_a_gpu_ends_where_cuda_does_not_start(finished: Shell) -> None:
+    refused = finished.hpo("worker", "--forever", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert refused.err.startswith("error: device 'cuda': CUDA does not start: ")

@@ -28,6 +28,13 @@ DOCKER = ROOT / "docker"
 PROGRAMS = Path(sys.executable).parent
 START_S = 60.0
 GPUS = ("GPU-aaaa", "GPU-bbbb")
+WHOLE = "".join(f"GPU {index}: NVIDIA A100-SXM4-40GB (UUID: {uuid})\n" for index, uuid in enumerate(GPUS))
+SLICED = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
+  MIG 1g.10gb     Device  0: (UUID: MIG-cccc)
+  MIG 1g.10gb     Device  1: (UUID: MIG-GPU-dddd/1/0)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb)
+"""
 
 
 def output_of(*command: str | Path) -> tuple[int, str]:
@@ -156,38 +163,123 @@ def test_a_signal_reaches_hpo_itself(container: Container) -> None:
         assert (process.communicate(timeout=60)[0], process.returncode) == ("got it\n", 143)
 
 
-def test_each_worker_of_a_machine_has_a_gpu_of_its_own_until_it_ends(container: Container, tmp_path: Path) -> None:
-    container.install("nvidia-smi", f"printf '%s\\n' {' '.join(GPUS)}")
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Start containers on a machine whose GPUs `nvidia-smi` lists; `hpo` says which it sees, and waits for a line."""
+
+    container: Container
+    locks: Path
+
+    def list(self, listing: str) -> None:
+        self.container.install("nvidia-smi", f"[ \"$*\" = -L ] && echo '{listing}'")
+
+    def start(self, **settings: str) -> subprocess.Popen[str]:
+        return self.container.start("worker", HPO_GPU_LOCKS=str(self.locks), **settings)
+
+    def refused(self, **settings: str) -> tuple[int, str]:
+        with self.start(**settings) as process:
+            said = process.communicate(timeout=60)[0]
+        return process.returncode, said
+
+
+@pytest.fixture
+def machine(container: Container, tmp_path: Path) -> Machine:
     container.install("hpo", 'echo "$CUDA_VISIBLE_DEVICES"; read line')
-    locks = str(tmp_path / "locks")
+    made = Machine(container, tmp_path / "locks")
+    made.list(WHOLE)
+    return made
 
-    def start() -> subprocess.Popen[str]:
-        return container.start("worker", HPO_GPU_LOCKS=locks)
 
-    def gpu_of(process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
+def device_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
-    with start() as first, start() as second:
-        assert {gpu_of(first), gpu_of(second)} == set(GPUS)
-        with start() as third:
-            said = third.communicate(timeout=60)[0]
-        assert (third.returncode, said) == (
-            2,
-            "error: other workers have all GPUs of this machine (2); start as many as there are\n",
-        )
+
+def end(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        process.communicate("\n", timeout=60)
+
+
+def test_each_worker_of_a_machine_has_a_gpu_of_its_own_until_it_ends(machine: Machine) -> None:
+    with machine.start() as first, machine.start() as second:
+        assert {device_of(first), device_of(second)} == set(GPUS)
+        problem = "error: other workers have all GPUs of this machine (2); start as many as there are\n"
+        assert machine.refused() == (2, problem)
         second.kill()
         second.wait()
-        with start() as fourth:
-            assert gpu_of(fourth) in GPUS
-            fourth.communicate("\n", timeout=60)
-        first.communicate("\n", timeout=60)
+        with machine.start() as fourth:
+            assert device_of(fourth) in GPUS
+            end(fourth)
+        end(first)
 
 
-def test_no_driver_of_nvidia_is_an_error(container: Container, tmp_path: Path) -> None:
-    container.install("nvidia-smi", "echo 'no driver' >&2; exit 9")
-    with container.start("worker", HPO_GPU_LOCKS=str(tmp_path / "locks")) as process:
-        assert (process.communicate(timeout=60)[0], process.returncode) == ("no driver\n", 9)
+def test_a_gpu_that_has_slices_is_given_away_by_the_slice(machine: Machine) -> None:
+    machine.list(SLICED)
+    with machine.start() as first, machine.start() as second, machine.start() as third:
+        assert {device_of(p) for p in (first, second, third)} == {"MIG-cccc", "MIG-GPU-dddd/1/0", "GPU-bbbb"}
+        problem = "error: other workers have all GPUs of this machine (3); start as many as there are\n"
+        assert machine.refused() == (2, problem)
+        end(first, second, third)
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        ("GPU-bbbb", ["GPU-bbbb"]),
+        ("GPU-b", ["GPU-bbbb"]),
+        ("GPU-bbbb,MIG-cccc", ["MIG-cccc", "GPU-bbbb"]),
+        ("GPU-aaaa", ["MIG-cccc", "MIG-GPU-dddd/1/0"]),
+    ],
+)
+def test_visible_devices_that_are_given_restrict_the_choice_and_are_locked_all_the_same(
+    machine: Machine, visible: str, devices: list[str]
+) -> None:
+    machine.list(SLICED)
+    started = [machine.start(CUDA_VISIBLE_DEVICES=visible) for _ in devices]
+    assert {device_of(process) for process in started} == set(devices)
+    problem = f"error: other workers have all GPUs of this machine ({len(devices)}); start as many as there are\n"
+    assert machine.refused(CUDA_VISIBLE_DEVICES=visible) == (2, problem)
+    end(*started)
+
+
+@pytest.mark.parametrize(
+    ("visible", "problem"),
+    [
+        ("0", "CUDA_VISIBLE_DEVICES is 0: allowed are UUIDs of GPUs and of slices, GPU-... and MIG-..."),
+        ("GPU-aaaa,all", "CUDA_VISIBLE_DEVICES is GPU-aaaa,all: allowed are UUIDs of GPUs and of slices, "),
+        ("GPU-gone", "CUDA_VISIBLE_DEVICES is GPU-gone: nvidia-smi -L lists no such device"),
+    ],
+)
+def test_visible_devices_that_name_no_gpu_are_refused(machine: Machine, visible: str, problem: str) -> None:
+    code, said = machine.refused(CUDA_VISIBLE_DEVICES=visible)
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("echo 'no driver' >&2; echo more; exit 9", "nvidia-smi -L ends with code 9: no driver"),
+        ("echo 'No devices were found'", "nvidia-smi -L lists no GPU: No devices were found"),
+        ("echo 'GPU 0: NVIDIA A100 (UUID: No)'", "nvidia-smi -L lists no GPU: GPU 0: NVIDIA A100 (UUID: No)"),
+    ],
+)
+def test_what_is_no_list_of_gpus_is_an_error(machine: Machine, script: str, problem: str) -> None:
+    machine.container.install("nvidia-smi", script)
+    assert machine.refused() == (2, f"error: {problem}\n")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="nvidia-smi is installed")
+def test_no_nvidia_smi_is_an_error(machine: Machine) -> None:
+    (machine.container.folder / "nvidia-smi").unlink()
+    problem = "error: there is no nvidia-smi here: NVIDIA's container toolkit brings it\n"
+    assert machine.refused() == (2, problem)
+
+
+def test_workers_of_the_gpu_variant_do_not_train_on_the_cpu() -> None:
+    services = Deployment.shipped().services
+    assert services["worker-gpu"]["command"] == "worker --forever --device cuda"
+    assert services["worker"]["command"] == "worker --forever"
 
 
 def test_the_health_check_asks_the_storage_with_the_password_of_the_file(

@@ -62,6 +62,12 @@ from hpo.launch import ray
 
 ray.ROOM_S = 2.0
 """
+# Ray was told of GPUs that are not there.
+WITHOUT_GPU = """
+from hpo.launch import ray
+
+ray.GPU_DEVICE = "cpu"
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +105,8 @@ def test_a_cluster_without_room_is_refused_at_once_with_what_it_has(head: Any, s
 def test_actors_on_shares_of_a_gpu_find_what_a_local_worker_finds(
     cluster: Any, storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
-    driver = start(*on(cluster, 4, 32, "--gpus-per-worker", "0.5", "--sampler", "random", "--pruner", "none", "--json"))
+    shares = ("--gpus-per-worker", "0.5", "--sampler", "random", "--pruner", "none", "--json")
+    driver = start(*on(cluster, 4, 32, *shares), before=WITHOUT_GPU)
     out, err = driver.communicate(timeout=FINISH_S)
 
     assert driver.returncode == 0, err

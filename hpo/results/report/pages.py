@@ -7,11 +7,11 @@ from statistics import mean, stdev
 
 import torch
 
+import hpo.results.report.charts as charts
 from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
 from hpo.recipes.schedule import distinct_iterations, scale
 from hpo.results.figures import training_figure
 from hpo.results.formatting import show_measured, show_value
-import hpo.results.report.charts as charts
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
 from hpo.settings import DatasetName
