@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ QUICK_STEPS = 3
 QUICK_STOPS = (1,)
 LEFT_MIB = (1500, 700, 400)
 BUDGET_S = 460.0
+START_S = 90.0
+"""How long processes that train together may take until they are ready."""
+
 MPS = "nvidia-cuda-mps-control"
 
 Found = dict[str, Any]
@@ -253,7 +257,7 @@ def once(make: Make) -> dict[str, float]:
         "restore": lambda: training.restore(state),
         "three eager steps": lambda: training.advance(training.iteration + 3),
         "capture and one step": lambda: training.advance(training.iteration + 1),
-        "evaluate 5,000 images": lambda: training.evaluate(training.dataset.validation),
+        "an evaluation": lambda: training.evaluate(training.dataset.validation),
     }
     found = {}
     for name, call in calls.items():
@@ -324,7 +328,7 @@ def training_processes(
     """Start processes that train, let them begin together, and kill what is left of them at the end.
 
     Raises:
-        RuntimeError: One of them died before it was ready.
+        RuntimeError: One of them died, or hung, before it was ready.
     """
     with tempfile.TemporaryFile("w+") as errors:
         processes = [
@@ -338,18 +342,31 @@ def training_processes(
             )
             for _ in range(workers)
         ]
+        watchdog = threading.Timer(START_S, lambda: [process.kill() for process in processes])
+        watchdog.start()
         try:
             for process in processes:
                 if process.stdout is None or process.stdout.readline() != "ready\n":
                     errors.seek(0)
                     raise RuntimeError(f"a process did not start: {errors.read()[-1500:]}")
+            watchdog.cancel()
             for process in processes:
                 print("go", file=process.stdin, flush=True)
             yield processes
         finally:
+            watchdog.cancel()
             for process in processes:
                 process.kill()
                 process.communicate()
+
+
+def beside(args: argparse.Namespace) -> Found:
+    """Check determinism while another process trains on the card."""
+    try:
+        with training_processes(args, 1, "eager", 120.0, {}):
+            return run(args, "determinism", limit_s=120.0)
+    except RuntimeError as error:
+        return {"error": str(error)}
 
 
 def pack(args: argparse.Namespace, workers: int, mode: str, environment: Mapping[str, str] | None = None) -> Found:
@@ -441,8 +458,7 @@ def conduct(args: argparse.Namespace) -> None:
 
     for section in args.only:
         if section == "beside":
-            with training_processes(args, 1, "eager", 120.0, {}):
-                keep(section, run(args, "determinism", limit_s=120.0))
+            keep(section, beside(args))
         elif section == "packing":
             keep(section, packing(args, left_s))
         elif section == "pressure":
