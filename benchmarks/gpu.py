@@ -42,8 +42,8 @@ from graph_training import GraphTraining
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.settings import Precision
 from hpo.training.data import Dataset, Split, split_dataset
+from hpo.training.numerics import prepare_torch
 from hpo.training.train import Training
-from hpo.worker.device import prepare_torch
 
 HEADS = {"linear": 0.0, "dropout": 0.3, "dense": 0.3}
 BATCH = 128
@@ -64,7 +64,7 @@ Make = Callable[[], Training]
 
 def prepare(precision: Precision) -> None:
     """Set torch up as a worker does."""
-    prepare_torch()
+    prepare_torch(precision)
 
 
 def precisions(args: argparse.Namespace) -> Sequence[Precision]:
