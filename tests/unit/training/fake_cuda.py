@@ -293,14 +293,14 @@ def main() -> None:
         training._generator = torch.Generator()
 
     def plant_wait(training):
-        forward = training._forward
+        forward = training.model.forward
 
         def wait(images):
             logits = forward(images)
             logits.sum().item()
             return logits
 
-        training._forward = wait
+        training.model.forward = wait
 
     def plant_channels_first(training):
         for parameter in training.model.parameters():
