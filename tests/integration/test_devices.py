@@ -223,9 +223,11 @@ from pathlib import Path
 
 import torch
 from hpo.launch import local
+from hpo.launch.devices import WorkerDevice
 from hpo.training.train import Training
 
-local.choose_devices = lambda *_, **__: ["cpu", "cpu:0"]
+devices = {name: WorkerDevice(name=name, option=name) for name in ("cpu", "cpu:0")}
+local.choose_devices = lambda *_, **__: list(devices.values())
 ones, advance = torch.ones, Training.advance
 
 def look(*arguments, **options):
@@ -240,7 +242,7 @@ def train(*arguments):
 
 torch.ones, Training.advance = look, train
 """
-ALL_SICK = f"{ONE_SICK}\nlocal.choose_devices = lambda *_, **__: ['cpu:0', 'cpu:0']\n"
+ALL_SICK = f"{ONE_SICK}\nlocal.choose_devices = lambda *_, **__: [devices['cpu:0']] * 2\n"
 RUN = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"]
 RUN += ["--trials", "3", "--pruner", "none", "--precision", "fp32"]
 
