@@ -324,17 +324,24 @@ def test_a_trial_whose_workers_keep_vanishing_fails_with_the_reason(storage: Sto
     assert claim(made).trial_number == 1
 
 
+def claim_on(made: study.Study, device: str) -> Attempt:
+    """Claim as a worker on another device: one that has lost a trial is given the others first."""
+    attempt = queue.claim(made.storage, made.study_id, replace(WORKER, device=device))
+    assert attempt is not None
+    return attempt
+
+
 def test_a_trial_whose_devices_keep_failing_is_given_out_again_and_fails_at_the_fourth_with_the_reason(
     storage: Storage, made: study.Study
 ) -> None:
     params = suggest(made, claim(made, LAPSED))
     assert queue.reap(storage, made.study_id) == [0]
     for kind in ("device lost", "hung"):
-        attempt = claim(made)
+        attempt = claim_on(made, kind)
         assert not queue.lose(storage, attempt, NOTHING, replace(LOSS, kind=kind))
         assert _states(made)[0] == (0, TrialState.WAITING)
         assert made.trials()[0].params == params
-    attempt = claim(made)
+    attempt = claim_on(made, "a third device")
     assert queue.lose(storage, attempt, NOTHING, LOSS)
 
     trial = made.trials()[0]
@@ -360,7 +367,9 @@ def test_a_trial_that_a_device_lost_is_given_out_elsewhere_first(storage: Storag
 
 def test_a_device_that_fails_later_each_time_costs_no_trial(storage: Storage, made: study.Study) -> None:
     for iteration in range(1, 2 * queue.MAX_LAPSES):
-        assert not queue.lose(storage, claim(made), replace(HALFWAY, iteration=iteration), LOSS)
+        attempt = claim_on(made, f"cuda:{iteration}")
+        assert attempt.trial_number == 0
+        assert not queue.lose(storage, attempt, replace(HALFWAY, iteration=iteration), LOSS)
     assert _states(made)[0] == (0, TrialState.WAITING)
 
 
