@@ -146,7 +146,8 @@ def test_a_benchmark_on_a_cluster_finds_what_one_on_this_machine_finds(
 
     found = []
     for file, options in ((path, ("--launcher", "ray", "--address", cluster.address)), (copy, ())):
-        benchmark = start("benchmark", "--seeds", "1", "--workers", "1", "--json", *options, url=f"sqlite:///{file}")
+        command = ("benchmark", "--seeds", "1", "--workers", "1", "--json", *options)
+        benchmark = start(*command, url=f"sqlite:///{file}", before=WITHOUT_GPU)
         out, err = benchmark.communicate(timeout=FINISH_S)
         assert benchmark.returncode == 0, err
         assert ("1 workers on the Ray cluster" in err) is (file is path)
