@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## Run a 50-trial study in demo/, as a user would
 	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50
 
 test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real browser
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile -m 'not alone' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 
 unit: $(INSTALLED)  ## Run the unit tests alone, which need no server and no browser, within a minute

@@ -75,7 +75,24 @@ def beat_s(lease_s: float) -> float:
 
 def worker_id(device: torch.device) -> WorkerId:
     """Identify this process as a worker on a device."""
-    return WorkerId(name=worker_name(os.getpid()), host=socket.gethostname(), device=str(device))
+    shown = device_name(device, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return WorkerId(name=worker_name(os.getpid()), host=socket.gethostname(), device=shown)
+
+
+def device_name(device: torch.device, visible: str) -> str:
+    """Return a name of a device that tells it from the others of its machine.
+
+    Workers that see one GPU each all call it `cuda:0`.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, which numbers the devices of a process: indices or UUIDs of GPUs and slices.
+    """
+    entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+    index = device.index or 0
+    if device.type != "cuda" or index >= len(entries):
+        return str(device)
+    entry = entries[index]
+    return f"cuda:{entry}" if entry.isdigit() else entry
 
 
 def worker_name(process_id: int) -> str:
