@@ -56,6 +56,9 @@ BUDGET_S = 460.0
 START_S = 90.0
 """How long processes that train together may take until they are ready."""
 
+SECTION_S = 220.0
+"""The longest time of one section: on a CPU that others keep busy it takes several times as long as on a quiet one."""
+
 MPS = "nvidia-cuda-mps-control"
 
 Found = dict[str, Any]
@@ -305,10 +308,6 @@ SECTIONS = {function.__name__: function for function in (environment, determinis
 def command(args: argparse.Namespace, section: str, *more: object) -> list[str]:
     options = [*("--device", args.device), *(["--quick"] if args.quick else []), *map(str, more)]
     return [sys.executable, __file__, "--section", section, *options]
-
-
-SECTION_S = 220.0
-"""The longest time of one section: on a CPU that others keep busy it takes several times as long as on a quiet one."""
 
 
 def run(args: argparse.Namespace, section: str, *more: object, limit_s: float) -> Found:
