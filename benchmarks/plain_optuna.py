@@ -38,7 +38,7 @@ from hpo.recipes.space_file import load_space
 from hpo.settings import DEFAULT_ITERATIONS, DatasetName, default_data_dir
 from hpo.training.data import CLASSES, Dataset, normalise
 from hpo.training.datasets import load_dataset
-from hpo.training.model import ResNet20
+from hpo.training.model import ResNet, network_fields
 
 SPACE = "smooth_lr"
 EVALUATION_BATCH = 500
@@ -88,12 +88,10 @@ def search_plainly(name: DatasetName, iterations: int, trials: int, seed: int, e
 
 def train_plainly(trial: optuna.Trial, recipe: Recipe, dataset: Dataset) -> float:
     """Train with a DataLoader, evaluate after every epoch, and stop early or prune."""
-    model = ResNet20(
+    model = ResNet(
         channels=dataset.image_shape[2],
         classes=CLASSES,
-        head=recipe.head,
-        dropout=recipe.dropout,
-        shortcut_norm=recipe.shortcut_norm,
+        **network_fields(recipe),
         generator=torch.Generator(),
         seed=recipe.seed,
     )

@@ -113,9 +113,9 @@ def resnet(dataset: Dataset) -> nn.Module:
     import torch
 
     from hpo.training.data import CLASSES
-    from hpo.training.model import ResNet20
+    from hpo.training.model import ResNet
 
-    return ResNet20(
+    return ResNet(
         channels=dataset.image_shape[2],
         classes=CLASSES,
         head="linear",
@@ -285,7 +285,7 @@ def keras_batches(side: int) -> Any:
 
 
 def keras_resnet(side: int, channels: int) -> Any:
-    """Build the layers of `hpo.training.model.ResNet20` with the linear head in Keras."""
+    """Build the layers of `hpo.training.model.ResNet` with the linear head in Keras."""
     import keras
     import tensorflow as tf
     from keras import layers

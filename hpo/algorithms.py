@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.samplers import (
@@ -16,6 +19,7 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.trial import FrozenTrial
 
 from hpo.recipes.recipe import derive_seed
 from hpo.recipes.schedule import RUNGS
@@ -46,6 +50,42 @@ def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler
                 return GPSampler(seed=own, warn_independent_sampling=False)
             case "cmaes":
                 return CmaEsSampler(seed=own, warn_independent_sampling=False)
+
+
+class NearestSampler(BaseSampler):
+    """A sampler whose draws are replaced by the nearest values that a search space has.
+
+    Samplers compute in binary, so they draw 0.30000000000000004 where a range has 0.3, and they know no step of a
+    logarithmic range.
+
+    Args:
+        nearest: From a parameter's name and a draw to the value.
+    """
+
+    def __init__(self, drawing: BaseSampler, nearest: Callable[[str, Any], Any]) -> None:
+        self._drawing, self._nearest = drawing, nearest
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that are drawn together."""
+        return self._drawing.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw several parameters together."""
+        drawn = self._drawing.sample_relative(study, trial, search_space)
+        return {name: self._nearest(name, value) for name, value in drawn.items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one parameter."""
+        drawn = self._drawing.sample_independent(study, trial, param_name, param_distribution)
+        return self._nearest(param_name, drawn)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the sampler that a trial begins."""
+        self._drawing.before_trial(study, trial)
 
 
 def fixed_sampler(params: dict[str, Any], base: BaseSampler) -> BaseSampler:

@@ -2,6 +2,7 @@
 
 HpoError                    exit code 1
 ├── BadInput                exit code 2: the caller can correct it
+│   ├── RecipeError         a field of a recipe that is missing, unknown or not allowed
 │   ├── SpaceError          a malformed search space
 │   ├── StudyMismatch       a study that was created with other settings
 │   ├── StudyNotFound       a study that is not in the storage
@@ -30,6 +31,17 @@ class BadInput(HpoError):
     """A value that cannot be used; the message says where it is and what is allowed."""
 
     exit_code = 2
+
+
+class RecipeError(BadInput):
+    """A field of a recipe that cannot be used, with the reason."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field, self.problem = field, problem
+
+    def __str__(self) -> str:
+        return f"recipe: {self.field} {self.problem}"
 
 
 class SpaceError(BadInput):

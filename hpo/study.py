@@ -11,7 +11,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.algorithms import fixed_sampler, make_pruner, make_sampler
+from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
 from hpo.database import overview, studies, study_state
 from hpo.database.attempt import Attempt
 from hpo.database.optuna_tables import METRIC_NAMES
@@ -67,8 +67,11 @@ class Study:
         Two workers with the same seed would repeat each other's draws, so it is derived from the trial's number.
         """
         sampler = make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number)
-        if isinstance(self.space, Comparison):
-            sampler = fixed_sampler(self.space.params_of(attempt.trial_number), sampler)
+        space = self.space
+        if isinstance(space, Comparison):
+            sampler = fixed_sampler(space.params_of(attempt.trial_number), sampler)
+        else:
+            sampler = NearestSampler(sampler, space.nearest)
         with self.storage.translated():
             study = optuna.load_study(
                 study_name=self.name,

@@ -9,13 +9,14 @@ import typer
 
 from hpo.cli.options import DataOption, FetchableDataset, HeadChoice, JsonOption
 from hpo.cli.output import print_json, show
-from hpo.errors import BadInput
+from hpo.errors import BadInput, RecipeError
 from hpo.settings import DEFAULT_ITERATIONS, default_data_dir
 
 
 def model(
     head: Annotated[HeadChoice, typer.Option(help="What comes after the last residual block.")] = HeadChoice.linear,
     shortcut_norm: Annotated[bool, typer.Option("--shortcut-norm", help="BatchNorm on the padded shortcuts.")] = False,
+    depth: Annotated[int, typer.Option(help="Layers: 20, 32, 44, 56, 110 or another 6n + 2.")] = 20,
     json_output: JsonOption = False,
 ) -> None:
     """Print the layer table of the network for CIFAR-10, with its parameter counts."""
@@ -24,14 +25,20 @@ def model(
     import torch
 
     from hpo.cli import view
-    from hpo.training.model import ResNet20, count_parameters, layer_table
+    from hpo.recipes.recipe import check_field
+    from hpo.training.model import ResNet, count_parameters, layer_table
 
-    network = ResNet20(
+    try:
+        check_field("depth", depth)
+    except RecipeError as error:
+        raise BadInput(f"--depth {error.problem}") from error
+    network = ResNet(
         channels=3,
         classes=10,
         head=head.value,
         dropout=0.5,
         shortcut_norm=shortcut_norm,
+        depth=depth,
         generator=torch.Generator(),
     )
     rows, counts = layer_table(network, (32, 32, 3)), count_parameters(network)
@@ -47,7 +54,7 @@ def spaces_list(json_output: JsonOption = False) -> None:
     from hpo.recipes.space_file import list_shipped, load_space
 
     shipped = [load_space(name) for name in list_shipped()]
-    entries = [(s.name, str(s.base), len(s.distributions()), s.description) for s in shipped]
+    entries = [(s.name, s.base_title, len(s.distributions()), s.description) for s in shipped]
     if json_output:
         print_json([dict(zip(("name", "base", "parameters", "description"), e, strict=True)) for e in entries])
     else:
@@ -68,7 +75,7 @@ def spaces_check(file: str) -> None:
     from hpo.recipes.space_file import load_space
 
     space = load_space(file)
-    print(f"{file}: a good space: {space.name}, {len(space.distributions())} parameters around {space.base}")
+    print(f"{file}: a good space: {space.name}, {len(space.distributions())} parameters around {space.base_title}")
 
 
 def spaces_schema() -> None:

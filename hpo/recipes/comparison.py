@@ -9,7 +9,7 @@ from typing import Any, Self
 from optuna import Trial
 from pydantic import BaseModel, ConfigDict
 
-from hpo.recipes.recipe import Recipe, derive_seed
+from hpo.recipes.recipe import LATER_FIELDS, Recipe, derive_seed
 
 BASELINE = "baseline"
 """Name of the recipe that the others are compared with."""
@@ -83,4 +83,7 @@ def _fresh_seeds(searched_seed: int) -> Iterator[int]:
 
 
 def _without_budget(recipe: Recipe) -> dict[str, Any]:
-    return {name: value for name, value in recipe.to_dict().items() if name not in ("iterations", "seed")}
+    """Return a recipe's fields as the benchmarks of earlier releases hold them: later ones where they say something."""
+    fields = recipe.to_dict()
+    left_out = {"iterations", "seed"} | {name for name, fixed in LATER_FIELDS.items() if fields[name] == fixed}
+    return {name: value for name, value in fields.items() if name not in left_out}

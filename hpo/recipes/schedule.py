@@ -57,7 +57,7 @@ class CurvePoint:
     """One evaluation of a run.
 
     Attributes:
-        train_loss: Mean cross-entropy of the training batches since the previous evaluation.
+        train_loss: Mean cross-entropy of the training batches since the previous evaluation, label smoothing included.
         val_loss: Mean cross-entropy on the validation images.
         val_accuracy: In [0, 1].
     """

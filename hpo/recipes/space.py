@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -20,11 +23,37 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hpo.errors import BadInput
-from hpo.recipes.recipe import BOUNDARY_GRID, REFERENCE_ITERATIONS, Head, Recipe, documented_runs
+from hpo.errors import RecipeError
+from hpo.recipes.recipe import (
+    BOUNDARY_GRID,
+    MAX_DEPTH,
+    MIN_DEPTH,
+    REFERENCE_ITERATIONS,
+    Head,
+    Recipe,
+    as_whole,
+    check_field,
+    documented_runs,
+)
 
 MAX_MEMBERS = 1_000
-"""The largest number of values in a range."""
+"""The largest number of values in a range that is not logarithmic."""
+
+DIGITS = 3
+"""Significant digits of the values of a logarithmic range without a step, so that they can be read and typed."""
+
+_SAME_NAME = (
+    "head",
+    "dropout",
+    "shortcut_norm",
+    "depth",
+    "batch_size",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "label_smoothing",
+)
+"""Fields that a search and a recipe have under one name."""
 
 Param = bool | int | float | str
 """The value of a trial's parameter."""
@@ -37,40 +66,99 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Number = Annotated[float, Field(strict=True)]
+"""A number, but no text and no truth value."""
+
+Whole = Annotated[int, BeforeValidator(as_whole), Field(strict=True)]
+"""A whole number, also as 2e4 or 2.0."""
+
+Logarithmic = Annotated[bool, Field(exclude_if=operator.not_)]  # spaces of earlier studies do not have it
+"""Whether equal ratios of values are equally likely, instead of equal differences."""
+
+
 class IntRange(_Strict):
     """A range of whole numbers: low, low + step, ... up to high."""
 
-    low: int
-    high: int
-    step: Annotated[int, Field(gt=0)] = 1
+    low: Whole
+    high: Whole
+    step: Annotated[Whole, Field(gt=0)] = 1
+    log: Logarithmic = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _check_range(self)
+        _check_range(self, self.step)
         return self
+
+    def first_two_and_last(self) -> tuple[int, int, int]:
+        """List three values that stand for all: between them lie equal steps."""
+        return self.low, min(self.low + self.step, self.high), self.high
+
+    def nearest(self, value: float) -> int:
+        """Return the value that is closest to a number."""
+        index = round((value - self.low) / self.step)
+        return min(self.high, max(self.low, self.low + index * self.step))
+
+    def distribution(self) -> BaseDistribution:
+        """Return Optuna's distribution, which knows no step of a logarithmic range."""
+        return IntDistribution(self.low, self.high, log=self.log, step=1 if self.log else self.step)
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high} in steps of {self.step}"
 
 
 class FloatRange(_Strict):
-    """A range of fractional numbers: low, low + step, ... up to high."""
+    """A range of fractional numbers: low, low + step, ... up to high; a logarithmic one may have no step."""
 
-    low: float
-    high: float
-    step: Annotated[float, Field(gt=0)]
+    low: Number
+    high: Number
+    step: Annotated[Number, Field(gt=0)] | None = None
+    log: Logarithmic = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _check_range(self)
+        if self.step is None and not self.log:
+            raise ValueError("needs a step, or log: true")
+        _check_range(self, self.step)
         return self
 
+    def first_two_and_last(self) -> tuple[float, float, float]:
+        """List three values that stand for all: between them lie equal steps, or anything."""
+        return self.low, self.nearest(self.low + (self.step or 0)), self.high
 
-def _check_range(span: IntRange | FloatRange) -> None:
+    def nearest(self, value: float) -> float:
+        """Return the value that is closest to a number, as the decimal number that it is."""
+        if self.step is None:
+            closest = float(f"{value:.{DIGITS}g}")
+        else:
+            index = round((value - self.low) / self.step)
+            closest = float(_decimal(self.low) + index * _decimal(self.step))
+        return min(self.high, max(self.low, closest))
+
+    def distribution(self) -> BaseDistribution:
+        """Return Optuna's distribution, which knows no step of a logarithmic range."""
+        return FloatDistribution(self.low, self.high, log=self.log, step=None if self.log else self.step)
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}" + ("" if self.step is None else f" in steps of {self.step}")
+
+
+def _check_range(span: IntRange | FloatRange, step: float | None) -> None:
     if span.high < span.low:
         raise ValueError(f"high {span.high} is under low {span.low}")
-    steps = (span.high - span.low) / span.step
-    if steps > MAX_MEMBERS:
-        raise ValueError(f"low {span.low} to high {span.high} in steps of {span.step} are over {MAX_MEMBERS} values")
-    if abs(steps - round(steps)) > 1e-9:
-        raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {span.step}")
+    if span.log and span.low <= 0:
+        raise ValueError(f"low {span.low} of a logarithmic range is not over 0")
+    if step is None:
+        return
+    width = _decimal(span.high) - _decimal(span.low)
+    if width > MAX_MEMBERS * _decimal(step) and not span.log:
+        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are over {MAX_MEMBERS} values")
+    if width % _decimal(step):
+        raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {step}")
+
+
+def _decimal(value: float) -> Decimal:
+    """Return the decimal number that was written, of which a float is the nearest binary one."""
+    return Decimal(repr(value))
 
 
 def _form(value: object) -> str:
@@ -86,7 +174,7 @@ def _distinct(field: Any) -> Any:
 def _between(low: float, high: float) -> AfterValidator:
     def check(field: Any) -> Any:
         """Refuse a field with a value outside the bounds."""
-        for member in _members(field):
+        for member in _ends(field):
             if not low < member < high:
                 raise ValueError(f"{member} is not over {low} and under {high}")
         return field
@@ -94,53 +182,70 @@ def _between(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-_Choices = Field(min_length=1)
-IntField = Annotated[
-    Annotated[IntRange, Tag("range")]
-    | Annotated[list[Annotated[int, Field(gt=0, lt=REFERENCE_ITERATIONS)]], _Choices, Tag("choices")],
+def _as_in_recipe(name: str) -> AfterValidator:
+    def check(field: Any) -> Any:
+        """Refuse a field with a value that a recipe could not have."""
+        for member in _probes(field):
+            try:
+                check_field(name, member)
+            except RecipeError as error:
+                raise ValueError(error.problem) from error
+        return field
+
+    return AfterValidator(check)
+
+
+_T = TypeVar("_T")
+_Choices = Annotated[list[_T], Field(min_length=1), AfterValidator(_distinct)]
+_Wholes = Annotated[
+    Annotated[IntRange, Tag("range")] | Annotated[_Choices[_T], Tag("choices")],
     Discriminator(_form),
-    AfterValidator(_distinct),
-    _between(0, REFERENCE_ITERATIONS),
 ]
-FractionField = Annotated[
-    Annotated[FloatRange, Tag("range")]
-    | Annotated[list[Annotated[float, Field(gt=0, lt=1)]], _Choices, Tag("choices")],
+_Numbers = Annotated[
+    Annotated[FloatRange, Tag("range")] | Annotated[_Choices[_T], Tag("choices")],
     Discriminator(_form),
-    AfterValidator(_distinct),
-    _between(0, 1),
 ]
-RateField = Annotated[
-    Annotated[FloatRange, Tag("range")]
-    | Annotated[list[Annotated[float, Field(gt=0, lt=10)]], _Choices, Tag("choices")],
-    Discriminator(_form),
-    AfterValidator(_distinct),
-    _between(0, 10),
+IterationField = Annotated[
+    _Wholes[Annotated[Whole, Field(gt=0, lt=REFERENCE_ITERATIONS)]], _between(0, REFERENCE_ITERATIONS)
 ]
-HeadField = Annotated[list[Head], Field(min_length=1), AfterValidator(_distinct)]
-SwitchField = Annotated[list[bool], Field(min_length=1), AfterValidator(_distinct)]
+DepthField = Annotated[_Wholes[Annotated[Whole, Field(ge=MIN_DEPTH, le=MAX_DEPTH)]], _as_in_recipe("depth")]
+BatchField = Annotated[_Wholes[Annotated[Whole, Field(gt=0)]], _as_in_recipe("batch_size")]
+DropoutField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=1)]], _between(0, 1)]
+RateField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=10)]], _between(0, 10)]
+MomentumField = Annotated[_Numbers[Annotated[Number, Field(ge=0, lt=1)]], _as_in_recipe("momentum")]
+DecayField = Annotated[_Numbers[Annotated[Number, Field(ge=0)]], _as_in_recipe("weight_decay")]
+SmoothingField = Annotated[_Numbers[Annotated[Number, Field(ge=0, lt=1)]], _as_in_recipe("label_smoothing")]
+HeadField = _Choices[Head]
+SwitchField = _Choices[bool]
 
 
 class Search(_Strict):
     """The searched fields of the base recipe with their allowed values; the other fields keep the base recipe's value.
 
     Boundaries and patience are reference iterations (of 64,000). `dropout` is searched only with a head that has
-    dropout, `patience` only with early stopping.
+    dropout, `patience` only with early stopping, `nesterov` only with momentum.
     """
 
     head: HeadField | None = None
-    dropout: FractionField | None = None
+    dropout: DropoutField | None = None
     shortcut_norm: SwitchField | None = None
+    depth: DepthField | None = None
+    batch_size: BatchField | None = None
+    momentum: MomentumField | None = None
+    nesterov: SwitchField | None = None
+    weight_decay: DecayField | None = None
+    label_smoothing: SmoothingField | None = None
     early_stopping: SwitchField | None = None
-    patience: IntField | None = None
-    boundaries: list[IntField] | None = None
+    patience: IterationField | None = None
+    boundaries: list[IterationField] | None = None
     values: list[RateField] | None = None
 
     @field_validator("boundaries")
     @classmethod
     def _boundaries_are_apart(cls, boundaries: list[IntRange | list[int]] | None) -> Any:
-        spans = [_span(b) for b in boundaries or []]
+        spans = [(min(_ends(b)), max(_ends(b))) for b in boundaries or []]
         for field in boundaries or []:
-            off = [b for b in _members(field) if b % BOUNDARY_GRID]
+            off = [b for b in _probes(field) if b % BOUNDARY_GRID]
             if off:
                 raise ValueError(f"boundary {off[0]} is not a multiple of {BOUNDARY_GRID}")
         for (_, high), (low, _) in pairwise(spans):
@@ -160,7 +265,10 @@ class SearchSpace(_Strict):
     @field_validator("base")
     @classmethod
     def _base_is_a_recipe(cls, base: str | dict[str, Any]) -> str | dict[str, Any]:
-        _base_recipe(base)
+        try:
+            _base_recipe(base)
+        except RecipeError as error:
+            raise _refusal(("base", error.field), error.problem) from error
         return base
 
     @model_validator(mode="after")
@@ -177,19 +285,26 @@ class SearchSpace(_Strict):
             raise _refusal(("search", "dropout"), "needs a head that has one: dropout or dense")
         if self.search.dropout is None and not base.dropout and "dropout" in heads:
             raise _refusal(("search", "head"), "needs search.dropout: the base recipe has no dropout rate")
+        if True in (self.search.nesterov or []) and not self._may_have_momentum():
+            raise _refusal(("search", "nesterov"), "needs momentum, in the base recipe or in the search")
         if self.search.patience is not None and not self._may_stop_early():
             raise _refusal(("search", "patience"), "needs early stopping, in the base recipe or in the search")
         if self.search.early_stopping and True in self.search.early_stopping and self._patience_is_open():
             raise _refusal(("search", "early_stopping"), "needs search.patience: the base recipe has no patience")
         for place, value, field in self._base_values():
             if field is not None and value is not None and not _is_member(value, field):
-                raise _refusal(place, f"leaves out the base recipe's {value!r}; allowed there: {_members(field)}")
+                raise _refusal(place, f"leaves out the base recipe's {value!r}; allowed there: {field}")
         return self
 
     @property
     def base_recipe(self) -> Recipe:
         """Return the recipe of the first trial, at the reference budget."""
         return _base_recipe(self.base)
+
+    @property
+    def base_title(self) -> str:
+        """Return the name of the base recipe's documented run, or words for a recipe that is written out."""
+        return self.base if isinstance(self.base, str) else "a recipe of its own"
 
     def base_params(self) -> dict[str, Param]:
         """Return the base recipe as values of the searched parameters."""
@@ -213,14 +328,17 @@ class SearchSpace(_Strict):
                 params[name] = _suggest(trial, name, distribution)
         return params
 
+    def nearest(self, name: str, value: Param) -> Param:
+        """Return the value of a searched parameter that is closest to the one that a sampler drew."""
+        field = next(field for place, _, field in self._base_values() if _param_name(place) == name)
+        return value if isinstance(field, list) else cast(Param, field.nearest(value))
+
     def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
         """Apply parameters to the base recipe, for a budget and a seed."""
         base = self.base_recipe.to_dict()
         early = params.get("early_stopping", base["early_stopping"] is not None)
         changed = {
-            "head": params.get("head", base["head"]),
-            "dropout": params.get("dropout", base["dropout"]),
-            "shortcut_norm": params.get("shortcut_norm", base["shortcut_norm"]),
+            **{name: params[name] for name in _SAME_NAME if name in params},
             "early_stopping": params.get("patience", base["early_stopping"]) if early else None,
             "boundaries": [params.get(f"boundary_{i}", b) for i, b in enumerate(base["boundaries"], 1)],
             "values": [params.get(f"learning_rate_{i}", v) for i, v in enumerate(base["values"], 1)],
@@ -230,9 +348,9 @@ class SearchSpace(_Strict):
     def _base_values(self) -> Iterator[tuple[Place, Param | None, Any]]:
         """Yield each field that can be searched: its place in the YAML, the base recipe's value, the allowed values."""
         base, search = self.base_recipe, self.search
-        yield ("search", "head"), base.head, search.head
-        yield ("search", "dropout"), base.dropout or None, search.dropout
-        yield ("search", "shortcut_norm"), base.shortcut_norm, search.shortcut_norm
+        for name in _SAME_NAME:
+            value = getattr(base, name)
+            yield ("search", name), (value or None) if name == "dropout" else value, getattr(search, name)
         yield ("search", "early_stopping"), base.early_stopping is not None, search.early_stopping
         yield ("search", "patience"), base.early_stopping, search.patience
         for index, (boundary, field) in enumerate(zip(base.boundaries, search.boundaries or [], strict=False)):
@@ -243,12 +361,17 @@ class SearchSpace(_Strict):
     def _applies(self, name: str, params: Mapping[str, Param]) -> bool:
         if name == "dropout":
             return params.get("head", self.base_recipe.head) != "linear"
+        if name == "nesterov":
+            return params.get("momentum", self.base_recipe.momentum) != 0
         if name == "patience":
             return bool(params.get("early_stopping", self.base_recipe.early_stopping is not None))
         return True
 
     def _may_stop_early(self) -> bool:
         return self.base_recipe.early_stopping is not None or True in (self.search.early_stopping or [])
+
+    def _may_have_momentum(self) -> bool:
+        return any(_ends([self.base_recipe.momentum] if self.search.momentum is None else self.search.momentum))
 
     def _patience_is_open(self) -> bool:
         return self.base_recipe.early_stopping is None and self.search.patience is None
@@ -260,29 +383,27 @@ def _base_recipe(base: str | dict[str, Any]) -> Recipe:
         if base not in runs:
             raise ValueError(f"unknown base recipe {base!r}; allowed: {', '.join(runs)}, or a recipe's fields")
         return runs[base].recipe
-    try:
-        return Recipe.from_dict(base)
-    except BadInput as error:
-        raise ValueError(str(error)) from error
+    return Recipe.from_dict(base)
 
 
-def _span(field: IntRange | list[int]) -> tuple[int, int]:
-    return (field.low, field.high) if isinstance(field, IntRange) else (min(field), max(field))
+def _probes(field: Any) -> Sequence[Any]:
+    """List all choices, or values of a range that stand for all."""
+    return field if isinstance(field, list) else cast(Sequence[Any], field.first_two_and_last())
 
 
-def _members(field: Any) -> list[Any]:
+def _ends(field: Any) -> Sequence[Any]:
+    """List all choices, or the ends of a range."""
+    return field if isinstance(field, list) else (field.low, field.high)
+
+
+def _is_member(value: Any, field: Any) -> bool:
     if isinstance(field, list):
-        return field
-    count = round((field.high - field.low) / field.step) + 1
-    return [field.low + i * field.step for i in range(count)]
-
-
-def _is_member(value: Param, field: Any) -> bool:
-    return any(value == m or (isinstance(m, float) and abs(m - float(value)) < 1e-9) for m in _members(field))
+        return value in field
+    return field.low <= value <= field.high and (field.step is None or value == field.nearest(value))
 
 
 def _is_searched(field: Any) -> bool:
-    return field is not None and len(_members(field)) > 1
+    return field is not None and len(set(_ends(field))) > 1
 
 
 def _param_name(place: Place) -> str:
@@ -296,19 +417,19 @@ def _refusal(place: Place, message: str) -> PydanticCustomError:
 
 
 def _distribution(field: Any) -> BaseDistribution:
-    if isinstance(field, IntRange):
-        return IntDistribution(field.low, field.high, step=field.step)
-    if isinstance(field, FloatRange):
-        return FloatDistribution(field.low, field.high, step=field.step)
-    return CategoricalDistribution(field)
+    return CategoricalDistribution(field) if isinstance(field, list) else cast(BaseDistribution, field.distribution())
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Param:
     match distribution:
         case IntDistribution():
-            return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step)
+            return trial.suggest_int(
+                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+            )
         case FloatDistribution():
-            return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step)
+            return trial.suggest_float(
+                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+            )
         case CategoricalDistribution():
             return cast(Param, trial.suggest_categorical(name, distribution.choices))
     raise AssertionError(distribution)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from hpo.errors import SpaceError
 from hpo.recipes.space import IntRange, Search, SearchSpace
+from hpo.recipes.yaml_numbers import NumberLoader, load_yaml
 
 
 def shipped_dir() -> Path:
@@ -52,8 +53,8 @@ def parse_space(text: str, source: str) -> SearchSpace:
         SpaceError: The space is malformed; the message names source, line, key, bad value and what is allowed.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=NumberLoader)
+        content = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpaceError(f"{source}: {_yaml_problem(error)}") from error
     if not isinstance(content, dict) or not isinstance(root, yaml.MappingNode):

@@ -25,7 +25,7 @@ from hpo.results.formatting import show_measured
 from hpo.settings import DatasetName
 from hpo.study import Best, Study
 from hpo.training.data import CLASSES, Dataset
-from hpo.training.model import count_parameters
+from hpo.training.model import count_parameters, network_fields
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.trajectory import training_at
@@ -135,9 +135,7 @@ def weights(exported: Exported) -> bytes:
         "network": {
             "channels": channels,
             "classes": CLASSES,
-            "head": recipe.head,
-            "dropout": recipe.dropout,
-            "shortcut_norm": recipe.shortcut_norm,
+            **network_fields(recipe),
         },
         "mode": "L" if channels == 1 else "RGB",
         "size": [width, height],
@@ -203,6 +201,7 @@ def model_card(exported: Exported) -> str:
         dataset=dataset.name,
         study=exported.study.name,
         trial=best.trial,
+        depth=best.recipe.depth,
         size=f"{height}x{width}x{channels}",
         labels=", ".join(CLASS_NAMES[dataset.name]),
         parameters=count_parameters(exported.training.model).total,

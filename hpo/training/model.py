@@ -1,4 +1,4 @@
-"""ResNet-20 with its three heads, and a description of its layers."""
+"""The residual networks with their three heads, and a description of their layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from hpo.recipes.recipe import Head, ParameterCounts
+from hpo.recipes.recipe import Head, ParameterCounts, Recipe
 
 WIDTHS = (16, 32, 64)
 """Channels of the three stages (He et al. 2015, §4.2)."""
-
-BLOCKS_PER_STAGE = 3
-"""n = 3 of the 6n+2 layers (He et al. 2015, §4.2)."""
 
 DENSE_UNITS = 512
 """Width of the hidden layer in the `dense` head."""
@@ -83,14 +80,16 @@ class Block(nn.Module):
         return cast(Tensor, self.activation2(self.add(y, shortcut)))
 
 
-class ResNet20(nn.Module):
-    """The 20-layer residual network of He et al. 2015, §4.2, with one of three heads.
+class ResNet(nn.Module):
+    """A residual network of He et al. 2015, §4.2, with one of three heads.
 
     The convolutions have biases and the initial weights are He-normal with fan-in, drawn on the CPU, so
     that they are the same on every device.
 
     Args:
         channels: Number of channels of the input images.
+        depth: Number of layers, 6n + 2: three stages of n blocks of two convolutions, a convolution before them, and
+            what counts as one layer after them, whatever the head.
         generator: Draws the dropout masks; on the device that the model runs on.
         seed: Determines the initial weights.
     """
@@ -103,6 +102,7 @@ class ResNet20(nn.Module):
         head: Head,
         dropout: float,
         shortcut_norm: bool,
+        depth: int = 20,  # exports of earlier releases do not name it
         generator: torch.Generator,
         seed: int = 0,
     ) -> None:
@@ -115,7 +115,7 @@ class ResNet20(nn.Module):
             *(
                 Block(inputs[stage] if block == 0 else width, width, shortcut_norm)
                 for stage, width in enumerate(WIDTHS)
-                for block in range(BLOCKS_PER_STAGE)
+                for block in range((depth - 2) // 6)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -127,6 +127,11 @@ class ResNet20(nn.Module):
         """Map normalised images [N, C, H, W] to logits [N, classes]."""
         features = self.blocks(self.activation(self.norm(self.conv(images))))
         return cast(Tensor, self.head(self.flatten(self.pool(features))))
+
+
+def network_fields(recipe: Recipe) -> dict[str, Any]:
+    """List the fields of a recipe that determine its network, as arguments of `ResNet`."""
+    return {name: getattr(recipe, name) for name in ("head", "dropout", "shortcut_norm", "depth")}
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -156,7 +161,7 @@ def _initialise(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
-def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
+def load_network(path: Path) -> tuple[ResNet, dict[str, Any]]:
     """Load a network from exported weights, ready to classify.
 
     Returns:
@@ -166,7 +171,7 @@ def load_network(path: Path) -> tuple[ResNet20, dict[str, Any]]:
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["hpo"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
-    network = ResNet20(**facts.pop("network"), generator=torch.Generator())
+    network = ResNet(**facts.pop("network"), generator=torch.Generator())
     network.load_state_dict(tensors)
     return network.eval(), facts
 
@@ -201,7 +206,7 @@ _KERAS_NAMES: dict[type[nn.Module], tuple[str, str]] = {
 }
 
 
-def layer_table(model: ResNet20, image_shape: tuple[int, int, int]) -> list[LayerRow]:
+def layer_table(model: ResNet, image_shape: tuple[int, int, int]) -> list[LayerRow]:
     """List the layers in the order in which they run, under the names that Keras gives them.
 
     Args:

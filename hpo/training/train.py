@@ -16,7 +16,7 @@ from hpo.recipes.recipe import Recipe, derive_seed
 from hpo.recipes.schedule import CurvePoint, learning_rate
 from hpo.settings import Precision
 from hpo.training.data import CLASSES, Batches, Dataset, Split, normalise
-from hpo.training.model import ResNet20
+from hpo.training.model import ResNet, network_fields
 
 EVALUATION_BATCH = 500
 """Images per forward pass of an evaluation."""
@@ -88,12 +88,10 @@ class Training:
         if self.device.type == "cpu":
             keep_memory()
         self._generator = torch.Generator(self.device)
-        model = ResNet20(
+        model = ResNet(
             channels=dataset.image_shape[2],
             classes=CLASSES,
-            head=recipe.head,
-            dropout=recipe.dropout,
-            shortcut_norm=recipe.shortcut_norm,
+            **network_fields(recipe),
             generator=self._generator,
             seed=derive_seed("weights", recipe.seed, 0),
         )
@@ -102,6 +100,7 @@ class Training:
             self.model.parameters(),
             lr=recipe.values[0],
             momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
@@ -127,7 +126,9 @@ class Training:
 
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
-                loss = nn.functional.cross_entropy(self.model(images), labels)
+                loss = nn.functional.cross_entropy(
+                    self.model(images), labels, label_smoothing=self.recipe.label_smoothing
+                )
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hpo.recipes.recipe import Recipe
+from hpo.recipes.recipe import LATER_FIELDS, Recipe
 from hpo.recipes.schedule import Evaluation, learning_rate_runs
 from hpo.training.data import Dataset
 from hpo.training.numerics import Numerics
@@ -50,9 +50,10 @@ def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
     """
     same = {
         "format": FORMAT,
-        "network": ["resnet20", recipe.head, recipe.dropout, recipe.shortcut_norm],
+        "network": [f"resnet{recipe.depth}", recipe.head, recipe.dropout, recipe.shortcut_norm],
         "optimizer": ["sgd", recipe.momentum, recipe.weight_decay, recipe.batch_size],
         "seed": recipe.seed,
+        **_later(recipe),
         **setting,
     }
     cut: list[Segment] = []
@@ -62,6 +63,12 @@ def cut_path(recipe: Recipe, setting: Mapping[str, Any]) -> tuple[Segment, ...]:
         start = runs[index - 1][0] if index else 0
         cut.append(Segment(key=hashlib.sha256(text.encode()).hexdigest(), start=start, end=end))
     return tuple(cut)
+
+
+def _later(recipe: Recipe) -> dict[str, Any]:
+    """Return what keys of earlier releases lack, where it is not as it always was then: their checkpoints stay."""
+    later = {"nesterov": recipe.nesterov, "label_smoothing": recipe.label_smoothing}
+    return {name: value for name, value in later.items() if value != LATER_FIELDS[name]}
 
 
 def segment_at(path: Sequence[Segment], iteration: int) -> Segment:

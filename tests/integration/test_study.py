@@ -129,9 +129,12 @@ def test_the_base_recipe_is_trial_0(undisturbed: list[dict[str, Any]], storage: 
     assert params == made.space.base_params() == undisturbed[0]["params"]
     assert made.recipe_of(made.trials()[0]) == made.base
     assert asdict(made.base) | {"boundaries": [20000, 40000], "values": [0.05, 0.02, 0.005]} == SPACE["base"] | {
+        "depth": 20,
         "early_stopping": None,
         "momentum": 0.9,
+        "nesterov": False,
         "weight_decay": 0.0,
+        "label_smoothing": 0.0,
         "iterations": 32,
         "seed": 0,
     }

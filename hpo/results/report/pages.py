@@ -16,7 +16,7 @@ from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
 from hpo.settings import DatasetName
 from hpo.training.data import CLASSES
-from hpo.training.model import ResNet20, count_parameters
+from hpo.training.model import ResNet, count_parameters, network_fields
 
 SHAPES: dict[DatasetName, tuple[int, int, int]] = {
     "cifar10": (32, 32, 3),
@@ -176,7 +176,9 @@ def _configuration(recipe: Recipe, shape: tuple[int, int, int]) -> list[tuple[st
         ("dropout rate", show_value(recipe.dropout or None)),
         ("early stopping", _patience(recipe)),
         ("BatchNorm on shortcuts", show_value(recipe.shortcut_norm)),
-        ("optimizer", f"SGD, momentum {show_value(recipe.momentum)}, weight decay {show_value(recipe.weight_decay)}"),
+        ("layers", show_value(recipe.depth)),
+        ("optimizer", _optimizer(recipe)),
+        ("label smoothing", show_value(recipe.label_smoothing or None)),
         ("batch size, seed", f"{recipe.batch_size}, {recipe.seed}"),
         ("total parameters", show_value(counts.total)),
         ("trainable parameters", show_value(counts.trainable)),
@@ -202,12 +204,10 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
 
 def network_counts(recipe: Recipe, shape: tuple[int, int, int]) -> ParameterCounts:
     """Count the parameters of a recipe's network for images of a shape (height, width, channels)."""
-    network = ResNet20(
+    network = ResNet(
         channels=shape[2],
         classes=CLASSES,
-        head=recipe.head,
-        dropout=recipe.dropout,
-        shortcut_norm=recipe.shortcut_norm,
+        **network_fields(recipe),
         generator=torch.Generator(),
     )
     return count_parameters(network)
@@ -237,6 +237,11 @@ def _boundaries(recipe: Recipe) -> str:
     own = tuple(scale(boundary, recipe.iterations) for boundary in recipe.boundaries)
     reference = "" if own == recipe.boundaries else f" ({show_value(recipe.boundaries)} of 64,000)"
     return f"{show_value(own)}{reference}"
+
+
+def _optimizer(recipe: Recipe) -> str:
+    nesterov = " (Nesterov)" if recipe.nesterov else ""
+    return f"SGD, momentum {show_value(recipe.momentum)}{nesterov}, weight decay {show_value(recipe.weight_decay)}"
 
 
 def _patience(recipe: Recipe) -> str:

@@ -1,5 +1,9 @@
 """Test what the trials of a benchmark train."""
 
+import hashlib
+import json
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
@@ -58,3 +62,21 @@ def test_a_trial_is_given_the_parameters_of_its_number():
         trial = study.ask()
 
         assert PAIR.suggest(trial) == PAIR.params_of(number) == trial.params
+
+
+def test_a_benchmark_is_written_as_those_of_earlier_releases_hold_it():
+    recipes = {name: run.recipe for name, run in documented_runs().items()}
+    written = Comparison.of(recipes, name="x", searched_seed=0).model_dump(mode="json", exclude_none=True)
+
+    digest = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+    assert digest == "89ea8b3526423bfd4295dc21d5f69e9673d825e3f3bf81f6f6768fd909803929"
+
+
+def test_a_benchmark_holds_what_earlier_releases_did_not_have_where_it_differs():
+    changed = replace(RECIPES[CANDIDATE], depth=32, nesterov=True, label_smoothing=0.1)
+    comparison = Comparison.of(RECIPES | {CANDIDATE: changed}, name="x", searched_seed=0)
+
+    assert comparison.runs[CANDIDATE].items() >= {"depth": 32, "nesterov": True, "label_smoothing": 0.1}.items()
+    assert comparison.runs[BASELINE].keys().isdisjoint({"depth", "nesterov", "label_smoothing"})
+    params = {"run": CANDIDATE, "seed": 5}
+    assert comparison.recipe(params, iterations=640, seed=3) == changed.at(iterations=640, seed=5)

@@ -1,5 +1,6 @@
 """Test how search spaces are read, refused, sampled and turned into recipes."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from hpo.recipes.recipe import BOUNDARY_GRID, Recipe, documented_runs
 from hpo.recipes.space import SearchSpace
 from hpo.recipes.space_file import json_schema, list_shipped, load_space, parse_space, shipped_dir
 
-SHIPPED = ["baseline", "dense", "dense_early_stopping", "dropout", "full", "smooth_lr"]
+SHIPPED = ["baseline", "dense", "dense_early_stopping", "dropout", "full", "modern", "smooth_lr"]
 SPACES = {name: load_space(name) for name in SHIPPED}
 
 
@@ -46,7 +47,11 @@ def test_a_shipped_space_has_the_name_of_its_file_and_says_what_it_is_for(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_base_parameters_stand_for_the_base_recipe(name):
     space = load_space(name)
-    documented = documented_runs()["smooth_lr" if name == "full" else name].recipe
+    run = documented_runs()[{"full": "smooth_lr", "modern": "baseline"}.get(name, name)].recipe
+    # The warm-up of `modern` has the rate of what follows in the base recipe, so that it is none.
+    documented = (
+        replace(run, boundaries=(2_000, 32_000, 48_000), values=(0.1, *run.values)) if name == "modern" else run
+    )
 
     assert space.base_recipe == documented
     assert space.recipe(space.base_params(), iterations=640, seed=7) == documented.at(iterations=640, seed=7)
@@ -75,7 +80,10 @@ def test_whatever_a_shipped_space_suggests_is_a_recipe_of_the_base_recipes_form(
         dropout=params.get("dropout", base.dropout),
         shortcut_norm=params.get("shortcut_norm", base.shortcut_norm),
         early_stopping=params.get("patience") if params.get("early_stopping", base.early_stopping) else None,
-        boundaries=tuple(params[f"boundary_{i}"] for i, _ in enumerate(base.boundaries, 1)),
+        nesterov=params.get("nesterov", base.nesterov),
+        weight_decay=params.get("weight_decay", base.weight_decay),
+        label_smoothing=params.get("label_smoothing", base.label_smoothing),
+        boundaries=tuple(params.get(f"boundary_{i}", boundary) for i, boundary in enumerate(base.boundaries, 1)),
         values=tuple(params.get(f"learning_rate_{i}", value) for i, value in enumerate(base.values, 1)),
     )
 
@@ -115,6 +123,145 @@ def test_the_smooth_space_searches_head_dropout_early_stopping_boundaries_and_ra
         "learning_rate_3": 0.005,
         "learning_rate_4": 0.001,
     }
+
+
+SPACES_OF_EARLIER_RELEASES = {  # SHA-256 of what studies hold
+    "baseline": "c99efbb1e4d3ec335bf533329ccc221e819bd4d92e0c46a9d816c0bf52ada57c",
+    "dense": "47f093185900fb995ccc1e11a25dc4cba18ee51c3e30bc83caa9f06ff1ac31e8",
+    "dense_early_stopping": "7d17444b90b03a2fa2e5c1f26cf998be05cdd439ea6015dc525ec14413cb0a14",
+    "dropout": "0e5497821cd7df6840e3ce6dde6b0708b950519074a6a69f800429d304929273",
+    "full": "a4ca3cd5f0a63d8d8a20a90114fdbebceac25412b3e44c030e1754a97e6e937d",
+    "smooth_lr": "11cc7f97ff33d8cc52ef3a8a326b1027804194d3bc9a72edca84ca36d701c0ea",
+}
+
+
+@pytest.mark.parametrize("name", SPACES_OF_EARLIER_RELEASES)
+def test_a_shipped_space_is_written_as_the_studies_of_earlier_releases_hold_it(name):
+    written = json.dumps(load_space(name).model_dump(mode="json", exclude_none=True), sort_keys=True)
+
+    assert hashlib.sha256(written.encode()).hexdigest() == SPACES_OF_EARLIER_RELEASES[name]
+
+
+def test_a_value_that_an_earlier_release_drew_stays_as_it_was_trained():
+    space = space_of("{dropout: {low: 0.1, high: 0.5, step: 0.1}}")
+
+    assert space.recipe({"dropout": 0.30000000000000004}, iterations=640, seed=7).dropout == 0.30000000000000004
+
+
+def test_the_optimizer_the_batch_and_the_depth_are_searched_like_any_other_field():
+    space = space_of(
+        "{depth: {low: 20, high: 56, step: 12}, batch_size: {low: 32, high: 512, log: true}, momentum: [0, 0.9],"
+        " nesterov: [false, true], weight_decay: [0, 1e-4, 5E-4], label_smoothing: {low: 0, high: 0.2, step: 0.1}}"
+    )
+
+    assert space.distributions() == {
+        "depth": IntDistribution(20, 56, step=12),
+        "batch_size": IntDistribution(32, 512, log=True),
+        "momentum": CategoricalDistribution((0.0, 0.9)),
+        "nesterov": CategoricalDistribution((False, True)),
+        "weight_decay": CategoricalDistribution((0.0, 1e-4, 5e-4)),
+        "label_smoothing": FloatDistribution(0.0, 0.2, step=0.1),
+    }
+    params = {
+        "depth": 44,
+        "batch_size": 64,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "label_smoothing": 0.1,
+    }
+    assert space.suggest(FixedTrial(params)) == params
+    assert space.recipe(params, iterations=640, seed=7) == replace(space.base_recipe, **params, iterations=640, seed=7)
+
+
+def test_nesterov_is_sampled_only_where_there_is_momentum():
+    space = space_of("{momentum: [0, 0.9], nesterov: [false, true]}")
+
+    assert list(space.suggest(FixedTrial({"momentum": 0.0, "nesterov": True}))) == ["momentum"]
+    assert list(space.suggest(FixedTrial({"momentum": 0.9, "nesterov": True}))) == ["momentum", "nesterov"]
+
+
+def test_nesterov_is_refused_where_no_recipe_of_the_space_has_momentum():
+    own = "{head: linear, dropout: 0, shortcut_norm: false, boundaries: [], values: [1e-1], momentum: 0}"
+
+    with pytest.raises(SpaceError) as refused:
+        space_of("{nesterov: [false, true]}", base=own)
+
+    assert str(refused.value) == (
+        "mine.yaml: line 3: search.nesterov: needs momentum, in the base recipe or in the search"
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "name", "distribution", "drawn", "value"),
+    [
+        (
+            "dropout: {low: 0.1, high: 0.7, step: 0.1}",
+            "dropout",
+            FloatDistribution(0.1, 0.7, step=0.1),
+            0.1 + 2 * 0.1,
+            0.3,
+        ),
+        ("dropout: {low: 0.1, high: 0.7, step: 0.1}", "dropout", FloatDistribution(0.1, 0.7, step=0.1), 0.71, 0.7),
+        (
+            "dropout: {low: 0.1, high: 0.7, step: 0.1, log: true}",
+            "dropout",
+            FloatDistribution(0.1, 0.7, log=True),
+            0.26,
+            0.3,
+        ),
+        ("dropout: {low: 0.1, high: 0.7, log: true}", "dropout", FloatDistribution(0.1, 0.7, log=True), 0.12345, 0.123),
+        (
+            "dropout: {low: 0.1234, high: 0.7, log: true}",
+            "dropout",
+            FloatDistribution(0.1234, 0.7, log=True),
+            0.12345,
+            0.1234,
+        ),
+        (
+            "batch_size: {low: 32, high: 512, step: 32, log: true}",
+            "batch_size",
+            IntDistribution(32, 512, log=True),
+            90,
+            96,
+        ),
+        ("batch_size: {low: 32, high: 512, log: true}", "batch_size", IntDistribution(32, 512, log=True), 90, 90),
+        ("batch_size: [64, 128]", "batch_size", CategoricalDistribution((64, 128)), 64, 64),
+    ],
+)
+def test_what_a_sampler_draws_becomes_the_nearest_value_of_the_space(search, name, distribution, drawn, value):
+    space = space_of("{" + search + "}")
+
+    assert space.distributions() == {name: distribution}
+    assert space.nearest(name, drawn) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ("weight_decay: [0, 1e-4, 1E-3]", "weight_decay: [0.0, 0.0001, 0.001]"),
+        ("batch_size: [128, 2e2]", "batch_size: [128, 200]"),
+        (
+            "boundaries: [{low: 2e4, high: 36.0e+3, step: 4e3}, [4.8e4]]",
+            "boundaries: [{low: 20000, high: 36000, step: 4000}, [48000]]",
+        ),
+        ("values: [[1e-1], [.1e-1, 2e-2], [1e-3]]", "values: [[0.1], [0.01, 0.02], [0.001]]"),
+        ("dropout: {low: 1e-1, high: 5e-1, step: 1e-1}", "dropout: {low: 0.1, high: 0.5, step: 0.1}"),
+    ],
+)
+def test_numbers_may_be_written_as_people_write_them(given, same):
+    assert space_of("{" + given + "}") == space_of("{" + same + "}")
+
+
+def test_the_numbers_of_a_base_recipe_may_be_written_as_people_write_them():
+    space = space_of(
+        "{}",
+        "{head: linear, dropout: 0, shortcut_norm: no, boundaries: [2e4], values: [1e-1, 1e-2], weight_decay: 1e-4}",
+    )
+
+    assert space.base_recipe == Recipe(
+        head="linear", dropout=0.0, shortcut_norm=False, boundaries=(20_000,), values=(0.1, 0.01), weight_decay=0.0001
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +353,46 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ("{dropout: {low: 0.7, high: 0.1, step: 0.1}}", "search.dropout: high 0.1 is under low 0.7"),
         ("{dropout: {low: 0.1, high: 0.7, step: 0}}", "search.dropout.step is 0: Input should be greater than 0"),
         ("{dropout: {low: .nan, high: 0.7, step: 0.1}}", "search.dropout.low is nan: Input should be a finite number"),
-        ("{dropout: {low: 0.1, high: 0.7}}", "search.dropout.step: Field required"),
+        ("{dropout: {low: 0.1, high: 0.7}}", "search.dropout: needs a step, or log: true"),
+        (
+            "{dropout: {low: 0.0, high: 0.7, step: 0.1, log: true}}",
+            "search.dropout: low 0.0 of a logarithmic range is not over 0",
+        ),
+        (
+            "{values: [{low: 0.001, high: 2.001, step: 0.001}, [0.01], [0.001]]}",
+            "search.values.0: low 0.001 to high 2.001 in steps of 0.001 are over 1000 values",
+        ),
+        ("{weight_decay: [1e-4, tiny]}", "search.weight_decay.1 is 'tiny': Input should be a valid number"),
+        ("{weight_decay: ['1e-4']}", "search.weight_decay.0 is '1e-4': Input should be a valid number"),
+        ("{weight_decay: [true]}", "search.weight_decay.0 is True: Input should be a valid number"),
+        ("{weight_decay: [0, -1e-4]}", "search.weight_decay.1 is -0.0001: Input should be greater than or equal to 0"),
+        (
+            "{weight_decay: {low: -1e-4, high: 1e-4, step: 1e-4}}",
+            "search.weight_decay: is -0.0001; allowed: a number of at least 0",
+        ),
+        (
+            "{weight_decay: {low: 1e-4, high: 1e-3, log: 2}}",
+            "search.weight_decay.log is 2: Input should be a valid boolean, unable to interpret input",
+        ),
+        (
+            "{momentum: {low: 0.8, high: 1, step: 0.1}}",
+            "search.momentum: is 1.0; allowed: a number of at least 0 and under 1",
+        ),
+        ("{label_smoothing: [0, 1]}", "search.label_smoothing.1 is 1: Input should be less than 1"),
+        ("{batch_size: [128, 0.5e3, 12.5]}", "search.batch_size.2 is 12.5: Input should be a valid integer"),
+        ("{batch_size: [128, 0]}", "search.batch_size.1 is 0: Input should be greater than 0"),
+        ("{batch_size: {low: 0, high: 128, step: 64}}", "search.batch_size: is 0; allowed: a whole number over 0"),
+        ("{batch_size: [64, 256]}", "search.batch_size: leaves out the base recipe's 128; allowed there: [64, 256]"),
+        (
+            "{batch_size: {low: 32, high: 96, step: 32}}",
+            "search.batch_size: leaves out the base recipe's 128; allowed there: 32 to 96 in steps of 32",
+        ),
+        ("{depth: [20, 34]}", "search.depth: is 34; allowed: 6n + 2 from 8 to 1202, such as 20, 32, 44, 56 or 110"),
+        (
+            "{depth: {low: 20, high: 32, step: 4}}",
+            "search.depth: is 24; allowed: 6n + 2 from 8 to 1202, such as 20, 32, 44, 56 or 110",
+        ),
+        ("{depth: [2, 20]}", "search.depth.0 is 2: Input should be greater than or equal to 8"),
         ("{dropout: [0.3, 0.4]}", "search.dropout: leaves out the base recipe's 0.5; allowed there: [0.3, 0.4]"),
         ("{shortcut_norm: [true, true]}", "search.shortcut_norm: a choice stands twice"),
         (
@@ -235,8 +421,8 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ("{values: [[20.0], [0.01], [0.001]]}", "search.values.0.0 is 20.0: Input should be less than 10"),
         (
             "{heads: [linear]}",
-            "search.heads is ['linear']: unknown key; allowed: head, dropout, shortcut_norm, early_stopping, patience, "
-            "boundaries, values",
+            "search.heads is ['linear']: unknown key; allowed: head, dropout, shortcut_norm, depth, batch_size, "
+            "momentum, nesterov, weight_decay, label_smoothing, early_stopping, patience, boundaries, values",
         ),
     ],
 )
@@ -305,7 +491,22 @@ def test_a_dropout_head_without_a_rate_is_refused_because_it_is_the_linear_head_
         ),
         (
             "name: x\nbase: {head: dropout, dropout: 2, shortcut_norm: true, boundaries: [], values: [0.1]}\n",
-            "line 2: base: recipe: dropout is 2; allowed: at least 0 and under 1",
+            "line 2: base.dropout: is 2.0; allowed: a number of at least 0 and under 1",
+        ),
+        (
+            "name: x\nbase:\n  head: linear\n  weight_decay: 1e-x\n  dropout: 0\n  shortcut_norm: no\n"
+            "  boundaries: []\n  values: [1e-1]\n",
+            "line 4: base.weight_decay: is '1e-x'; allowed: a number of at least 0",
+        ),
+        (
+            "name: x\nbase:\n  head: linear\n  width: 32\n",
+            "line 4: base.width: is unknown; allowed: head, dropout, shortcut_norm, depth, boundaries, values, "
+            "early_stopping, batch_size, momentum, nesterov, weight_decay, label_smoothing, iterations, seed",
+        ),
+        (
+            "name: x\nbase:\n  head: linear\n  dropout: 0\n",
+            "line 2: base.shortcut_norm: is missing; a recipe has head, dropout, shortcut_norm, depth, boundaries, "
+            "values, early_stopping, batch_size, momentum, nesterov, weight_decay, label_smoothing, iterations, seed",
         ),
         (
             "name: x\nbase: dropout\nsearch:\n",
@@ -335,7 +536,8 @@ def test_every_problem_of_a_file_is_named_at_once():
     assert str(refused.value) == (
         "mine.yaml: line 5: search.dropout.2 is 2.0: Input should be less than 1; "
         "mine.yaml: line 4: search.heads is ['linear']: unknown key; allowed: head, dropout, shortcut_norm, "
-        "early_stopping, patience, boundaries, values"
+        "depth, batch_size, momentum, nesterov, weight_decay, label_smoothing, early_stopping, patience, boundaries, "
+        "values"
     )
 
 
@@ -355,6 +557,12 @@ def test_the_schema_for_editors_knows_the_keys_of_a_space_and_refuses_others():
         "head",
         "dropout",
         "shortcut_norm",
+        "depth",
+        "batch_size",
+        "momentum",
+        "nesterov",
+        "weight_decay",
+        "label_smoothing",
         "early_stopping",
         "patience",
         "boundaries",

@@ -1,4 +1,4 @@
-"""Test ResNet-20: its counts, its layer table, its heads, and its initial weights."""
+"""Test the networks: their counts, layer tables, heads, and initial weights."""
 
 import math
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from hpo.recipes.recipe import documented_runs
-from hpo.training.model import PadShortcut, ResNet20, SeededDropout, count_parameters, layer_table
+from hpo.training.model import PadShortcut, ResNet, SeededDropout, count_parameters, layer_table
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
 
 def model_of(head="linear", dropout=0.0, shortcut_norm=True, channels=3, seed=0):
-    return ResNet20(
+    return ResNet(
         channels=channels,
         classes=10,
         head=head,

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from hpo.recipes.recipe import Recipe
+from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
 from hpo.training.numerics import Numerics
 from hpo.training.train import Training
 from hpo.trial.checkpoints import decode, encode
-from hpo.trial.segments import Segment, segment_at, segment_of, segments
+from hpo.trial.segments import Segment, cut_path, segment_at, segment_of, segments
 
 BUDGET = 64
 NUMERICS = Numerics(
@@ -78,6 +78,9 @@ def test_segments_join_from_the_start_to_the_budget(few_digits, recipe):
         {"batch_size": 32},
         {"momentum": 0.8},
         {"weight_decay": 1e-4},
+        {"depth": 32},
+        {"nesterov": True},
+        {"label_smoothing": 0.1},
         {"seed": 1},
         {"values": (0.2, 0.01, 0.001)},
     ],
@@ -85,6 +88,30 @@ def test_segments_join_from_the_start_to_the_budget(few_digits, recipe):
 def test_what_determines_the_first_state_changes_the_first_key(few_digits, change):
     first = segments(RECIPE, few_digits, PLAN, NUMERICS)[0].key
     assert segments(replace(RECIPE, **change), few_digits, PLAN, NUMERICS)[0].key != first
+
+
+KEYS_OF_EARLIER_RELEASES = {  # of the first segments, without data, numerics and evaluations
+    "baseline": "e91209a6de3dfed6e651b19f2f58bb20507377bc957233593c1d78bc7a5595ba",
+    "dense_early_stopping": "f8441c9cc0f00ddf7692f79940f2b4042710d9a0d20c7c8553286eb6bfbba4cc",
+    "dense": "f8441c9cc0f00ddf7692f79940f2b4042710d9a0d20c7c8553286eb6bfbba4cc",
+    "dropout": "fdc74895562ba928bd29b9acfbcaebd24c1307ff12e2486273100fb9b20b3e81",
+    "smooth_lr": "fdc74895562ba928bd29b9acfbcaebd24c1307ff12e2486273100fb9b20b3e81",
+}
+
+
+@pytest.mark.parametrize("name", KEYS_OF_EARLIER_RELEASES)
+def test_checkpoints_of_earlier_releases_are_found_by_the_keys_that_they_had(name):
+    assert cut_path(documented_runs()[name].recipe, {})[0].key == KEYS_OF_EARLIER_RELEASES[name]
+
+
+def test_the_keys_of_another_optimizer_are_those_of_earlier_releases_too():
+    recipe = replace(documented_runs()["baseline"].recipe, momentum=0.8, weight_decay=5e-4, batch_size=64)
+
+    assert [segment.key for segment in cut_path(recipe, {})] == [
+        "43b5a25cc8a68c7e1743340f629dba88afb458d2a79fd90d4b31ebd44b885277",
+        "011254697ce4109158bc06f3d0705d65df40a6bbd4f069b4a4847ec3a7051837",
+        "9ee452893e8866cd9a690f2875678a6d4996904dbc62758600900f169cfb21ad",
+    ]
 
 
 @pytest.mark.parametrize(
