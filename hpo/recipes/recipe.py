@@ -30,6 +30,9 @@ MIN_ITERATIONS = REFERENCE_ITERATIONS // BOUNDARY_GRID
 MIN_DEPTH, MAX_DEPTH = 8, 1_202
 """The shallowest 6n + 2, and the deepest network of He et al. 2015, §4.2."""
 
+MAX_BATCH_SIZE = 65_536
+"""The largest batch that may be asked for, in images."""
+
 LATER_FIELDS = {"depth": 20, "nesterov": False, "label_smoothing": 0.0}
 """The fields that recipes of earlier releases did not have, with the values that were fixed then."""
 
@@ -117,8 +120,15 @@ def check_field(name: str, value: object) -> None:
     """
     holds, allowed = _RULES[name]
     if not holds(value):
-        shown = list(value) if isinstance(value, tuple) else value
-        raise RecipeError(name, f"is {shown!r}; allowed: {allowed}")
+        raise RecipeError(
+            name, f"is {short_repr(list(value) if isinstance(value, tuple) else value)}; allowed: {allowed}"
+        )
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value that may not be used, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check(recipe: Recipe) -> None:
@@ -165,7 +175,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of numbers over 0",
     ),
     "early_stopping": (lambda value: value is None or _is_whole(value, 1), "a whole number over 0, or none"),
-    "batch_size": (lambda value: _is_whole(value, 1), "a whole number over 0"),
+    "batch_size": (
+        lambda value: _is_whole(value, 1) and value <= MAX_BATCH_SIZE,
+        f"a whole number from 1 to {MAX_BATCH_SIZE}",
+    ),
     "momentum": _FRACTION,
     "nesterov": _SWITCH,
     "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),

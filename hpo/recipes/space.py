@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from hpo.errors import RecipeError
 from hpo.recipes.recipe import (
     BOUNDARY_GRID,
+    MAX_BATCH_SIZE,
     MAX_DEPTH,
     MIN_DEPTH,
     REFERENCE_ITERATIONS,
@@ -36,8 +37,8 @@ from hpo.recipes.recipe import (
     documented_runs,
 )
 
-MAX_MEMBERS = 1_000
-"""The largest number of values in a range that is not logarithmic."""
+MAX_STEPS, MAX_LOG_STEPS = 1_000, 1_000_000
+"""The largest number of steps in a range, and in a logarithmic one."""
 
 DIGITS = 3
 """Significant digits of the values of a logarithmic range without a step, so that they can be read and typed."""
@@ -149,9 +150,9 @@ def _check_range(span: IntRange | FloatRange, step: float | None) -> None:
         raise ValueError(f"low {span.low} of a logarithmic range is not over 0")
     if step is None:
         return
-    width = _decimal(span.high) - _decimal(span.low)
-    if width > MAX_MEMBERS * _decimal(step) and not span.log:
-        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are over {MAX_MEMBERS} values")
+    width, most = _decimal(span.high) - _decimal(span.low), MAX_LOG_STEPS if span.log else MAX_STEPS
+    if width > most * _decimal(step):
+        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are over {most} values")
     if width % _decimal(step):
         raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {step}")
 
@@ -209,7 +210,7 @@ IterationField = Annotated[
     _Wholes[Annotated[Whole, Field(gt=0, lt=REFERENCE_ITERATIONS)]], _between(0, REFERENCE_ITERATIONS)
 ]
 DepthField = Annotated[_Wholes[Annotated[Whole, Field(ge=MIN_DEPTH, le=MAX_DEPTH)]], _as_in_recipe("depth")]
-BatchField = Annotated[_Wholes[Annotated[Whole, Field(gt=0)]], _as_in_recipe("batch_size")]
+BatchField = Annotated[_Wholes[Annotated[Whole, Field(gt=0, le=MAX_BATCH_SIZE)]], _as_in_recipe("batch_size")]
 DropoutField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=1)]], _between(0, 1)]
 RateField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=10)]], _between(0, 10)]
 MomentumField = Annotated[_Numbers[Annotated[Number, Field(ge=0, lt=1)]], _as_in_recipe("momentum")]

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from hpo.errors import SpaceError
+from hpo.recipes.recipe import short_repr
 from hpo.recipes.space import IntRange, Search, SearchSpace
 from hpo.recipes.yaml_numbers import NumberLoader, load_yaml
 
@@ -97,7 +98,7 @@ def _problem(entry: Mapping[str, Any], root: yaml.Node) -> str:
     message = entry["msg"].removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
         message = f"unknown key; allowed: {', '.join(_allowed_keys(keys[:-1]))}"
-    shown = "" if entry["type"] in ("missing", "value_error", "space") else f" is {_short(entry['input'])}"
+    shown = "" if entry["type"] in ("missing", "value_error", "space") else f" is {short_repr(entry['input'])}"
     return f"line {_line(root, keys)}: {where}{shown}: {message}"
 
 
@@ -105,11 +106,6 @@ def _allowed_keys(parents: list[Any]) -> list[str]:
     if not parents:
         return list(SearchSpace.model_fields)
     return list(Search.model_fields if parents == ["search"] else IntRange.model_fields)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _line(node: yaml.Node, keys: list[Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import os
 import sys
 import tempfile
@@ -19,10 +20,20 @@ from hypothesis import strategies as st
 
 from hpo import cli
 from hpo.cli import run
+from hpo.recipes.recipe import documented_runs
 from hpo.recipes.space_file import shipped_dir
 
 PASSWORD = "correct-horse"
 SHIPPED = yaml.safe_load((shipped_dir() / "full.yaml").read_text())
+SHIPPED["base"] = documented_runs()["smooth_lr"].recipe.to_dict() | {"weight_decay": 1e-4}
+SHIPPED["search"] |= {
+    "depth": [20, 32],
+    "batch_size": {"low": 32, "high": 512, "step": 32, "log": True},
+    "momentum": {"low": 0.8, "high": 0.9, "step": 0.1},
+    "nesterov": [False, True],
+    "weight_decay": {"low": 1e-5, "high": 1e-3, "log": True},
+    "label_smoothing": [0, 0.1],
+}
 
 KEYS = st.sampled_from(["low", "high", "step", "x"])
 scalars = st.one_of(
@@ -83,7 +94,7 @@ COMMANDS = {
     ("storage", "upgrade"): ("--storage",),
     ("spaces", "show"): (),
     ("spaces", "check"): (),
-    ("model",): ("--head",),
+    ("model",): ("--head", "--depth"),
     ("data", "check"): ("--data-dir",),
     ("none",): (),
 }
@@ -214,6 +225,31 @@ def test_a_study_name_that_could_leave_its_folder_is_refused(name):
         )
         assert (done[0], done[1], content(folder)) == (2, "", {})
         assert done[2].startswith("error: artifacts" if accepted else "error: study name "), done
+
+
+@pytest.mark.parametrize("depth", [-4, 2, 21, 1_208])
+def test_a_depth_that_no_network_has_is_refused_in_one_line(depth):
+    assert hpo("model", "--depth", str(depth)) == (
+        2,
+        "",
+        f"error: --depth is {depth}; allowed: 6n + 2 from 8 to 1202, such as 20, 32, 44, 56 or 110\n",
+    )
+
+
+def test_a_deeper_network_is_shown_with_its_counts():
+    code, out, _ = hpo("model", "--depth", "56", "--json")
+
+    assert code == 0
+    assert json.loads(out)["params"] == {"total": 859_114, "trainable": 855_050, "non_trainable": 4_064}
+
+
+def test_a_shipped_space_is_valid_as_written_for_this_test():
+    with empty_folder(space=yaml.safe_dump(SHIPPED).encode()):
+        assert hpo("spaces", "check", "space.yaml") == (
+            0,
+            "space.yaml: a good space: full, 18 parameters around a recipe of its own\n",
+            "",
+        )
 
 
 TAGS = (

@@ -362,6 +362,10 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
             "{values: [{low: 0.001, high: 2.001, step: 0.001}, [0.01], [0.001]]}",
             "search.values.0: low 0.001 to high 2.001 in steps of 0.001 are over 1000 values",
         ),
+        (
+            "{dropout: {low: 1e-40, high: 0.5, step: 1e-40, log: true}}",
+            "search.dropout: low 1e-40 to high 0.5 in steps of 1e-40 are over 1000000 values",
+        ),
         ("{weight_decay: [1e-4, tiny]}", "search.weight_decay.1 is 'tiny': Input should be a valid number"),
         ("{weight_decay: ['1e-4']}", "search.weight_decay.0 is '1e-4': Input should be a valid number"),
         ("{weight_decay: [true]}", "search.weight_decay.0 is True: Input should be a valid number"),
@@ -381,7 +385,10 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ("{label_smoothing: [0, 1]}", "search.label_smoothing.1 is 1: Input should be less than 1"),
         ("{batch_size: [128, 0.5e3, 12.5]}", "search.batch_size.2 is 12.5: Input should be a valid integer"),
         ("{batch_size: [128, 0]}", "search.batch_size.1 is 0: Input should be greater than 0"),
-        ("{batch_size: {low: 0, high: 128, step: 64}}", "search.batch_size: is 0; allowed: a whole number over 0"),
+        (
+            "{batch_size: {low: 0, high: 128, step: 64}}",
+            "search.batch_size: is 0; allowed: a whole number from 1 to 65536",
+        ),
         ("{batch_size: [64, 256]}", "search.batch_size: leaves out the base recipe's 128; allowed there: [64, 256]"),
         (
             "{batch_size: {low: 32, high: 96, step: 32}}",

@@ -12,13 +12,14 @@ from hpo.training.model import PadShortcut, ResNet, SeededDropout, count_paramet
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
 
-def model_of(head="linear", dropout=0.0, shortcut_norm=True, channels=3, seed=0):
+def model_of(head="linear", dropout=0.0, shortcut_norm=True, channels=3, seed=0, depth=20):
     return ResNet(
         channels=channels,
         classes=10,
         head=head,
         dropout=dropout,
         shortcut_norm=shortcut_norm,
+        depth=depth,
         generator=torch.Generator().manual_seed(0),
         seed=seed,
     )
@@ -44,6 +45,20 @@ def test_the_layer_table_is_the_documented_one_row_by_row(reference):
     found = [(row.name, f"(None, {', '.join(map(str, row.shape))})", row.params) for row in rows]
     assert len(documented) == 72
     assert found == documented
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_a_network_of_another_depth_has_the_parameters_of_he_et_al_2015_table_6(depth, millions):
+    trainable = count_parameters(model_of(shortcut_norm=False, depth=depth)).trainable
+
+    assert trainable / 1e6 == pytest.approx(millions, abs=0.06 if millions == 1.7 else 0.006)
+
+
+@pytest.mark.parametrize("depth", [8, 20, 32])
+def test_a_network_has_as_many_layers_with_weights_as_its_depth_says(depth):
+    rows = layer_table(model_of(depth=depth), (8, 8, 3))
+
+    assert [row.kind for row in rows if row.kind in ("Conv2D", "Dense")] == ["Conv2D"] * (depth - 1) + ["Dense"]
 
 
 def test_the_layer_table_of_a_network_holds_all_of_its_parameters():

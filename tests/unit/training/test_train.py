@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpo.recipes.recipe import documented_runs
+from hpo.recipes.schedule import learning_rate
 from hpo.training.data import normalise
 from hpo.training.numerics import native_precision
 from hpo.training.train import Training
@@ -72,6 +73,8 @@ def same_weights(one, other):
         ("dense", "fp32", 20, (1, 8, 9, 10, 13), {}),
         ("dense", "fp32", 6, (0, 3), {"momentum": 0.0}),
         ("dense", "fp32", 4, (1,), {"weight_decay": 1e-4, "batch_size": 500}),
+        ("linear", "fp32", 4, (1, 3), {"depth": 8, "nesterov": True}),
+        ("dense", "bf16", 4, (1, 3), {"depth": 8, "nesterov": True, "weight_decay": 5e-4, "label_smoothing": 0.1}),
         ("linear", "bf16", 6, (3,), {}),
         ("dropout", "bf16", 6, (3,), {}),
         ("dense", "bf16", 6, (3,), {}),
@@ -108,6 +111,107 @@ def test_wherever_a_walk_stops_it_ends_in_the_same_state(few_digits, dense_walk,
 
     assert curve_with_stops == curve
     assert_same_state(stopped.state(), state)
+
+
+# What the fields that can be searched may be, on a small network.
+recipes = st.builds(
+    recipe_of,
+    st.sampled_from(sorted(HEADS)),
+    depth=st.sampled_from([8, 14]),
+    batch_size=st.sampled_from([10, 20, 45]),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    nesterov=st.booleans(),
+    weight_decay=st.sampled_from([0.0, 1e-4, 1e-2]),
+    label_smoothing=st.sampled_from([0.0, 0.1, 0.3]),
+    boundaries=st.just((2_000, 8_000)),  # a warm-up of one step
+    values=st.tuples(st.sampled_from([0.01, 0.1]), st.sampled_from([0.05, 0.1]), st.just(0.01)),
+)
+
+
+@settings(max_examples=12, phases=[Phase.generate])
+@given(recipe=recipes, stops=st.sets(st.integers(0, 6), max_size=2).map(sorted))
+def test_whatever_is_searched_a_walk_with_stops_is_the_walk_without_bit_for_bit(few_digits, recipe, stops):
+    straight = Training(recipe, few_digits, "fp32")
+    curve = walk(straight, 6)
+
+    stopped, curve_with_stops = walk_with_stops(recipe, few_digits, "fp32", 6, stops)
+
+    assert curve_with_stops == curve
+    assert_same_state(stopped.state(), straight.state())
+
+
+def by_hand(recipe, dataset, steps):
+    """Train with the formulas of `torch.optim.SGD`'s documentation, one operation at a time."""
+    training = Training(recipe, dataset, "fp32")
+    parameters = list(training.model.parameters())
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    training.model.train()
+    order = training._batches.order(training._seeded("order", 0))
+    for step in range(steps):
+        images, labels = training._batches.draw(order[step], training._seeded("iteration", step))
+        log_likelihoods = training.model(images).log_softmax(1)
+        true = nn.functional.one_hot(labels, 10)
+        target = (1 - recipe.label_smoothing) * true + recipe.label_smoothing / 10
+        loss = -(target * log_likelihoods).sum(1).mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
+                decayed = gradient + recipe.weight_decay * parameter
+                velocity.mul_(recipe.momentum).add_(decayed)
+                direction = decayed + recipe.momentum * velocity if recipe.nesterov else velocity
+                parameter.sub_(learning_rate(recipe, step) * direction)
+    return training
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"momentum": 0.5},
+        {"nesterov": True},
+        {"weight_decay": 0.01},
+        {"label_smoothing": 0.2},
+        {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01, "label_smoothing": 0.2, "batch_size": 45},
+    ],
+    ids=str,
+)
+def test_a_step_is_that_of_the_formulas(few_digits, changed):
+    recipe = recipe_of("linear", depth=8, values=(0.02, 0.01, 0.001), **changed)
+    training = Training(recipe, few_digits, "fp32")
+    training.advance(3)
+
+    expected = dict(by_hand(recipe, few_digits, 3).model.named_parameters())
+
+    for name, parameter in training.model.named_parameters():
+        torch.testing.assert_close(
+            parameter, expected[name], rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_label_smoothing_is_part_of_the_training_loss_and_of_no_other(few_digits):
+    plain, smoothed = (
+        Training(recipe_of("linear", depth=8, label_smoothing=smoothing), few_digits, "fp32")
+        for smoothing in (0.0, 0.5)
+    )
+    assert plain.measure(20) == smoothed.measure(20)
+
+    for training in (plain, smoothed):
+        training.advance(1)
+    smoothed.model.load_state_dict(plain.model.state_dict())
+    one, other = plain.measure(20), smoothed.measure(20)
+
+    assert one.train_loss != other.train_loss
+    assert (one.val_loss, one.val_accuracy) == (other.val_loss, other.val_accuracy)
+
+
+@pytest.mark.parametrize(("batch_size", "images"), [(10, 10), (45, 45), (500, 180)])
+def test_a_batch_size_changes_the_images_of_a_step_and_not_the_steps_of_a_budget(few_digits, batch_size, images):
+    training = Training(recipe_of("linear", depth=8, batch_size=batch_size), few_digits, "fp32")
+    seen = []
+    training.model.register_forward_pre_hook(lambda _model, inputs: seen.append(len(inputs[0])))
+
+    assert training.advance(32) == 32
+    assert seen == [images] * 32
 
 
 def test_a_state_is_a_copy_that_further_training_leaves_alone(few_digits):
