@@ -23,6 +23,7 @@ from hpo.settings import PrunerName, SamplerName, StudySettings
 from hpo.training.datasets import load_dataset
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
+from hpo.worker.verify import verify
 from hpo.worker.work import work
 from tests.integration.support import (
     DIGITS_SPLIT,
@@ -344,6 +345,40 @@ def test_a_trial_whose_training_raises_fails_with_the_reason_and_the_worker_goes
     assert first["user_attrs"] == {"iterations": 0}
     counts = study.status(made)["trials"]
     assert counts["failed"] + counts["complete"] == 5
+
+
+MODERN: dict[str, Any] = {
+    "name": "modern",
+    "base": SPACE["base"] | {"depth": 8, "weight_decay": 0.001},
+    "search": {
+        "depth": [8, 14],
+        "batch_size": {"low": 8, "high": 24, "step": 8, "log": True},
+        "momentum": {"low": 0.5, "high": 0.9, "step": 0.4},
+        "nesterov": [False, True],
+        "weight_decay": {"low": 0.0001, "high": 0.01, "log": True},
+        "label_smoothing": {"low": 0.0, "high": 0.3, "step": 0.1},
+        "values": [{"low": 0.05, "high": 0.35, "step": 0.1}, [0.02], [0.005]],
+    },
+}
+
+
+def test_trials_of_all_that_can_be_searched_are_verified_and_hold_decimal_numbers(
+    storage: Storage, tmp_path: Path
+) -> None:
+    made = make_study(storage, 4, replace(SETTINGS, space=MODERN, sampler="random", pruner="none"))
+    checkpoints = Checkpoints(storage, open_artifacts(str(tmp_path / "artifacts")))
+
+    assert train(made, checkpoints) == 4
+
+    for number in range(4):
+        said = verify(made, number, tmp_path, checkpoints, print)
+        assert said.endswith("bit for bit, and so are weights, momentum and BatchNorm statistics at its end")
+    drawn = [trial["params"] for trial in content(made)]
+    assert all(len({params[name] for params in drawn}) > 1 for name in drawn[0]), drawn
+    assert {params["label_smoothing"] for params in drawn} <= {0.0, 0.1, 0.2, 0.3}
+    assert {params["learning_rate_1"] for params in drawn} <= {0.05, 0.15, 0.25, 0.35}
+    assert all(params["weight_decay"] == float(f"{params['weight_decay']:.3g}") for params in drawn)
+    assert {params["batch_size"] for params in drawn} <= {8, 16, 24}
 
 
 def test_a_trial_whose_loss_is_not_finite_is_pruned_with_the_reason(storage: Storage) -> None:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
+from hpo.recipes.space_file import load_space
 from hpo.training.numerics import Numerics
 from hpo.training.train import Training
 from hpo.trial.checkpoints import decode, encode
@@ -112,6 +113,10 @@ def test_the_keys_of_another_optimizer_are_those_of_earlier_releases_too():
         "011254697ce4109158bc06f3d0705d65df40a6bbd4f069b4a4847ec3a7051837",
         "9ee452893e8866cd9a690f2875678a6d4996904dbc62758600900f169cfb21ad",
     ]
+
+
+def test_the_base_recipe_of_the_modern_space_trains_as_documented_run_1_does():
+    assert cut_path(load_space("modern").base_recipe, {}) == cut_path(documented_runs()["baseline"].recipe, {})
 
 
 @pytest.mark.parametrize(
