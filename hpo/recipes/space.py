@@ -70,7 +70,8 @@ class _Strict(BaseModel):
 Number = Annotated[float, Field(strict=True)]
 """A number, but no text and no truth value."""
 
-Whole = Annotated[int, BeforeValidator(as_whole), Field(strict=True)]
+_AnyForm = BeforeValidator(as_whole)  # after the limits, or the JSON Schema has them under other names
+Whole = Annotated[int, Field(strict=True), _AnyForm]
 """A whole number, also as 2e4 or 2.0."""
 
 Logarithmic = Annotated[bool, Field(exclude_if=operator.not_)]  # spaces of earlier studies do not have it
@@ -82,7 +83,7 @@ class IntRange(_Strict):
 
     low: Whole
     high: Whole
-    step: Annotated[Whole, Field(gt=0)] = 1
+    step: Annotated[int, Field(strict=True, gt=0), _AnyForm] = 1
     log: Logarithmic = False
 
     @model_validator(mode="after")
@@ -162,8 +163,10 @@ def _decimal(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
-def _form(value: object) -> str:
-    return "range" if isinstance(value, dict | IntRange | FloatRange) else "choices"
+def _form(value: object) -> str | None:
+    if isinstance(value, list):
+        return "choices"
+    return "range" if isinstance(value, dict | IntRange | FloatRange) else None
 
 
 def _distinct(field: Any) -> Any:
@@ -198,19 +201,29 @@ def _as_in_recipe(name: str) -> AfterValidator:
 
 _T = TypeVar("_T")
 _Choices = Annotated[list[_T], Field(min_length=1), AfterValidator(_distinct)]
+_EitherForm = Discriminator(
+    _form,
+    custom_error_type="form",
+    custom_error_message="allowed: a list of choices, or a range such as {low: 0.1, high: 0.5, step: 0.2}",
+)
 _Wholes = Annotated[
     Annotated[IntRange, Tag("range")] | Annotated[_Choices[_T], Tag("choices")],
-    Discriminator(_form),
+    _EitherForm,
 ]
 _Numbers = Annotated[
     Annotated[FloatRange, Tag("range")] | Annotated[_Choices[_T], Tag("choices")],
-    Discriminator(_form),
+    _EitherForm,
 ]
 IterationField = Annotated[
-    _Wholes[Annotated[Whole, Field(gt=0, lt=REFERENCE_ITERATIONS)]], _between(0, REFERENCE_ITERATIONS)
+    _Wholes[Annotated[int, Field(strict=True, gt=0, lt=REFERENCE_ITERATIONS), _AnyForm]],
+    _between(0, REFERENCE_ITERATIONS),
 ]
-DepthField = Annotated[_Wholes[Annotated[Whole, Field(ge=MIN_DEPTH, le=MAX_DEPTH)]], _as_in_recipe("depth")]
-BatchField = Annotated[_Wholes[Annotated[Whole, Field(gt=0, le=MAX_BATCH_SIZE)]], _as_in_recipe("batch_size")]
+DepthField = Annotated[
+    _Wholes[Annotated[int, Field(strict=True, ge=MIN_DEPTH, le=MAX_DEPTH), _AnyForm]], _as_in_recipe("depth")
+]
+BatchField = Annotated[
+    _Wholes[Annotated[int, Field(strict=True, gt=0, le=MAX_BATCH_SIZE), _AnyForm]], _as_in_recipe("batch_size")
+]
 DropoutField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=1)]], _between(0, 1)]
 RateField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=10)]], _between(0, 10)]
 MomentumField = Annotated[_Numbers[Annotated[Number, Field(ge=0, lt=1)]], _as_in_recipe("momentum")]

@@ -366,6 +366,11 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
             "{dropout: {low: 1e-40, high: 0.5, step: 1e-40, log: true}}",
             "search.dropout: low 1e-40 to high 0.5 in steps of 1e-40 are over 1000000 values",
         ),
+        (
+            "{weight_decay: 1e-4}",
+            "search.weight_decay is 0.0001: allowed: a list of choices, or a range such as "
+            "{low: 0.1, high: 0.5, step: 0.2}",
+        ),
         ("{weight_decay: [1e-4, tiny]}", "search.weight_decay.1 is 'tiny': Input should be a valid number"),
         ("{weight_decay: ['1e-4']}", "search.weight_decay.0 is '1e-4': Input should be a valid number"),
         ("{weight_decay: [true]}", "search.weight_decay.0 is True: Input should be a valid number"),
@@ -560,6 +565,10 @@ def test_the_schema_for_editors_knows_the_keys_of_a_space_and_refuses_others():
     assert list(schema["properties"]) == ["name", "description", "base", "search"]
     assert schema["required"] == ["name", "base"]
     assert schema["additionalProperties"] is False
+    assert schema["$defs"]["IntRange"]["properties"]["step"]["exclusiveMinimum"] == 0
+    batch_size = schema["$defs"]["Search"]["properties"]["batch_size"]["anyOf"][0]["oneOf"]
+    assert batch_size[0] == {"$ref": "#/$defs/IntRange"}
+    assert batch_size[1]["items"] == {"exclusiveMinimum": 0, "maximum": 65_536, "type": "integer"}
     assert list(schema["$defs"]["Search"]["properties"]) == [
         "head",
         "dropout",
