@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any, Self, TypeVar, cast
 
@@ -12,9 +10,6 @@ from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hpo.errors import RecipeError
+from hpo.recipes.ranges import AnyForm, FloatRange, IntRange, Number, StrictModel
 from hpo.recipes.recipe import (
     BOUNDARY_GRID,
     MAX_BATCH_SIZE,
@@ -32,16 +28,9 @@ from hpo.recipes.recipe import (
     REFERENCE_ITERATIONS,
     Head,
     Recipe,
-    as_whole,
     check_field,
     documented_runs,
 )
-
-MAX_STEPS, MAX_LOG_STEPS = 1_000, 1_000_000
-"""The largest number of steps in a range, and in a logarithmic one."""
-
-DIGITS = 3
-"""Significant digits of the values of a logarithmic range without a step, so that they can be read and typed."""
 
 _SAME_NAME = (
     "head",
@@ -61,106 +50,6 @@ Param = bool | int | float | str
 
 Place = tuple[str | int, ...]
 """The keys and list indices that lead to a value in a space's YAML."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-Number = Annotated[float, Field(strict=True)]
-"""A number, but no text and no truth value."""
-
-_AnyForm = BeforeValidator(as_whole)  # after the limits, or the JSON Schema has them under other names
-Whole = Annotated[int, Field(strict=True), _AnyForm]
-"""A whole number, also as 2e4 or 2.0."""
-
-Logarithmic = Annotated[bool, Field(exclude_if=operator.not_)]  # spaces of earlier studies do not have it
-"""Whether equal ratios of values are equally likely, instead of equal differences."""
-
-
-class IntRange(_Strict):
-    """A range of whole numbers: low, low + step, ... up to high."""
-
-    low: Whole
-    high: Whole
-    step: Annotated[int, Field(strict=True, gt=0), _AnyForm] = 1
-    log: Logarithmic = False
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        _check_range(self, self.step)
-        return self
-
-    def first_two_and_last(self) -> tuple[int, int, int]:
-        """List three values that stand for all: between them lie equal steps."""
-        return self.low, min(self.low + self.step, self.high), self.high
-
-    def nearest(self, value: float) -> int:
-        """Return the value that is closest to a number."""
-        index = round((value - self.low) / self.step)
-        return min(self.high, max(self.low, self.low + index * self.step))
-
-    def distribution(self) -> BaseDistribution:
-        """Return Optuna's distribution, which knows no step of a logarithmic range."""
-        return IntDistribution(self.low, self.high, log=self.log, step=1 if self.log else self.step)
-
-    def __str__(self) -> str:
-        return f"{self.low} to {self.high} in steps of {self.step}"
-
-
-class FloatRange(_Strict):
-    """A range of fractional numbers: low, low + step, ... up to high; a logarithmic one may have no step."""
-
-    low: Number
-    high: Number
-    step: Annotated[Number, Field(gt=0)] | None = None
-    log: Logarithmic = False
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.step is None and not self.log:
-            raise ValueError("needs a step, or log: true")
-        _check_range(self, self.step)
-        return self
-
-    def first_two_and_last(self) -> tuple[float, float, float]:
-        """List three values that stand for all: between them lie equal steps, or anything."""
-        return self.low, self.nearest(self.low + (self.step or 0)), self.high
-
-    def nearest(self, value: float) -> float:
-        """Return the value that is closest to a number, as the decimal number that it is."""
-        if self.step is None:
-            closest = float(f"{value:.{DIGITS}g}")
-        else:
-            index = round((value - self.low) / self.step)
-            closest = float(_decimal(self.low) + index * _decimal(self.step))
-        return min(self.high, max(self.low, closest))
-
-    def distribution(self) -> BaseDistribution:
-        """Return Optuna's distribution, which knows no step of a logarithmic range."""
-        return FloatDistribution(self.low, self.high, log=self.log, step=None if self.log else self.step)
-
-    def __str__(self) -> str:
-        return f"{self.low} to {self.high}" + ("" if self.step is None else f" in steps of {self.step}")
-
-
-def _check_range(span: IntRange | FloatRange, step: float | None) -> None:
-    if span.high < span.low:
-        raise ValueError(f"high {span.high} is under low {span.low}")
-    if span.log and span.low <= 0:
-        raise ValueError(f"low {span.low} of a logarithmic range is not over 0")
-    if step is None:
-        return
-    width, most = _decimal(span.high) - _decimal(span.low), MAX_LOG_STEPS if span.log else MAX_STEPS
-    if width > most * _decimal(step):
-        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are over {most} values")
-    if width % _decimal(step):
-        raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {step}")
-
-
-def _decimal(value: float) -> Decimal:
-    """Return the decimal number that was written, of which a float is the nearest binary one."""
-    return Decimal(repr(value))
 
 
 def _form(value: object) -> str | None:
@@ -215,14 +104,14 @@ _Numbers = Annotated[
     _EitherForm,
 ]
 IterationField = Annotated[
-    _Wholes[Annotated[int, Field(strict=True, gt=0, lt=REFERENCE_ITERATIONS), _AnyForm]],
+    _Wholes[Annotated[int, Field(strict=True, gt=0, lt=REFERENCE_ITERATIONS), AnyForm]],
     _between(0, REFERENCE_ITERATIONS),
 ]
 DepthField = Annotated[
-    _Wholes[Annotated[int, Field(strict=True, ge=MIN_DEPTH, le=MAX_DEPTH), _AnyForm]], _as_in_recipe("depth")
+    _Wholes[Annotated[int, Field(strict=True, ge=MIN_DEPTH, le=MAX_DEPTH), AnyForm]], _as_in_recipe("depth")
 ]
 BatchField = Annotated[
-    _Wholes[Annotated[int, Field(strict=True, gt=0, le=MAX_BATCH_SIZE), _AnyForm]], _as_in_recipe("batch_size")
+    _Wholes[Annotated[int, Field(strict=True, gt=0, le=MAX_BATCH_SIZE), AnyForm]], _as_in_recipe("batch_size")
 ]
 DropoutField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=1)]], _between(0, 1)]
 RateField = Annotated[_Numbers[Annotated[Number, Field(gt=0, lt=10)]], _between(0, 10)]
@@ -233,7 +122,7 @@ HeadField = _Choices[Head]
 SwitchField = _Choices[bool]
 
 
-class Search(_Strict):
+class Search(StrictModel):
     """The searched fields of the base recipe with their allowed values; the other fields keep the base recipe's value.
 
     Boundaries and patience are reference iterations (of 64,000). `dropout` is searched only with a head that has
@@ -268,7 +157,7 @@ class Search(_Strict):
         return boundaries
 
 
-class SearchSpace(_Strict):
+class SearchSpace(StrictModel):
     """A base recipe, and the values that are searched around it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$")]

@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from hpo.errors import SpaceError
+from hpo.recipes.ranges import IntRange
 from hpo.recipes.recipe import short_repr
-from hpo.recipes.space import IntRange, Search, SearchSpace
+from hpo.recipes.space import Search, SearchSpace
 from hpo.recipes.yaml_numbers import NumberLoader, load_yaml
 
 

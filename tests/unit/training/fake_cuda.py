@@ -328,7 +328,15 @@ def main() -> None:
     heads = {
         "linear": replace(base, head="linear", dropout=0.0),
         "dropout": replace(base, head="dropout", dropout=0.5),
-        "dense": replace(base, head="dense", dropout=0.5, shortcut_norm=True),
+        "dense": replace(
+            base,
+            head="dense",
+            dropout=0.5,
+            shortcut_norm=True,
+            nesterov=True,
+            weight_decay=5e-4,
+            label_smoothing=0.1,
+        ),
     }
     plants = (
         plant_indices,
