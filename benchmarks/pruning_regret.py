@@ -42,7 +42,7 @@ from hpo.study import Study, load
 
 ALIGNS: tuple[Align, ...] = ("phase", "iteration")
 RUNG_COUNTS = (8, 16)
-SHIPPED = ("median", "asha", "hyperband")
+SHIPPED = ("median", "asha-stop", "hyperband")
 """Without Wilcoxon: a decision of it takes about a second where accuracies are tied, as they often are."""
 
 MakePruner = Callable[[int, int], BasePruner]

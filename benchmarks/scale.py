@@ -102,7 +102,7 @@ SETTINGS = StudySettings(
     seed=0,
     precision="bf16",
     sampler="tpe",
-    pruner="asha",
+    pruner="asha-stop",
     align="phase",
 )
 TRAINING, IDLE = "training", "idle"

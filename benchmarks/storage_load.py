@@ -270,7 +270,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trials-each", type=int, default=2, help="trials per worker in --rounds")
     parser.add_argument("--only", choices=["hpo", "optuna"])
     parser.add_argument("--sampler", default="random", choices=["random", "tpe", "qmc", "gp", "cmaes"])
-    parser.add_argument("--pruner", default="median", choices=["median", "asha", "hyperband", "wilcoxon", "none"])
+    parser.add_argument("--pruner", default="median", choices=["median", "asha-stop", "hyperband", "wilcoxon", "none"])
     parser.add_argument("--epoch-s", type=float, default=0.0)
     parser.add_argument("--json", type=Path, help="file to write the results to")
     return parser.parse_args()

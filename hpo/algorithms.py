@@ -101,7 +101,7 @@ def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
-            case "asha":
+            case "asha-stop":
                 return SuccessiveHalvingPruner(min_resource=2 * rung, reduction_factor=ASHA_FACTOR)
             case "hyperband":
                 return HyperbandPruner(min_resource=rung, max_resource=iterations, reduction_factor=HYPERBAND_FACTOR)

@@ -13,7 +13,7 @@ from hpo.recipes.schedule import Align
 
 DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
-PrunerName = Literal["asha", "hyperband", "median", "wilcoxon", "none"]
+PrunerName = Literal["asha-stop", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "tf32", "bf16"]
 LauncherName = Literal["local", "ray"]
 StudyState = Literal["running", "paused", "finishing", "stopped"]
@@ -34,7 +34,7 @@ DEFAULT_LEASE_S = 60.0
 DEFAULT_DATASET: DatasetName | Literal["auto"] = "auto"
 DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
 DEFAULT_SAMPLER: SamplerName = "tpe"
-DEFAULT_PRUNER: PrunerName = "asha"
+DEFAULT_PRUNER: PrunerName = "asha-stop"
 DEFAULT_ALIGN: Align = "phase"
 DEFAULT_PRECISION: Precision | Literal["auto"] = "auto"
 DEFAULT_SEED = 0

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
-from hpo.settings import MAX_WORKERS
+from hpo.settings import DEFAULT_PRUNER, MAX_WORKERS
 
 MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
 """The largest budget of a run that may be asked for."""
@@ -44,11 +44,14 @@ class SamplerChoice(StrEnum):
 class PrunerChoice(StrEnum):
     """A pruner, which ends poor trials early."""
 
-    asha = "asha"
+    asha_stop = "asha-stop"
     hyperband = "hyperband"
     median = "median"
     wilcoxon = "wilcoxon"
     none = "none"
+
+
+DEFAULT_PRUNER_CHOICE = PrunerChoice(DEFAULT_PRUNER)
 
 
 class AlignChoice(StrEnum):

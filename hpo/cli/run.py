@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
+    DEFAULT_PRUNER_CHOICE,
     MAX_ITERATIONS,
     AddressOption,
     AlignChoice,
@@ -50,7 +51,6 @@ from hpo.settings import (
     DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
     DEFAULT_PRECISION,
-    DEFAULT_PRUNER,
     DEFAULT_REUSE,
     DEFAULT_SAMPLER,
     DEFAULT_SEED,
@@ -91,7 +91,7 @@ def run(
     address: AddressOption = None,
     gpus_per_worker: GpusOption = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice[DEFAULT_SAMPLER],
-    pruner: Annotated[PrunerChoice, typer.Option(help="Pruning algorithm.")] = PrunerChoice[DEFAULT_PRUNER],
+    pruner: Annotated[PrunerChoice, typer.Option(help="Pruning algorithm.")] = DEFAULT_PRUNER_CHOICE,
     align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
         AlignChoice[DEFAULT_ALIGN]
     ),

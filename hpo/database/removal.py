@@ -28,7 +28,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, ParkedRow, SegmentRow, StudyRow
+from hpo.database.tables import AttemptRow, CurveRow, ParkedRow, RungRow, SegmentRow, StudyRow
 from hpo.database.workers import workers_on
 from hpo.errors import ArtifactsUnavailable, BadInput
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _OF_TRIALS: tuple[Any, ...] = (
     CurveRow,
     ParkedRow,
+    RungRow,
     AttemptRow,
     TrialParamModel,
     TrialValueModel,

@@ -24,7 +24,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, now_s, upsert
+from hpo.database.tables import AttemptRow, CurveRow, RungRow, StudyRow, delete_of_trials, now_s, upsert
 from hpo.errors import StudyNotFound
 
 _OPTUNA_CHILDREN = (
@@ -87,7 +87,7 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
         session.flush()
         ids: list[int] = [row.trial_id for row in rows]  # type: ignore[misc]  # Optuna's models are untyped
         # SQLite reuses the ids of deleted trials, and other tools may delete trials without their rows in our tables.
-        delete_of_trials(session, ids, (AttemptRow, CurveRow))
+        delete_of_trials(session, ids, (AttemptRow, CurveRow, RungRow))
         if present == 0 and rows:
             session.add(_system_attr(ids[0], FIXED_PARAMS, dict(first)))
         state = {"study_id": study_id, "state": "running", "changed_s": now_s()}

@@ -100,6 +100,25 @@ class ParkedRow(Base):
     end: Mapped[int]
 
 
+class RungRow(Base):
+    """A rung that a trial has reached; one that has not been promoted from it waits there.
+
+    Attributes:
+        rung: The trial's rungs count from 1.
+        value: What trials are compared by.
+        promoted: Whether the trial has been allowed to train beyond the rung.
+    """
+
+    __tablename__ = "hpo_rungs"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialModel.__table__.c.trial_id, ondelete="CASCADE"), primary_key=True
+    )
+    rung: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float] = mapped_column(Double)
+    promoted: Mapped[bool]
+
+
 class StudyRow(Base):
     """The state of a study, which decides whether its trials can be claimed.
 

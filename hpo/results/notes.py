@@ -27,7 +27,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 _WHY_PRUNED = {
     "median": "its best accuracy so far was under the median of the earlier trials",
-    "asha": "it was not in the best third of the trials",
+    "asha-stop": "it was not in the best third of the trials",
     "hyperband": "it was not in the best third of the trials of its bracket",
     "wilcoxon": "a signed-rank test found it worse than the best trial",
 }

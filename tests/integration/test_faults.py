@@ -111,7 +111,7 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
 def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_on(
     storage_url: str, storage: Storage, tmp_path: Path
 ) -> None:
-    made = make_study(storage, 1, replace(SETTINGS, iterations=256, sampler="random", pruner="asha"))
+    made = make_study(storage, 1, replace(SETTINGS, iterations=256, sampler="random", pruner="asha-stop"))
     sleeper = start_worker(storage_url, tmp_path)
     wait_until(lambda: dump(storage)["hpo_curve_points"], FINISH_S, "a trial that trains")
     assert sleeper.pid is not None

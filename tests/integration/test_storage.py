@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -221,7 +222,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release wants 0002; {NEWER}"
+            f"storage {shown_url}: its tables are of revision 9999, this release wants 0003; {NEWER}"
         )
 
     assert dump(storage) == before
@@ -280,7 +281,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
 
     assert upgrade_storage(storage_url) == [
         "Optuna's tables are of revision v3.2.0.a, and were of v3.0.0.d",
-        "the tables of hpo are of revision 0002",
+        "the tables of hpo are of revision 0003",
     ]
     assert dump(opened(storage_url)) == before | {"alembic_version": [{"version_num": "v3.2.0.a"}]}
     assert overview.count(opened(storage_url, "read"), made.study_id) == overview.Counts(waiting=1)
@@ -300,17 +301,17 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 0002, this release wants 0003; {UPGRADE}"
+            f"storage {shown_url}: its tables are of revision 0003, this release wants 0004; {UPGRADE}"
         )
     assert dump(storage) == before
 
     wanted = [
         "Optuna's tables are of revision v3.2.0.a",
-        "the tables of hpo are of revision 0003, and were of 0002",
+        "the tables of hpo are of revision 0004, and were of 0003",
     ]
     assert upgrade_storage(storage_url) == wanted
-    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [{"version_num": "0003"}], "hpo_notes": []}
-    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0003"], (
+    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [{"version_num": "0004"}], "hpo_notes": []}
+    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0004"], (
         "nothing is left to do"
     )
 
@@ -323,19 +324,35 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     now = dump(storage)
     _downgrade(storage, "0001")
     old = dump(storage)
-    assert old == {name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers")} | {
-        VERSION_TABLE: [{"version_num": "0001"}]
-    }
-    with pytest.raises(BadInput, match=f"revision 0001, this release wants 0002; {UPGRADE}"):
+    assert old == {
+        name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers", "hpo_rungs")
+    } | {VERSION_TABLE: [{"version_num": "0001"}]}
+    with pytest.raises(BadInput, match=f"revision 0001, this release wants 0003; {UPGRADE}"):
         open_storage(storage_url)
 
-    assert upgrade_storage(storage_url)[1] == "the tables of hpo are of revision 0002, and were of 0001"
+    assert upgrade_storage(storage_url)[1] == "the tables of hpo are of revision 0003, and were of 0001"
 
     after = dump(opened(storage_url))
     [row] = after["hpo_studies"]
     assert (row["study_id"], row["state"]) == (made.study_id, "running")
     assert abs(row["changed_s"] - time.time()) < 60
     assert after == now | {"hpo_studies": after["hpo_studies"]}
+
+
+def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    stopping = replace(SETTINGS, pruner="asha-stop")
+    make_study(storage, 1, stopping)
+    optuna.create_study(study_name="theirs", storage=storage.optuna).set_user_attr("pruner", "asha")
+    now = dump(storage)
+    _downgrade(storage, "0002")
+    pruners = [row["value_json"] for row in dump(storage)["study_user_attributes"] if row["key"] == "pruner"]
+    assert pruners == ['"asha"'] * 2
+
+    upgrade_storage(storage_url)
+
+    assert dump(opened(storage_url)) == now
+    assert make_study(opened(storage_url), 2, stopping).settings == stopping
 
 
 def _downgrade(storage: Storage, revision: str) -> None:
@@ -388,9 +405,9 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be a release of hpo that has one table more."""
     folder = tmp_path / "migrations"
     shutil.copytree(OUR_MIGRATIONS, folder)
-    (folder / "versions" / "0003_notes.py").write_text(
+    (folder / "versions" / "0004_notes.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+        "revision, down_revision, branch_labels, depends_on = '0004', '0003', None, None\n"
         "def upgrade():\n    op.create_table('hpo_notes', sa.Column('note_id', sa.Integer, primary_key=True))\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", folder)

@@ -256,7 +256,7 @@ def test_every_sampler_goes_on_from_what_was_found(storage: Storage, sampler: Sa
     [
         ("none", "COMPLETE"),
         ("median", "PRUNED"),
-        ("asha", "PRUNED"),
+        ("asha-stop", "PRUNED"),
         ("hyperband", "PRUNED"),
         ("wilcoxon", "PRUNED"),
     ],
@@ -279,7 +279,7 @@ def test_every_pruner_ends_a_trial_that_falls_far_behind(storage: Storage, prune
         assert trial["user_attrs"]["outcome"] == f"pruned at iteration {last.iteration}"
 
 
-@pytest.mark.parametrize("pruner", ["asha", "hyperband"])
+@pytest.mark.parametrize("pruner", ["asha-stop", "hyperband"])
 def test_a_trial_that_is_handed_back_shows_no_pruner_its_future(storage: Storage, pruner: PrunerName) -> None:
     made = make_study(storage, 1, replace(SETTINGS, pruner=pruner))
     attempt = claim(made)
@@ -305,7 +305,7 @@ def _report(made: study.Study, attempt: Attempt, value: float) -> None:
     """Record a value at each step, and at each rung ask a pruner that takes notes of what it sees."""
     iterations = made.settings.iterations
     progress = Progress(iteration=iterations, trained_iterations=0, val_accuracy=value)
-    if made.settings.pruner not in ("asha", "hyperband"):
+    if made.settings.pruner not in ("asha-stop", "hyperband"):
         queue.record(made.storage, attempt, progress, [], dict.fromkeys(grid(iterations), value))
         return
     trial = made.open_trial(attempt)

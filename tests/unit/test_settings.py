@@ -17,7 +17,7 @@ SETTINGS = StudySettings(
     seed=7,
     precision="fp32",
     sampler="tpe",
-    pruner="asha",
+    pruner="asha-stop",
     align="phase",
 )
 
@@ -35,7 +35,7 @@ def test_settings_are_kept_under_names_that_a_person_can_read():
         "seed": 7,
         "precision": "fp32",
         "sampler": "tpe",
-        "pruner": "asha",
+        "pruner": "asha-stop",
         "align": "phase",
     }
 
@@ -53,7 +53,7 @@ def test_a_study_with_the_same_settings_goes_on():
         ({"seed": 0}, "seed is 0 in the study and 7 here"),
         ({"precision": "bf16"}, "precision is bf16 in the study and fp32 here"),
         ({"sampler": "gp"}, "sampler is gp in the study and tpe here"),
-        ({"pruner": "none"}, "pruner is none in the study and asha here"),
+        ({"pruner": "none"}, "pruner is none in the study and asha-stop here"),
         ({"align": "iteration"}, "align is iteration in the study and phase here"),
         (
             {"space": {"name": "mine", "base": "dense", "description": ""}},
@@ -61,7 +61,7 @@ def test_a_study_with_the_same_settings_goes_on():
         ),
         (
             {"seed": 0, "pruner": "none"},
-            "seed is 0 in the study and 7 here; pruner is none in the study and asha here",
+            "seed is 0 in the study and 7 here; pruner is none in the study and asha-stop here",
         ),
     ],
 )

@@ -418,7 +418,7 @@ def played(pruner):
 @pytest.mark.parametrize(
     ("pruner", "hopeless"),
     [
-        ("asha", [80, 80, 80, 80]),
+        ("asha-stop", [80, 80, 80, 80]),
         ("median", [80, 80, 80, 80]),
         ("wilcoxon", [80, 80, 80, 80]),
         ("none", [None, None, None, None]),
@@ -436,7 +436,7 @@ def test_hyperband_ends_most_hopeless_trials_each_in_the_time_of_its_bracket():
     assert {step for step in hopeless if step is not None} <= rungs(640)
 
 
-@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon", "none"])
+@pytest.mark.parametrize("pruner", ["asha-stop", "hyperband", "median", "wilcoxon", "none"])
 @pytest.mark.parametrize("iterations", [32, 640, 64_000])
 def test_every_pruner_can_be_made_for_every_budget(pruner, iterations):
     study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner, iterations), study_name="mine")

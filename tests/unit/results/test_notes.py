@@ -28,7 +28,7 @@ SETTINGS = StudySettings(
     seed=0,
     precision="fp32",
     sampler="tpe",
-    pruner="asha",
+    pruner="asha-stop",
     align="phase",
 )
 BASE = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=0)
@@ -72,7 +72,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "| data set | digits; accuracy is that on its validation split |",
         "| budget of a trial | 640 iterations, fp32 |",
         "| recipes chosen by | tpe, seed 0 |",
-        "| poor trials ended by | asha |",
+        "| poor trials ended by | asha-stop |",
         "",
         "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
         "past the same fraction of it; a step is that point on the schedule of trial 0.",
@@ -215,7 +215,7 @@ def test_the_note_of_a_trial_begins_with_how_it_ended_and_why(outcome, first_lin
     assert trial_note(BASE, BASE, {"outcome": outcome}, "median").splitlines()[0] == first_line
 
 
-@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband", "wilcoxon"])
+@pytest.mark.parametrize("pruner", ["median", "asha-stop", "hyperband", "wilcoxon"])
 def test_every_pruner_has_a_reason(pruner):
     assert f"The {pruner} pruner ended it: " in trial_note(BASE, BASE, {"outcome": "pruned at iteration 4"}, pruner)
 
