@@ -60,7 +60,8 @@ def run_trial(
 ) -> Outcome | Blocked:
     """Train a trial's recipe to its end, from the deepest checkpoint on its path.
 
-    Measurements from before that checkpoint are reported and judged as if they had been made here.
+    Measurements from before that checkpoint are reported and judged as if they had been made here. The base recipe is
+    never pruned, as every other recipe is compared with it.
 
     Args:
         sharing: None to train everything from scratch.
@@ -99,7 +100,8 @@ def run_trial(
             trajectory.keep()
         if stops_early(curve, task.recipe):
             break
-        if rungs(budget) & values.keys() and supervisor.should_prune():
+        # The pruner is asked about the base recipe too, so that it can compare the others with it.
+        if rungs(budget) & values.keys() and supervisor.should_prune() and task.recipe != task.base:
             trajectory.save()
             return _ended("pruned", f"pruned at iteration {iteration}", trajectory, curve, reported)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ RECIPE = Recipe(
     batch_size=8,
     iterations=BUDGET,
 )
+BASE = replace(RECIPE, weight_decay=1e-4)
+"""Another recipe with the schedule of `RECIPE`: the base recipe itself is never pruned."""
 
 Alone = tuple[str, float | None, list[CurvePoint]]
 """How a trial ends that is disturbed by nothing, its value and its curve."""
@@ -74,7 +76,7 @@ def claim(storage: Storage, number: int = 1) -> list[Attempt]:
 
 def train(recipe: Recipe, digits: Dataset, sharing: Sharing | None, **kwargs: Any) -> tuple[object, Watcher]:
     watcher = Watcher(**kwargs)
-    task = Task(recipe=recipe, base=RECIPE, align="phase", precision="fp32")
+    task = Task(recipe=recipe, base=BASE, align="phase", precision="fp32")
     return run_trial(task, digits, watcher, sharing), watcher
 
 

@@ -15,6 +15,8 @@ from hpo.trial.objective import Task, run_trial, standard_error
 
 BASE = replace(documented_runs()["baseline"].recipe, boundaries=(16_000, 32_000), batch_size=20, iterations=32, seed=5)
 
+OTHER = replace(BASE, values=(0.1, 0.01, 0.002))
+
 
 @dataclass
 class Recorder:
@@ -111,6 +113,13 @@ def test_a_pruner_is_asked_at_every_rung_and_nowhere_else(few_digits):
     assert recorder.asked_at == sorted(rungs(32))
 
 
+def test_the_base_recipe_is_never_pruned_and_its_pruner_is_asked_all_the_same(few_digits):
+    outcome, recorder = run(BASE, few_digits, prune_at=6)
+
+    assert outcome.state == "complete"
+    assert recorder.asked_at == sorted(rungs(32))
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 7])
 def test_a_trial_that_is_stopped_has_no_outcome_and_has_told_of_every_step(few_digits, stop_at):
     outcome, recorder = run(BASE, few_digits, stop_at=stop_at)
@@ -121,9 +130,9 @@ def test_a_trial_that_is_stopped_has_no_outcome_and_has_told_of_every_step(few_d
 
 
 def test_a_pruned_trial_has_the_value_that_was_reported_last(few_digits):
-    _, curve = train(BASE, few_digits, 6)
+    _, curve = train(OTHER, few_digits, 6)
 
-    outcome, recorder = run(BASE, few_digits, prune_at=6)
+    outcome, recorder = run(OTHER, few_digits, prune_at=6)
 
     assert outcome == Outcome(
         state="pruned",
@@ -182,7 +191,7 @@ def test_nothing_is_measured_at_the_end_of_a_trial_that_was_pruned_or_diverged(f
     def fail(_training):
         raise AssertionError
 
-    assert run(BASE, few_digits, at_end=fail, prune_at=6)[0].state == "pruned"
+    assert run(OTHER, few_digits, at_end=fail, prune_at=6)[0].state == "pruned"
     assert run(replace(BASE, values=(1e30, 1e30, 1e30)), few_digits, at_end=fail)[0].state == "pruned"
     assert run(BASE, few_digits, at_end=fail, stop_at=7)[0] == "stopped"
 
