@@ -96,7 +96,10 @@ def fixed_sampler(params: dict[str, Any], base: BaseSampler) -> BaseSampler:
 
 
 def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePruner:
-    """Create a pruner for trials of a budget in iterations, asked at `rungs` evenly spaced steps."""
+    """Create a pruner for trials of a budget in iterations, asked at `rungs` evenly spaced steps.
+
+    That of `asha` prunes nothing: `hpo.recipes.promotion` decides which trials train beyond a rung.
+    """
     rung = max(1, iterations // rungs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -109,5 +112,5 @@ def make_pruner(name: PrunerName, iterations: int, rungs: int = RUNGS) -> BasePr
                 return MedianPruner(n_startup_trials=5, n_warmup_steps=2 * rung)
             case "wilcoxon":
                 return WilcoxonPruner(p_threshold=0.1, n_startup_steps=4)
-            case "none":
+            case "asha" | "none":
                 return NopPruner()

@@ -13,7 +13,7 @@ from hpo.recipes.schedule import Align
 
 DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
-PrunerName = Literal["asha-stop", "hyperband", "median", "wilcoxon", "none"]
+PrunerName = Literal["asha", "asha-stop", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "tf32", "bf16"]
 LauncherName = Literal["local", "ray"]
 StudyState = Literal["running", "paused", "finishing", "stopped"]
@@ -25,6 +25,9 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 GIGABYTE = 10**9  # bytes
 LOOPBACK = "127.0.0.1"
 MAX_WORKERS = 512
+
+PROMOTING: PrunerName = "asha"
+"""The pruner under which trials wait at rungs and are promoted; the others are Optuna's."""
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 DEFAULT_ARTIFACTS = "hpo-artifacts"

@@ -196,7 +196,8 @@ def status(study: Study) -> dict[str, Any]:
         "iterations": study.settings.iterations,
         "target": target(study),
         "state": study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts),
-        "trials": asdict(counts),
+        "trials": {name: number for name, number in asdict(counts).items() if name != "at_rungs"},
+        "waiting_at_rungs": dict(counts.at_rungs),
         "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
         "iterations_spent": {
             "naive": len(finished) * study.settings.iterations,

@@ -44,6 +44,7 @@ class SamplerChoice(StrEnum):
 class PrunerChoice(StrEnum):
     """A pruner, which ends poor trials early."""
 
+    asha = "asha"
     asha_stop = "asha-stop"
     hyperband = "hyperband"
     median = "median"

@@ -48,8 +48,13 @@ def counts_line(counts: Counts, target: int) -> str:
     """Write how many trials are in each state."""
     parts = [f"{counts.finished} / {target} finished", f"{counts.complete} complete", f"{counts.pruned} pruned"]
     parts += [f"{counts.failed} failed"] if counts.failed else []
-    parts += [f"{counts.running} running", f"{counts.waiting} waiting"]
+    parts += [f"{counts.running} running", f"{counts.waiting} waiting{_at_rungs(counts.at_rungs)}"]
     return ", ".join(parts)
+
+
+def _at_rungs(at_rungs: Mapping[int, int]) -> str:
+    """Write how many of the waiting trials wait at which rung; nothing if none does."""
+    return f" ({', '.join(f'{number} at rung {rung}' for rung, number in at_rungs.items())})" if at_rungs else ""
 
 
 def progress(
@@ -126,7 +131,9 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     table.add_row("study", summary["study"])
     table.add_row("space", f"{summary['space']} on {summary['dataset']}, {summary['iterations']} iterations a trial")
     table.add_row("state", summary["state"])
-    table.add_row("trials", f"{finished} of {summary['target']} finished: {states}")
+    table.add_row(
+        "trials", f"{finished} of {summary['target']} finished: {states}{_at_rungs(summary['waiting_at_rungs'])}"
+    )
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
     table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 FinalState = Literal["complete", "pruned", "failed"]
 
+AttemptEnd = Literal[FinalState, "waiting"]
+"""How a worker ends its attempt at a trial: the trial has ended, or waits at a rung."""
+
 LossKind = Literal["device lost", "device full", "hung"]
 """The ways in which a worker loses an attempt through its device: it computes nothing any more, others have taken its
 memory, or training stands still."""
@@ -53,16 +56,16 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The result of a trial.
+    """The result of a trial, or of an attempt after which the trial waits at a rung.
 
     Attributes:
-        value: Validation accuracy in [0, 1]; None if none was measured.
+        value: Validation accuracy in [0, 1]; None if none was measured, or if the trial waits.
         attrs: User attributes, shown by optuna-dashboard.
         trial_system_attrs: System attributes of the trial.
         study_system_attrs: System attributes of its study, among which optuna-dashboard keeps a trial's note.
     """
 
-    state: FinalState
+    state: AttemptEnd
     value: float | None
     attrs: dict[str, Any]
     trial_system_attrs: Mapping[str, Any] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hpo.database.optuna_tables import ARTIFACT_PREFIX, DASHBOARD_PREFIX
@@ -29,6 +30,12 @@ def figure_attrs(artifact_id: str) -> dict[str, Any]:
     """Return a stored figure as the trial's system attribute by which Optuna finds artifacts."""
     about = {"artifact_id": artifact_id, "filename": FIGURE_NAME, "mimetype": "image/png", "encoding": None}
     return {f"{ARTIFACT_PREFIX}{artifact_id}": json.dumps(about)}
+
+
+def find_figures(system_attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """List the artifact ids of the figures among a trial's system attributes; people may have added other files."""
+    files = (json.loads(value) for key, value in system_attrs.items() if key.startswith(ARTIFACT_PREFIX))
+    return tuple(about["artifact_id"] for about in files if about["filename"] == FIGURE_NAME)
 
 
 def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:

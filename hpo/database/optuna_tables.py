@@ -6,6 +6,8 @@ package relies on, and shows which one another release of Optuna has changed.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
 from optuna.storages._rdb.models import (
     StudyDirectionModel,
@@ -39,6 +41,7 @@ __all__ = [
     "TrialSystemAttributeModel",
     "TrialUserAttributeModel",
     "TrialValueModel",
+    "utc_now",
 ]
 
 FIXED_PARAMS = "fixed_params"
@@ -55,3 +58,8 @@ DASHBOARD_PREFIX = "dashboard:"
 
 ARTIFACT_PREFIX = "artifacts:"
 """Start of the system attributes, of trials and studies, that name files in the artifact store."""
+
+
+def utc_now() -> datetime:
+    """Return the time in the form of Optuna's tables: UTC without a time zone."""
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -18,7 +18,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from hpo.database.optuna_tables import (
@@ -31,6 +31,7 @@ from hpo.database.optuna_tables import (
     TrialValueModel,
 )
 from hpo.database.retry import RetryPolicy, retried
+from hpo.database.tables import RungRow, is_at_rung
 
 NOTES = TrialSystemAttributeModel
 """The table in which samplers and pruners keep their notes."""
@@ -59,22 +60,24 @@ class Draft:
 
 @dataclass
 class Finished:
-    """The finished trials of a study that have been read, by id.
+    """The finished trials of a study that have been read, by id, and those at a rung, by id and rung.
 
     Attributes:
         floor: Every trial with a lower id has been read.
     """
 
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
+    at_rungs: dict[tuple[int, int], FrozenTrial] = field(default_factory=dict)
     floor: int = 0
 
 
 class OptunaView(CachedStorage):
     """Optuna's storage for the trials that a worker holds.
 
-    Each finished trial is read once. Waiting trials are left out, since samplers and pruners use nothing of them. What
-    is sampled and reported stays in Optuna's `Trial`; what must be written goes into a draft, which `queue` writes
-    under the trial's lease.
+    Each finished trial is read once. Waiting trials are left out, since samplers and pruners use nothing of them. Those
+    at a rung are shown as pruned there, whether they still wait or were pruned when the study ended. What is sampled
+    and reported stays in Optuna's `Trial`; what must be written goes into a draft, which `queue` writes under the
+    trial's lease.
     """
 
     def __init__(self, backend: RDBStorage, retry_policy: RetryPolicy) -> None:
@@ -142,24 +145,38 @@ class OptunaView(CachedStorage):
     def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
         with self._reading:
             known = self._finished.setdefault(study_id, Finished())
-            ids, floor = self._list_finished(study_id, known.floor)
+            ids, at_rungs, floor = self._list_finished(study_id, known.floor)
             new = ids - known.trials.keys()
-            if new:
+            arrived = {trial_id for trial_id, _ in at_rungs - known.at_rungs.keys()}
+            if new | arrived:
                 with Session(self._backend.engine) as session:
-                    known.trials |= read_trials(session, sorted(new))
+                    trials = read_trials(session, sorted(new | arrived))
+                known.trials |= {trial_id: trials[trial_id] for trial_id in new}
+                known.at_rungs |= {key: _pruned(trials[key[0]]) for key in at_rungs if key[0] in arrived}
                 known.floor = floor
-            return dict(known.trials)
+            shown = {key: trial for key, trial in known.at_rungs.items() if key in at_rungs and trial.value is not None}
+            return known.trials | {trial_id: trial for (trial_id, _), trial in shown.items()}
 
-    def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], int]:
-        """Return the ids of finished trials from a floor on, and the next floor, both read at the same moment."""
+    def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], set[tuple[int, int]], int]:
+        """Return finished trials from a floor on, those at a rung with the rung, and the next floor.
+
+        All are read at the same moment. A trial at a rung is not finished: it may be promoted later.
+        """
         trials = (TrialModel.study_id == study_id, TrialModel.trial_id >= floor)
-        lowest = select(func.min(TrialModel.trial_id)).where(*trials, TrialModel.state.not_in(FINISHED))
-        query = select(TrialModel.trial_id, lowest.scalar_subquery()).where(*trials, TrialModel.state.in_(FINISHED))
+        finished = TrialModel.state.in_(FINISHED)
+        lowest = select(func.min(TrialModel.trial_id)).where(*trials, or_(~finished, is_at_rung()))
+        waiting = and_(TrialModel.state == TrialState.WAITING, RungRow.rung.is_not(None))
+        query = (
+            select(TrialModel.trial_id, RungRow.rung, lowest.scalar_subquery())
+            .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
+            .where(*trials, or_(finished, waiting))
+        )
         with Session(self._backend.engine) as session:
             rows = session.execute(query).all()
-        ids = {trial_id for trial_id, _ in rows}
-        next_floor = rows[0][1] if rows else floor
-        return ids, max(ids) + 1 if next_floor is None else next_floor
+        ids = {trial_id for trial_id, rung, _ in rows if rung is None}
+        at_rungs = {(trial_id, rung) for trial_id, rung, _ in rows if rung is not None}
+        next_floor = rows[0][2] if rows else floor
+        return ids, at_rungs, max(ids) + 1 if next_floor is None else next_floor
 
 
 def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: bool = True) -> dict[int, FrozenTrial]:
@@ -230,6 +247,15 @@ def _read_attrs(session: Session, table: Any, ids: Sequence[int]) -> dict[int, d
 @cache
 def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
+
+
+def _pruned(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial that waits at a rung as if it had been pruned there."""
+    pruned = copy.copy(trial)
+    pruned.state = TrialState.PRUNED
+    # No value: it was promoted and interrupted while it was read.
+    pruned.value = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+    return pruned
 
 
 def _with_notes(trial: FrozenTrial, notes: dict[str, Any]) -> FrozenTrial:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
 from hpo.database.optuna_tables import TrialModel, TrialValueModel
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow
+from hpo.database.tables import AttemptRow, CurveRow, RungRow
 from hpo.recipes.schedule import CurvePoint
 
 
@@ -28,13 +30,18 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Numbers of a study's trials by state."""
+    """Numbers of a study's trials by state.
+
+    Attributes:
+        at_rungs: How many of the waiting trials wait for promotion, by rung.
+    """
 
     complete: int = 0
     pruned: int = 0
     failed: int = 0
     running: int = 0
     waiting: int = 0
+    at_rungs: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def finished(self) -> int:
@@ -52,27 +59,35 @@ def count(storage: Storage, study_id: int) -> Counts:
     """Count a study's trials by state."""
     with storage.transaction() as session:
         rows = session.execute(
-            select(TrialModel.state, func.count()).where(TrialModel.study_id == study_id).group_by(TrialModel.state)
+            select(TrialModel.state, RungRow.rung, func.count())
+            .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
+            .where(TrialModel.study_id == study_id)
+            .group_by(TrialModel.state, RungRow.rung)
+            .order_by(RungRow.rung)
         ).all()
-    by_state = {state: int(number) for state, number in rows}
+    by_state: Counter[TrialState] = Counter()
+    for state, _, number in rows:
+        by_state[state] += number
+    at_rungs = {rung: number for state, rung, number in rows if state == TrialState.WAITING and rung is not None}
     return Counts(
-        complete=by_state.get(TrialState.COMPLETE, 0),
-        pruned=by_state.get(TrialState.PRUNED, 0),
-        failed=by_state.get(TrialState.FAIL, 0),
-        running=by_state.get(TrialState.RUNNING, 0),
-        waiting=by_state.get(TrialState.WAITING, 0),
+        complete=by_state[TrialState.COMPLETE],
+        pruned=by_state[TrialState.PRUNED],
+        failed=by_state[TrialState.FAIL],
+        running=by_state[TrialState.RUNNING],
+        waiting=by_state[TrialState.WAITING],
+        at_rungs=at_rungs,
     )
 
 
 @retried
 def has_finished_one(storage: Storage, study_id: int, worker: str) -> bool:
-    """Return whether a worker has completed or pruned a trial of a study."""
+    """Return whether a worker has completed or pruned a trial of a study, or trained one up to a rung."""
     with storage.transaction() as session:
         finished = session.execute(
             select(AttemptRow.attempt_id)
             .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
             .where(TrialModel.study_id == study_id, AttemptRow.worker == worker)
-            .where(AttemptRow.outcome.in_(("complete", "pruned")))
+            .where(AttemptRow.outcome.in_(("complete", "pruned", "waiting")))
             .limit(1)
         )
         return finished.first() is not None

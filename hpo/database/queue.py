@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
+from hpo.database import rungs
 from hpo.database.attempt import Attempt, Loss, LossKind, Outcome, Progress, WorkerId, ended_message
-from hpo.database.note_attrs import note_attrs
+from hpo.database.note_attrs import FIGURE_NAME, note_attrs
 from hpo.database.optuna_tables import (
+    ARTIFACT_PREFIX,
     COMPLETED_RUNG_PREFIX,
     StudySystemAttributeModel,
     TrialIntermediateValueModel,
@@ -28,12 +29,13 @@ from hpo.database.optuna_tables import (
     TrialSystemAttributeModel,
     TrialUserAttributeModel,
     TrialValueModel,
+    utc_now,
 )
 from hpo.database.optuna_view import Draft
 from hpo.database.parking import claimable, parked
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, now_s, upsert
+from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, is_at_rung, now_s, upsert
 from hpo.errors import LeaseLost
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
@@ -47,15 +49,21 @@ fails."""
 _LOSSES = frozenset({"lapsed", *get_args(LossKind)})
 """The outcomes of attempts that spend a retry."""
 
-_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "waiting": TrialState.WAITING,
+}
 
 
 @retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
-    """Give the oldest waiting trial of a study to one worker, unless the study is paused or stopped.
+    """Give a waiting trial of a study to one worker, unless the study is paused or stopped.
 
-    Atomic across processes: of several callers, exactly one gets a given trial. A trial that was lost on the worker's
-    device comes last, as the device may be to blame.
+    A trial that was interrupted comes first, then one that is promoted from its rung, then the oldest new one. Atomic
+    across processes: of several callers, exactly one gets a given trial. A trial that was lost on the worker's device
+    comes last, as the device may be to blame.
 
     Args:
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
@@ -70,25 +78,21 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         state, number_parked = _lock_state(session, study_id)
         if state != "running":
             return None
-        oldest = (
-            select(TrialModel.trial_id, TrialModel.number)
-            .where(*claimable(session, study_id, number_parked))
-            .order_by(TrialModel.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+        claimed = _choose(session, study_id, number_parked, ~_lost_on(worker)) or _choose(
+            session, study_id, number_parked, true()
         )
-        trial = session.execute(oldest.where(~_lost_on(worker))).first() or session.execute(oldest).first()
-        if trial is None:
+        if claimed is None:
             return None
+        trial_id, trial_number = claimed
         changed = session.execute(
             update(TrialModel)
-            .where(TrialModel.trial_id == trial.trial_id, TrialModel.state == TrialState.WAITING)
-            .values(state=TrialState.RUNNING, _datetime_start_utc=_utc_now())
+            .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.WAITING)
+            .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
         )
         assert _rows(changed) == 1, "the row was locked"
-        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial.trial_id))
+        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id))
         row = AttemptRow(
-            trial_id=trial.trial_id,
+            trial_id=trial_id,
             number=(before or 0) + 1,
             worker=worker.name,
             host=worker.host,
@@ -98,7 +102,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         )
         session.add(row)
         session.flush()
-        return Attempt(attempt_id=row.attempt_id, trial_id=trial.trial_id, trial_number=trial.number, number=row.number)
+        return Attempt(attempt_id=row.attempt_id, trial_id=trial_id, trial_number=trial_number, number=row.number)
 
 
 @retried
@@ -163,8 +167,26 @@ def record(
 
 
 @retried
+def reach_rung(
+    storage: Storage, attempt: Attempt, progress: Progress, rung: int, value: float, *, promoted: bool
+) -> bool:
+    """Note that the trial of an attempt has reached a rung, and return whether it trains on.
+
+    Args:
+        promoted: Whether the trial trains on whatever its value is.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        _hold(session, attempt, progress)
+        return rungs.enter_rung(session, attempt.trial_id, rung, value, promoted=promoted)
+
+
+@retried
 def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
-    """End an attempt and its trial.
+    """End an attempt, and its trial too unless it waits at a rung.
 
     Raises:
         LeaseLost: The attempt has already ended; nothing is written.
@@ -173,7 +195,9 @@ def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outc
     with storage.transaction() as session:
         _hold(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], outcome.state)
-        _end_trial(session, attempt.trial_id, outcome)
+        if outcome.state != "waiting":
+            rungs.forget_rung(session, attempt.trial_id)
+        _write_outcome(session, attempt.trial_id, outcome)
 
 
 @retried
@@ -232,6 +256,27 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
         for row in lapsed:
             _fail_or_put_back(session, row.trial_id, "its worker vanished")
     return [row.number for row in lapsed]
+
+
+def _choose(
+    session: Session, study_id: int, number_parked: int, condition: ColumnElement[bool]
+) -> tuple[int, int] | None:
+    """Choose the next trial that meets a condition, and lock it; return its id and number."""
+    oldest = (
+        select(TrialModel.trial_id, TrialModel.number)
+        .where(*claimable(session, study_id, number_parked), ~is_at_rung(), condition)
+        .order_by(TrialModel.number)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    promotable = rungs.load_promotable(session, study_id)
+    if promotable:
+        interrupted = session.execute(oldest.where(exists().where(AttemptRow.trial_id == TrialModel.trial_id))).first()
+        promoted = None if interrupted else rungs.take_promotable(session, promotable, condition)
+        if promoted is not None:
+            return promoted
+    row = session.execute(oldest).first()
+    return None if row is None else (row.trial_id, row.number)
 
 
 def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
@@ -302,19 +347,29 @@ def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> Non
     )
 
 
-def _end_trial(session: Session, trial_id: int, outcome: Outcome) -> None:
+def _write_outcome(session: Session, trial_id: int, outcome: Outcome) -> None:
+    completed = None if outcome.state == "waiting" else utc_now()
     session.execute(
         update(TrialModel)
         .where(TrialModel.trial_id == trial_id)
-        .values(state=_STATES[outcome.state], _datetime_complete_utc=_utc_now())
+        .values(state=_STATES[outcome.state], _datetime_complete_utc=completed)
     )
     if outcome.value is not None:
         finite = TrialValueModel.TrialValueType.FINITE
         session.add(TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
     study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
     _set_attrs(session, TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
+    if outcome.trial_system_attrs:
+        _delete_figures(session, trial_id)
     _set_attrs(session, TrialSystemAttributeModel, {"trial_id": trial_id}, outcome.trial_system_attrs)
     _set_attrs(session, StudySystemAttributeModel, {"study_id": study_id}, outcome.study_system_attrs)
+
+
+def _delete_figures(session: Session, trial_id: int) -> None:
+    """Delete the attributes of the figures that a new one replaces."""
+    files = TrialSystemAttributeModel
+    figures = (files.key.startswith(ARTIFACT_PREFIX), files.value_json.contains(FIGURE_NAME))
+    session.execute(delete(files).where(files.trial_id == trial_id, *figures))
 
 
 def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
@@ -323,6 +378,7 @@ def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Ma
 
 
 def _put_back(session: Session, trial_id: int) -> None:
+    rungs.forget_rung(session, trial_id)
     # Reported values go too: the next attempt reports them again, and a pruner must not see the future.
     delete_of_trials(session, [trial_id], (CurveRow, TrialIntermediateValueModel))
     notes = TrialSystemAttributeModel
@@ -349,10 +405,11 @@ def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
     if lapses <= MAX_LAPSES:
         _put_back(session, trial_id)
         return False
+    rungs.forget_rung(session, trial_id)
     reason = f"{lapses} attempts were lost without getting past iteration {deepest}; the last: {last}"
     note = note_attrs(f"**Failed: {reason}.**", trial_id)
     attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
-    _end_trial(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
+    _write_outcome(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
     return True
 
 
@@ -376,8 +433,3 @@ def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
 def _rows(result: Any) -> int:
     assert isinstance(result, CursorResult)
     return result.rowcount
-
-
-def _utc_now() -> datetime:
-    """Return the time in the form of Optuna's tables: UTC without a time zone."""
-    return datetime.now(UTC).replace(tzinfo=None)

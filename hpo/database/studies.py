@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
+from hpo.database import rungs
 from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
     FIXED_PARAMS,
@@ -24,7 +25,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, RungRow, StudyRow, delete_of_trials, now_s, upsert
+from hpo.database.tables import AttemptRow, CurveRow, RungRow, StudyRow, delete_of_trials, is_at_rung, now_s, upsert
 from hpo.errors import StudyNotFound
 
 _OPTUNA_CHILDREN = (
@@ -69,8 +70,9 @@ def add_note(storage: Storage, study_id: int, body: str) -> None:
 def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
     """Add waiting trials, or remove them from the end, until the study has `total` trials.
 
-    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. Finished and
-    running trials stay, and so do the trials before them.
+    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. Trials that
+    have finished, run or wait at a rung stay, and so do the trials before them. When trials are added, those that were
+    pruned because they were not promoted wait at their rungs again.
 
     Args:
         first: Parameters of the study's first trial.
@@ -88,6 +90,8 @@ def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) 
         ids: list[int] = [row.trial_id for row in rows]  # type: ignore[misc]  # Optuna's models are untyped
         # SQLite reuses the ids of deleted trials, and other tools may delete trials without their rows in our tables.
         delete_of_trials(session, ids, (AttemptRow, CurveRow, RungRow))
+        if rows:
+            rungs.wait_again(session, study_id)
         if present == 0 and rows:
             session.add(_system_attr(ids[0], FIXED_PARAMS, dict(first)))
         state = {"study_id": study_id, "state": "running", "changed_s": now_s()}
@@ -103,14 +107,14 @@ def _lock_study(session: Session, study_id: int) -> None:
 def _trim(session: Session, study_id: int, total: int) -> None:
     last_taken = session.scalar(
         select(func.max(TrialModel.number)).where(
-            TrialModel.study_id == study_id, TrialModel.state != TrialState.WAITING
+            TrialModel.study_id == study_id, or_(TrialModel.state != TrialState.WAITING, is_at_rung())
         )
     )
     keep = max(total, -1 if last_taken is None else last_taken + 1)
     ids = session.scalars(
         select(TrialModel.trial_id).where(TrialModel.study_id == study_id, TrialModel.number >= keep)
     ).all()
-    delete_of_trials(session, ids, (AttemptRow, CurveRow, *_OPTUNA_CHILDREN, TrialModel))
+    delete_of_trials(session, ids, (AttemptRow, CurveRow, RungRow, *_OPTUNA_CHILDREN, TrialModel))
 
 
 def _system_attr(trial_id: int, key: str, value: Any) -> TrialSystemAttributeModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Double, ForeignKey, Index, String, Text, UniqueConstraint, delete
+from sqlalchemy import ColumnElement, Double, ForeignKey, Index, String, Text, UniqueConstraint, delete, exists
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -169,6 +169,11 @@ def _now_sqlite(*_: Any, **__: Any) -> str:
 @compiles(now_s, "postgresql")
 def _now_postgresql(*_: Any, **__: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+def is_at_rung() -> ColumnElement[bool]:
+    """Return the condition that a trial has reached a rung from which it has not been promoted."""
+    return exists().where(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted)
 
 
 def delete_of_trials(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpo.database.attempt import FinalState, Outcome
+from hpo.recipes.promotion import compared_value, promotion_rungs
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
 from hpo.settings import Precision
@@ -30,6 +31,7 @@ class Task:
     Attributes:
         base: The base recipe of the space at the same budget.
         align: Whether trials are compared at equal phase time or at equal iterations.
+        promoting: Whether trials wait at rungs until they are promoted, rather than being pruned.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class Task:
     align: Align
     precision: Precision
     at_end: AtEnd | None = None
+    promoting: bool = False
 
 
 class Supervisor(Protocol):
@@ -54,6 +57,9 @@ class Supervisor(Protocol):
     def should_prune(self) -> bool:
         """Ask the study's pruner about what has been recorded so far."""
 
+    def reach_rung(self, rung: int, value: float, *, promoted: bool) -> bool:
+        """Note what the trial is compared by at a rung, and return whether it trains on; if `promoted`, it does."""
+
 
 def run_trial(
     task: Task, dataset: Dataset, supervisor: Supervisor, sharing: Sharing | None = None
@@ -67,7 +73,8 @@ def run_trial(
         sharing: None to train everything from scratch.
 
     Returns:
-        How the trial ended; `stopped` if the supervisor stopped it; `parked` if a live worker trains what it needs.
+        How the trial ended, or where it waits; `stopped` if the supervisor stopped it; `parked` if a live worker trains
+        what it needs.
     """
     budget = task.recipe.iterations
     plan = evaluation(budget, task.recipe.batch_size, len(dataset.validation))
@@ -100,6 +107,10 @@ def run_trial(
             trajectory.keep()
         if stops_early(curve, task.recipe):
             break
+        rung = _find_last_rung(task, supervisor, curve, values)
+        if rung is not None:
+            trajectory.save()
+            return _waiting(rung, trajectory, curve)
         # The pruner is asked about the base recipe too, so that it can compare the others with it.
         if rungs(budget) & values.keys() and supervisor.should_prune() and task.recipe != task.base:
             trajectory.save()
@@ -107,6 +118,26 @@ def run_trial(
 
     trajectory.save()
     return _completed(trajectory, task, curve)
+
+
+def _find_last_rung(
+    task: Task, supervisor: Supervisor, curve: Sequence[CurvePoint], values: Mapping[int, float]
+) -> int | None:
+    """Find the rung at the end of a curve at which a trial has to wait; None if it trains on."""
+    value = compared_value(curve, task.recipe)
+    if not task.promoting or value is None:
+        return None
+    for rung, step in enumerate(promotion_rungs(task.base), start=1):
+        if step in values and not supervisor.reach_rung(rung, value, promoted=task.recipe == task.base):
+            return rung
+    return None
+
+
+def _waiting(rung: int, trajectory: Trajectory, curve: list[CurvePoint]) -> Outcome:
+    """Describe a trial that waits at a rung."""
+    end = curve[-1].iteration
+    attrs = {"outcome": f"waiting at rung {rung} (iteration {end})", "iterations": end}
+    return Outcome(state="waiting", value=None, attrs=attrs | {NUMERICS: trajectory.numerics.to_dict()})
 
 
 def _ended(

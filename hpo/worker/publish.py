@@ -1,14 +1,15 @@
-"""What optuna-dashboard shows of a finished trial: a note on its recipe and outcome, and the figure of its curve."""
+"""What optuna-dashboard shows of a trial after an attempt: a note on its recipe and outcome, and a figure."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from hpo.artifacts import Artifacts
 from hpo.database import overview
 from hpo.database.attempt import Attempt, Outcome
-from hpo.database.note_attrs import figure_attrs, figure_path, note_attrs
+from hpo.database.note_attrs import figure_attrs, figure_path, find_figures, note_attrs
 from hpo.errors import ArtifactsUnavailable
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
@@ -18,9 +19,21 @@ from hpo.study import Study
 log = logging.getLogger(__name__)
 
 
-def publish_note_and_figure(
-    study: Study, attempt: Attempt, outcome: Outcome, artifacts: Artifacts | None
-) -> tuple[Outcome, str | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """An outcome with its note and figure.
+
+    Attributes:
+        figures: Artifact ids of the figures that were stored.
+        replaced: Artifact ids of the figures that an earlier attempt stored, which are no longer needed.
+    """
+
+    outcome: Outcome
+    figures: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+
+
+def publish_note_and_figure(study: Study, attempt: Attempt, outcome: Outcome, artifacts: Artifacts | None) -> Published:
     """Add a note and a figure for optuna-dashboard to an outcome.
 
     The curve must have been written. Where the figure cannot be drawn or stored, a warning says so and the trial
@@ -28,9 +41,6 @@ def publish_note_and_figure(
 
     Args:
         artifacts: None to leave the figure out.
-
-    Returns:
-        The outcome, and the artifact id of the stored figure or None.
 
     Side effects:
         Writes one file to the artifact store; nothing refers to it until the outcome is written.
@@ -47,17 +57,20 @@ def publish_note_and_figure(
         trial_system_attrs=figure_attrs(figure_id) if figure_id else {},
         study_system_attrs=note_attrs(note, attempt.trial_id),
     )
-    return shown, figure_id
+    if figure_id is None:
+        return Published(outcome=shown)
+    return Published(outcome=shown, figures=(figure_id,), replaced=find_figures(trial.system_attrs))
 
 
-def delete_figure(figure_id: str | None, artifacts: Artifacts | None) -> None:
-    """Delete a figure whose outcome was not written."""
-    if figure_id is None or artifacts is None:
+def delete_figures(figure_ids: Iterable[str], artifacts: Artifacts | None) -> None:
+    """Delete figures to which no trial refers."""
+    if artifacts is None:
         return
-    try:
-        artifacts.remove(figure_id)
-    except ArtifactsUnavailable as error:
-        log.warning("%s; file %s is left over", error, figure_id)
+    for figure_id in figure_ids:
+        try:
+            artifacts.remove(figure_id)
+        except ArtifactsUnavailable as error:
+            log.warning("%s; file %s is left over", error, figure_id)
 
 
 def _store_figure(curve: list[CurvePoint], recipe: Recipe, attempt: Attempt, artifacts: Artifacts) -> str | None:

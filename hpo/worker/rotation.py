@@ -24,7 +24,7 @@ from hpo.trial.objective import AtEnd
 from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
-from hpo.worker.work import WorkerConfig, fail_if_hopeless, require_measure, require_split, train_attempt
+from hpo.worker.work import WorkerConfig, claim_or_end, fail_if_hopeless, require_measure, require_split, train_attempt
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class StudyRotation:
             served = self._served.get(key_of(load)) or self._prepare(load)
             if served is None:
                 continue
-            attempt = queue.claim(self.storage, load.study_id, registration.worker, registration.lease_s)
+            attempt = claim_or_end(served.study, registration.worker, registration.lease_s)
             if attempt is None:
                 continue
             self._last_turns[key_of(load)] = 1 + max(self._last_turns.values(), default=0)

@@ -19,8 +19,9 @@ from hpo.database.attempt import Attempt, Loss, Outcome, Progress
 from hpo.errors import DeviceLost, LeaseLost, StorageUnavailable
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param
+from hpo.settings import PROMOTING
 from hpo.study import Study
-from hpo.worker.publish import delete_figure, publish_note_and_figure
+from hpo.worker.publish import delete_figures, publish_note_and_figure
 from hpo.worker.registration import beat_s
 from hpo.worker.stop import StopSignal, end_at_once
 from hpo.worker.watch import HangLimits, Watch
@@ -114,8 +115,9 @@ class TrialSupervisor:
         """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""
         self.watch.note_rest()
         assert self._trial is not None, "sampled before it is trained"
-        for step, value in values.items():
-            self._trial.report(value, step)
+        if self._asks_optuna():
+            for step, value in values.items():
+                self._trial.report(value, step)
         with self._changed:
             self.progress = replace(self.progress, iteration=point.iteration, val_accuracy=point.val_accuracy)
             self._points.append(point)
@@ -124,7 +126,7 @@ class TrialSupervisor:
             self._changed.notify_all()
 
     def finish(self, outcome: Outcome, artifacts: Artifacts | None = None) -> None:
-        """Write the remaining measurements, and the end of the trial with its note and figure.
+        """Write the remaining measurements, and the end of the trial, or where it waits, with its note and figure.
 
         Raises:
             LeaseLost: The attempt had already ended.
@@ -132,12 +134,13 @@ class TrialSupervisor:
         """
         self._wait_until_written()
         self.require_open()
-        shown, figure_id = publish_note_and_figure(self.study, self.attempt, outcome, artifacts)
+        published = publish_note_and_figure(self.study, self.attempt, outcome, artifacts)
         try:
-            queue.finish(self.study.storage, self.attempt, self.progress, shown)
+            queue.finish(self.study.storage, self.attempt, self.progress, published.outcome)
         except LeaseLost:
-            delete_figure(figure_id, artifacts)
+            delete_figures(published.figures, artifacts)
             raise
+        delete_figures(published.replaced, artifacts)
 
     def give_up(self, loss: Loss) -> None:
         """End the attempt without its trial, so that the trial is given out again; log what the database refuses."""
@@ -156,7 +159,7 @@ class TrialSupervisor:
         A decision must not depend on whether the database answered in time. Once the attempt has ended nothing is
         decided, as training stops before its next iteration.
         """
-        if self.study.settings.pruner == "none":
+        if not self._asks_optuna():
             return False
         if self.failure is not None:
             return False
@@ -165,10 +168,23 @@ class TrialSupervisor:
         queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
         return decided
 
+    def reach_rung(self, rung: int, value: float, *, promoted: bool) -> bool:
+        """Note what the trial is compared by at a rung, and return whether it trains on; if `promoted`, it does.
+
+        Once the attempt has ended nothing is decided, as training stops before its next iteration.
+        """
+        self.watch.note_rest()
+        if self.failure is not None:
+            return True
+        return queue.reach_rung(self.study.storage, self.attempt, self.progress, rung, value, promoted=promoted)
+
     def require_open(self) -> None:
         """Raise the error that ended the attempt, if there is one."""
         if self.failure is not None:
             raise self.failure
+
+    def _asks_optuna(self) -> bool:
+        return self.study.settings.pruner not in ("none", PROMOTING)
 
     def _wait_until_written(self) -> None:
         with self._changed:

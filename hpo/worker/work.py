@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from hpo.artifacts import Artifacts
-from hpo.database import overview, queue, study_state
-from hpo.database.attempt import Attempt, FinalState, Loss, Outcome
+from hpo.database import overview, queue, rungs, study_state
+from hpo.database.attempt import Attempt, FinalState, Loss, Outcome, WorkerId
 from hpo.database.overview import Counts
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.recipes.comparison import Comparison
+from hpo.settings import PROMOTING
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
@@ -116,7 +117,7 @@ def _work(
     while not stop:
         registration.show()
         queue.reap(study.storage, study.study_id)
-        attempt = queue.claim(study.storage, study.study_id, registration.worker, config.lease_s)
+        attempt = claim_or_end(study, registration.worker, config.lease_s)
         if attempt is not None:
             backoff.end()
             ended = train_attempt(study, attempt, dataset, stop, config)
@@ -130,6 +131,14 @@ def _work(
         # a running trial may yet come back to the queue, or leave a checkpoint that another waits for
         backoff.wait(stop)
     return finished
+
+
+def claim_or_end(study: Study, worker: WorkerId, lease_s: float) -> Attempt | None:
+    """Claim a trial; if there is none, and there never will be, prune those that wait at a rung."""
+    attempt = queue.claim(study.storage, study.study_id, worker, lease_s)
+    if attempt is None and study.settings.pruner == PROMOTING:
+        rungs.prune_if_used_up(study.storage, study.study_id)
+    return attempt
 
 
 def fail_if_hopeless(study: Study, before: Counts) -> None:
@@ -146,12 +155,12 @@ def fail_if_hopeless(study: Study, before: Counts) -> None:
 def train_attempt(
     study: Study, attempt: Attempt, dataset: Dataset, stop: StopSignal, config: WorkerConfig
 ) -> FinalState | None:
-    """Train a claimed trial to its end, or hand it back.
+    """Train a claimed trial to its end or to a rung where it waits, or hand it back.
 
     After an exception in training the device is looked at before the trial is judged.
 
     Returns:
-        The state in which the trial ended, or None where it was handed back or lost.
+        The state in which the trial ended, or None where it waits, was handed back or lost.
 
     Raises:
         DeviceLost: The device does not compute any more; the trial is given out again.
@@ -199,7 +208,7 @@ def _end(supervisor: TrialSupervisor, outcome: Outcome | Blocked | Loss, config:
         queue.hand_back(storage, attempt, supervisor.progress, outcome)
         return None
     supervisor.finish(outcome, config.artifacts)
-    return outcome.state
+    return None if outcome.state == "waiting" else outcome.state
 
 
 def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked | Loss:
@@ -213,6 +222,7 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
             align=settings.align,
             precision=settings.precision,
             at_end=config.at_end,
+            promoting=settings.pruner == PROMOTING,
         )
         checkpoints = config.checkpoints
         sharing = None if checkpoints is None else Sharing(checkpoints, supervisor.attempt)

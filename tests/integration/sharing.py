@@ -65,6 +65,9 @@ class Watcher:
     def should_prune(self) -> bool:
         return self.prune_at is not None and self.curve[-1].iteration >= self.prune_at
 
+    def reach_rung(self, rung: int, value: float, *, promoted: bool) -> bool:
+        raise AssertionError(f"asked about rung {rung}, value {value}, promoted {promoted}")
+
 
 def claim(storage: Storage, number: int = 1) -> list[Attempt]:
     """Claim trials of a new study, all for live workers."""

@@ -4,6 +4,7 @@ import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import get_args
 
 import optuna
 import pytest
@@ -18,7 +19,7 @@ from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint, grid, rungs
 from hpo.recipes.space_file import load_space
-from hpo.settings import StudySettings
+from hpo.settings import PrunerName, StudySettings
 from hpo.study import Best, best, continue_or_create, find_best_trial, load, status, target
 
 SPACE = load_space("smooth_lr")
@@ -104,6 +105,7 @@ def test_a_new_study_waits_for_as_many_trials_as_were_asked_for(storage):
         "target": 5,
         "state": "running",
         "trials": {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 5},
+        "waiting_at_rungs": {},
         "best": None,
         "iterations_spent": {"naive": 0, "requested": 0, "trained": 0},
     }
@@ -267,6 +269,7 @@ def test_the_status_counts_what_was_asked_for_and_what_was_trained(storage):
         "target": 5,
         "state": "running",
         "trials": {"complete": 1, "pruned": 1, "failed": 0, "running": 1, "waiting": 2},
+        "waiting_at_rungs": {},
         "best": {"trial": 0, "value": 0.9, "recipe": study.base.to_dict()},
         "iterations_spent": {"naive": 1_280, "requested": 680, "trained": 840},
     }
@@ -421,6 +424,7 @@ def played(pruner):
         ("asha-stop", [80, 80, 80, 80]),
         ("median", [80, 80, 80, 80]),
         ("wilcoxon", [80, 80, 80, 80]),
+        ("asha", [None, None, None, None]),  # its trials wait at rungs instead
         ("none", [None, None, None, None]),
     ],
 )
@@ -436,7 +440,7 @@ def test_hyperband_ends_most_hopeless_trials_each_in_the_time_of_its_bracket():
     assert {step for step in hopeless if step is not None} <= rungs(640)
 
 
-@pytest.mark.parametrize("pruner", ["asha-stop", "hyperband", "median", "wilcoxon", "none"])
+@pytest.mark.parametrize("pruner", get_args(PrunerName))
 @pytest.mark.parametrize("iterations", [32, 640, 64_000])
 def test_every_pruner_can_be_made_for_every_budget(pruner, iterations):
     study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner, iterations), study_name="mine")

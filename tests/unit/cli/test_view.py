@@ -70,10 +70,14 @@ def test_the_time_left_follows_from_the_trials_finished_so_far(elapsed_s, finish
     [
         (COUNTS, "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting"),
         (Counts(complete=1, failed=2), "3 / 20 finished, 1 complete, 0 pruned, 2 failed, 0 running, 0 waiting"),
+        (
+            Counts(waiting=9, at_rungs={1: 4, 2: 1}),
+            "0 / 20 finished, 0 complete, 0 pruned, 0 running, 9 waiting (4 at rung 1, 1 at rung 2)",
+        ),
         (Counts(), "0 / 20 finished, 0 complete, 0 pruned, 0 running, 0 waiting"),
     ],
 )
-def test_failed_trials_are_counted_where_there_are_any(counts, line):
+def test_failed_trials_and_those_at_rungs_are_counted_where_there_are_any(counts, line):
     assert view.counts_line(counts, 20) == line
 
 
@@ -178,6 +182,7 @@ STATUS = {
     "target": 50,
     "state": "done",
     "trials": {"complete": 18, "pruned": 32, "failed": 0, "running": 0, "waiting": 0},
+    "waiting_at_rungs": {},
     "best": {"trial": 11, "value": 0.98765, "recipe": {}},
     "iterations_spent": {"naive": 32_000, "requested": 12_480, "trained": 4_800},
 }
@@ -192,6 +197,14 @@ def test_the_status_of_a_study_is_a_table_of_six_rows():
         "best        0.9877 (trial 11)",
         "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
     ]
+
+
+def test_the_status_says_at_which_rungs_trials_wait():
+    trials = {"complete": 18, "pruned": 0, "failed": 0, "running": 2, "waiting": 30}
+
+    assert lines_of(view.status(STATUS | {"trials": trials, "waiting_at_rungs": {1: 7}}))[3] == (
+        "trials      18 of 50 finished: 18 complete, 0 pruned, 0 failed, 2 running, 30 waiting (7 at rung 1)"
+    )
 
 
 def test_a_status_without_a_best_trial_says_so():

@@ -13,7 +13,7 @@ import pytest
 from hpo import cli, study
 from hpo.cli import run
 from hpo.database import storage
-from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, note_attrs
+from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, find_figures, note_attrs
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Align
 from hpo.recipes.space_file import load_space
@@ -58,6 +58,9 @@ def test_optuna_finds_the_figure_among_the_artifacts_of_a_trial():
     [found] = optuna.artifacts.get_all_artifact_meta(trial)
     assert (found.artifact_id, found.filename, found.mimetype) == ("0a1b", "training and validation.png", "image/png")
     assert json.loads(study.trials[0].system_attrs["artifacts:0a1b"])["encoding"] is None
+    assert find_figures(study.trials[0].system_attrs | {"artifacts:1": '{"artifact_id": "1", "filename": "a"}'}) == (
+        "0a1b",
+    )
     assert figure_path(3, 14, "0a1b") == "/artifacts/3/14/0a1b"
 
 
@@ -208,6 +211,11 @@ def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():
             "diverged: the loss was not finite at iteration 10",
             "**Diverged: the loss was not finite at iteration 10.**",
         ),
+        (
+            "waiting at rung 1 (iteration 20)",
+            "**Waiting at rung 1 (iteration 20).** It trains on once it is in the best third of the trials there, and "
+            "is pruned if the study ends before.",
+        ),
         ("failed: RuntimeError: no memory (train.py:1)", "**Failed: RuntimeError: no memory (train.py:1).**"),
     ],
 )
@@ -215,7 +223,7 @@ def test_the_note_of_a_trial_begins_with_how_it_ended_and_why(outcome, first_lin
     assert trial_note(BASE, BASE, {"outcome": outcome}, "median").splitlines()[0] == first_line
 
 
-@pytest.mark.parametrize("pruner", ["median", "asha-stop", "hyperband", "wilcoxon"])
+@pytest.mark.parametrize("pruner", ["median", "asha", "asha-stop", "hyperband", "wilcoxon"])
 def test_every_pruner_has_a_reason(pruner):
     assert f"The {pruner} pruner ended it: " in trial_note(BASE, BASE, {"outcome": "pruned at iteration 4"}, pruner)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -20,15 +21,17 @@ OTHER = replace(BASE, values=(0.1, 0.01, 0.002))
 
 @dataclass
 class Recorder:
-    """Take notes, stop before a given iteration's step, and prune at a given iteration."""
+    """Take notes, stop before a given iteration's step, prune at a given iteration, and wait at a given rung."""
 
     stop_at: int | None = None
     prune_at: int | None = None
+    wait_at: int | None = None
     iteration: int = 0
     steps: int = 0
     curve: list = field(default_factory=list)
     values: dict = field(default_factory=dict)
     asked_at: list = field(default_factory=list)
+    rungs: list = field(default_factory=list)
     _next: int = 0
 
     def stopped(self):
@@ -51,10 +54,14 @@ class Recorder:
         self.asked_at.append(self.iteration)
         return self.iteration == self.prune_at
 
+    def reach_rung(self, rung, value, *, promoted):
+        self.rungs.append((rung, self.iteration, value, promoted))
+        return rung != self.wait_at
 
-def run(recipe, dataset, base=BASE, align="phase", at_end=None, **orders):
+
+def run(recipe, dataset, base=BASE, align="phase", at_end=None, promoting=False, **orders):
     recorder = Recorder(**orders)
-    task = Task(recipe=recipe, base=base, align=align, precision="fp32", at_end=at_end)
+    task = Task(recipe=recipe, base=base, align=align, precision="fp32", at_end=at_end, promoting=promoting)
     return run_trial(task, dataset, recorder), recorder
 
 
@@ -118,6 +125,45 @@ def test_the_base_recipe_is_never_pruned_and_its_pruner_is_asked_all_the_same(fe
 
     assert outcome.state == "complete"
     assert recorder.asked_at == sorted(rungs(32))
+
+
+# The rate of BASE drops at iteration 8 of 32, and its rungs are the steps 11 and 16; that of LATER drops at 12.
+LATER = replace(BASE, boundaries=(24_000, 48_000))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "align", "rungs_at"),
+    [
+        (BASE, "phase", {1: 11, 2: 16}),
+        (OTHER, "iteration", {1: 11, 2: 16}),
+        (LATER, "phase", {1: 16, 2: 24}),
+        (LATER, "iteration", {2: 16}),
+    ],
+)
+def test_a_trial_is_compared_at_each_rung_after_its_rate_has_dropped(few_digits, recipe, align, rungs_at):
+    _, curve = train(recipe, few_digits, 32)
+
+    outcome, recorder = run(recipe, few_digits, align=align, promoting=True)
+
+    assert outcome.state == "complete"
+    assert recorder.rungs == [
+        (rung, at, fmean(point.val_accuracy for point in curve[at - 3 : at]), recipe == BASE)
+        for rung, at in rungs_at.items()
+    ]
+
+
+def test_a_trial_that_has_to_wait_at_a_rung_has_no_value_yet(few_digits):
+    _, curve = train(OTHER, few_digits, 16)
+
+    outcome, recorder = run(OTHER, few_digits, promoting=True, wait_at=2)
+
+    assert outcome == Outcome(
+        state="waiting",
+        value=None,
+        attrs={"outcome": "waiting at rung 2 (iteration 16)", "iterations": 16, "numerics": here()},
+    )
+    assert recorder.curve == curve
+    assert (recorder.steps, [rung for rung, *_ in recorder.rungs]) == (16, [1, 2])
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 7])

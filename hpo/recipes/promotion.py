@@ -1,0 +1,82 @@
+"""The promotion of trials: where their rungs lie, what is compared there, and which trials may train beyond.
+
+This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the best third
+of those that have reached its rung waits there, and trains on once it is. So an early decision can be corrected later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from statistics import fmean
+
+from hpo.recipes.recipe import Recipe
+from hpo.recipes.schedule import CurvePoint, grid, learning_rate_runs
+
+FACTOR = 3
+"""One of so many trials is promoted at each rung; what a trial trains from one rung to the next grows as much."""
+
+COMPARED_EVALUATIONS = 3
+"""Trials are compared by the mean accuracy of so many evaluations up to a rung: a single one is noisy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reached:
+    """A rung that a trial has reached.
+
+    Attributes:
+        rung: Rungs count from 1.
+        value: What trials are compared by.
+        promoted: Whether the trial has been allowed to train beyond the rung.
+    """
+
+    trial_id: int
+    trial_number: int
+    rung: int
+    value: float
+    promoted: bool
+
+
+def list_promotable(reached: Iterable[Reached]) -> list[Reached]:
+    """List the trials that wait at a rung and may train on: those of the highest rung first, the best of each first."""
+    by_rung = groupby(sorted(reached, key=lambda each: (-each.rung, -each.value, each.trial_number)), _rung)
+    return [each for _, ranked in by_rung for each in _best(list(ranked)) if not each.promoted]
+
+
+def promotion_rungs(base: Recipe) -> tuple[int, ...]:
+    """List the steps at which trials are compared, on the schedule of the base recipe.
+
+    Trials share what they train before their rate first drops, so ending one there would save nothing, and as long as
+    the rate is high their accuracies say little. What counts is the distance from that drop: the last rung lies at a
+    third of it, the one before at a ninth, and so on, as long as they can be told apart.
+    """
+    start, steps = first_drop(base), grid(base.iterations)
+    length, share, rungs = base.iterations - start, FACTOR, set()
+    while length >= share * steps[0]:
+        rungs.add(next(step for step in steps if share * (step - start) >= length))
+        share *= FACTOR
+    return tuple(sorted(rungs))
+
+
+def first_drop(recipe: Recipe) -> int:
+    """Return the iteration at which the learning rate first drops; 0 if it never does."""
+    runs = learning_rate_runs(recipe, recipe.iterations)
+    for (end, rate), (_, later) in pairwise(runs):
+        if later < rate:
+            return end
+    return 0
+
+
+def compared_value(curve: Sequence[CurvePoint], recipe: Recipe) -> float | None:
+    """Return what a trial is compared by at the end of a curve; None if its learning rate has not dropped yet."""
+    known = [point.val_accuracy for point in curve if point.iteration > first_drop(recipe)]
+    return fmean(known[-COMPARED_EVALUATIONS:]) if known else None
+
+
+def _best(ranked: Sequence[Reached]) -> Sequence[Reached]:
+    return ranked[: len(ranked) // FACTOR]
+
+
+def _rung(reached: Reached) -> int:
+    return reached.rung
