@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from operator import itemgetter
 from pathlib import Path
@@ -56,6 +57,7 @@ SETTINGS = StudySettings(
     pruner="median",
     align="phase",
 )
+PROMOTING = replace(SETTINGS, sampler="random", pruner="asha")
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
 NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
 
