@@ -15,6 +15,8 @@ from hpo.artifacts import open_artifacts
 from hpo.database import overview
 from hpo.database.storage import Storage, open_storage
 from hpo.trial.checkpoints import Checkpoints
+from hpo.worker.stop import StopSignal
+from hpo.worker.supervisor import TrialSupervisor
 from tests.integration.support import PROMOTING, list_attempts, make_study, wait_until
 from tests.integration.test_faults import start_worker
 from tests.integration.test_study import content, train
@@ -65,6 +67,32 @@ def test_a_study_that_promotes_and_is_extended_is_the_one_that_was_longer_at_onc
         made = make_study(storage, trials, PROMOTING)
         train(made, Checkpoints(storage, open_artifacts(str(tmp_path))))
         assert overview.count(storage, made.study_id).finished == trials
+
+    assert content(made) == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("measured", [45, 80])
+def test_a_study_that_promotes_and_is_interrupted_finds_the_same(
+    storage: Storage, undisturbed: list[dict[str, Any]], tmp_path: Path, measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_study(storage, TRIALS, PROMOTING)
+    checkpoints = Checkpoints(storage, open_artifacts(str(tmp_path)))
+    stop, record = StopSignal(), TrialSupervisor.record
+    left = iter(range(measured))
+
+    def record_and_stop(supervisor: TrialSupervisor, *arguments: Any) -> None:
+        record(supervisor, *arguments)
+        if next(left, None) is None:
+            stop.reason = "stopped"
+
+    monkeypatch.setattr(TrialSupervisor, "record", record_and_stop)
+    train(made, checkpoints, stop)
+    assert "stopped" in [row["outcome"] for row in list_attempts(storage)]
+    assert overview.count(storage, made.study_id).waiting > 0
+    monkeypatch.undo()
+
+    train(made, checkpoints)
 
     assert content(made) == undisturbed
 

@@ -26,7 +26,7 @@ from hpo.study import Study, continue_or_create
 from hpo.training.data import Dataset
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import WorkerConfig, train_attempt
-from tests.integration.support import SETTINGS, SPACE, claim, make_study
+from tests.integration.support import NOTHING, PROMOTING, SETTINGS, SPACE, claim, make_study, suggest
 
 FIXED = replace(SETTINGS, space=SPACE | {"search": {}})
 
@@ -80,6 +80,30 @@ def test_a_finished_trial_has_its_figure_and_a_note_that_shows_it(
     assert lines[0] == "**Complete.**"
     assert f"![Loss and accuracy over the iterations](/artifacts/1/1/{figure_id})" in lines
     assert "| head | dropout | dropout |" in lines
+
+
+def test_the_figure_of_a_trial_that_waited_at_a_rung_is_replaced(
+    storage: Storage, digits: Dataset, artifacts: Artifacts
+) -> None:
+    made = make_study(storage, 3, PROMOTING)
+    config = WorkerConfig(artifacts=artifacts)
+    suggest(made, base := claim(made))
+    queue.reach_rung(storage, base, NOTHING, 1, -1.0, promoted=True)
+    assert train_attempt(made, claim(made), digits, StopSignal(), config) is None
+    waited = made.trials()[1]
+    assert note_of(made, waited).startswith("**Waiting at rung 1 (iteration ")
+    [figure_id] = figures_of(made, waited)
+    queue.reach_rung(storage, claim(made), NOTHING, 1, -1.0, promoted=False)
+    attempt = claim(made)
+    assert attempt.trial_number == 1, "of three, the best is promoted"
+
+    train_attempt(made, attempt, digits, StopSignal(), config)
+
+    trial = made.trials()[1]
+    [replaced_by] = figures_of(made, trial)
+    assert replaced_by != figure_id
+    assert figure_id not in files_in(artifacts)
+    assert f"/{replaced_by})" in note_of(made, trial)
 
 
 def test_a_full_store_costs_a_trial_its_figure_and_nothing_else(

@@ -43,8 +43,9 @@ HISTORY = 11  # more trials than any sampler draws at random before it looks at 
 CPU = torch.device("cpu")
 
 
-def train(made: study.Study, checkpoints: Checkpoints | None = None) -> int:
-    return work(made, device=CPU, data_dir=Path("/nonexistent"), stop=StopSignal(), checkpoints=checkpoints)
+def train(made: study.Study, checkpoints: Checkpoints | None = None, stop: StopSignal | None = None) -> int:
+    stop = StopSignal() if stop is None else stop
+    return work(made, device=CPU, data_dir=Path("/nonexistent"), stop=stop, checkpoints=checkpoints)
 
 
 def content(made: study.Study) -> list[dict[str, Any]]:
