@@ -37,6 +37,7 @@ from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, is_at_rung, now_s, upsert
 from hpo.errors import LeaseLost
+from hpo.recipes.promotion import Reached
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 
@@ -78,8 +79,10 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
         state, number_parked = _lock_state(session, study_id)
         if state != "running":
             return None
-        claimed = _choose(session, study_id, number_parked, ~_lost_on(worker)) or _choose(
-            session, study_id, number_parked, true()
+        waiting = (*claimable(session, study_id, number_parked), ~is_at_rung())
+        promotable = rungs.load_promotable(session, study_id)
+        claimed = _choose(session, waiting, promotable, ~_lost_on(worker)) or _choose(
+            session, waiting, promotable, true()
         )
         if claimed is None:
             return None
@@ -259,17 +262,24 @@ def reap(storage: Storage, study_id: int | None) -> list[int]:
 
 
 def _choose(
-    session: Session, study_id: int, number_parked: int, condition: ColumnElement[bool]
+    session: Session,
+    waiting: Iterable[ColumnElement[bool]],
+    promotable: Sequence[Reached],
+    condition: ColumnElement[bool],
 ) -> tuple[int, int] | None:
-    """Choose the next trial that meets a condition, and lock it; return its id and number."""
+    """Choose the next trial that meets a condition, and lock it; return its id and number.
+
+    Args:
+        waiting: The conditions on a trial that may be claimed without being promoted.
+        promotable: The trials that may be promoted, in the order in which they are.
+    """
     oldest = (
         select(TrialModel.trial_id, TrialModel.number)
-        .where(*claimable(session, study_id, number_parked), ~is_at_rung(), condition)
+        .where(*waiting, condition)
         .order_by(TrialModel.number)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    promotable = rungs.load_promotable(session, study_id)
     if promotable:
         interrupted = session.execute(oldest.where(exists().where(AttemptRow.trial_id == TrialModel.trial_id))).first()
         promoted = None if interrupted else rungs.take_promotable(session, promotable, condition)

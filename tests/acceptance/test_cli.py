@@ -29,6 +29,7 @@ def test_status_says_what_the_contract_names(finished: Shell) -> None:
         "iterations": 32,
         "target": 6,
         "state": "done",
+        "waiting_at_rungs": {},
     }
     assert list(trials) == ["complete", "pruned", "failed", "running", "waiting"]
     assert (trials["complete"] + trials["pruned"], trials["failed"], trials["running"], trials["waiting"]) == (
