@@ -40,8 +40,10 @@ Open = Callable[..., Storage]
 CPU = torch.device("cpu")
 TRIALS = 30
 WORKERS = 3
-KILL_EVERY_S = 2.0
-LEASE_S = 2.0
+KILL_EVERY = 80
+"""Iterations that all workers together train from one kill to the next, however long they take."""
+
+LEASE_S = 3.0
 STORM_S = 200.0
 FINISH_S = 120.0
 # So long that most workers die in the midst of a trial.
@@ -74,6 +76,17 @@ def work_here(made: study.Study, folder: Path, lease_s: float = queue.LEASE_S) -
     return work(made, device=CPU, data_dir=folder, stop=StopSignal(), checkpoints=checkpoints, lease_s=lease_s)
 
 
+def let_train(made: study.Study, iterations: int) -> None:
+    """Wait until workers have trained so many iterations more, or all trials are finished."""
+    wanted = overview.trained_iterations(made.storage, made.study_id) + iterations
+
+    def is_over() -> bool:
+        finished = overview.count(made.storage, made.study_id).finished
+        return finished == TRIALS or overview.trained_iterations(made.storage, made.study_id) >= wanted
+
+    wait_until(is_over, FINISH_S, "training between two kills")
+
+
 @pytest.mark.alone
 def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     storage_url: str, storage: Storage, tmp_path: Path
@@ -87,7 +100,7 @@ def test_a_storm_of_kills_costs_no_trial_and_changes_no_value(
     until_s = time.monotonic() + STORM_S
     while overview.count(storage, made.study_id).finished < TRIALS:
         assert time.monotonic() < until_s
-        time.sleep(KILL_EVERY_S)
+        let_train(made, KILL_EVERY)
         struck = chance.randrange(WORKERS)
         kills += workers[struck].is_alive()
         workers[struck].kill()
