@@ -108,7 +108,9 @@ def walk(make: Make, stops: Sequence[int], until: int) -> str:
     training.advance(until)
     state = training.state()
     measured = training.evaluate(training.dataset.validation)
-    found = hashlib.sha256(f"{state.loss_sum.hex()} {measured.loss.hex()} {measured.accuracy}".encode())
+    found = hashlib.sha256(
+        f"{state.loss_sum.hex()} {state.correct_count} {measured.loss.hex()} {measured.accuracy}".encode()
+    )
     for tensors in (state.weights, state.momentum):
         for name in sorted(tensors):
             found.update(tensors[name].contiguous().numpy().tobytes())

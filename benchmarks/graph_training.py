@@ -35,7 +35,7 @@ class GraphTraining(Training):
 
     def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision, graphed: bool = True) -> None:
         super().__init__(recipe, dataset, precision)
-        self._indices = torch.zeros(self._batches._batch_size, dtype=torch.int64, device=self.device)
+        self._indices = torch.zeros(self._batches.batch_size, dtype=torch.int64, device=self.device)
         self._graphed = graphed and self.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._graph_rate = 0.0
@@ -77,11 +77,13 @@ class GraphTraining(Training):
         """Do what a graph holds; as a function, so that a step's autograd graph is gone before a capture."""
         images, labels = self._batches.draw(self._indices, self._generator)
         with self._autocast():
-            loss = nn.functional.cross_entropy(self.model(images), labels)
+            logits = self.model(images)
+            loss = nn.functional.cross_entropy(logits, labels)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
         self._loss_sum += loss.detach()
+        self._correct += (logits.detach().argmax(1) == labels).sum()
 
     def _find_graph(self) -> torch.cuda.CUDAGraph | None:
         if not self._graphed or self._eager_steps < WARM_UP_STEPS:

@@ -194,20 +194,29 @@ class SleepingTraining:
         """Evaluate, for as long as that takes."""
         measured = self._evaluate(images)
         return CurvePoint(
-            iteration=self.iteration, train_loss=measured.loss, val_loss=measured.loss, val_accuracy=measured.accuracy
+            iteration=self.iteration,
+            train_loss=measured.loss,
+            train_accuracy=measured.accuracy,
+            val_loss=measured.loss,
+            val_accuracy=measured.accuracy,
         )
 
     def evaluate(self, split: Split) -> Measurement:
         """Evaluate, for as long as that takes."""
         return self._evaluate(len(split))
 
-    def restart_loss(self) -> None:
-        """Do nothing: the training loss is made up, too."""
+    def restart_means(self) -> None:
+        """Do nothing: training loss and accuracy are made up, too."""
 
     def state(self) -> State:
         """Give a state of a few bytes."""
         return State(
-            iteration=self.iteration, weights={"none": torch.zeros(1)}, momentum={}, loss_sum=0.0, loss_count=0
+            iteration=self.iteration,
+            weights={"none": torch.zeros(1)},
+            momentum={},
+            loss_sum=0.0,
+            loss_count=0,
+            correct_count=0,
         )
 
     def restore(self, state: State) -> None:

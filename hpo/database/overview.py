@@ -152,6 +152,7 @@ def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
             CurvePoint(
                 iteration=row.iteration,
                 train_loss=row.train_loss,
+                train_accuracy=row.train_accuracy,
                 val_loss=row.val_loss,
                 val_accuracy=row.val_accuracy,
             )

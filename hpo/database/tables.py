@@ -54,6 +54,7 @@ class CurveRow(Base):
     )
     iteration: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     train_loss: Mapped[float] = mapped_column(Double)
+    train_accuracy: Mapped[float | None] = mapped_column(Double)
     val_loss: Mapped[float] = mapped_column(Double)
     val_accuracy: Mapped[float] = mapped_column(Double)
 

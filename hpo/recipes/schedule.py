@@ -58,12 +58,15 @@ class CurvePoint:
 
     Attributes:
         train_loss: Mean cross-entropy of the training batches since the previous evaluation, label smoothing included.
+        train_accuracy: Accuracy on the same batches, augmented and in training mode, in [0, 1]; None in curves of
+            releases that did not measure it.
         val_loss: Mean cross-entropy on the validation images.
         val_accuracy: In [0, 1].
     """
 
     iteration: int
     train_loss: float
+    train_accuracy: float | None = None
     val_loss: float
     val_accuracy: float
 

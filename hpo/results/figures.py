@@ -6,6 +6,7 @@ A figure is drawn once, in the light palette. As SVG inside a page its colours b
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def css_variables(palette: Mapping[str, str]) -> str:
 
 
 def training_figure(curve: Sequence[CurvePoint], recipe: Recipe) -> Figure:
-    """Draw a run's losses and validation accuracy over its iterations, and mark the changes of its learning rate."""
+    """Draw a run's losses and accuracies over its iterations, and mark the changes of its learning rate."""
     with drawing(2.8) as figure:
         loss, accuracy = figure.subplots(1, 2)
         at = [point.iteration for point in curve]
@@ -129,10 +130,13 @@ def training_figure(curve: Sequence[CurvePoint], recipe: Recipe) -> Figure:
         loss.plot(at, [p.val_loss for p in curve], color=LIGHT["first"], label="validation", **mark)
         use_log_scale(loss)
         loss.set_ylabel("cross-entropy (nats)")
-        loss.legend(loc="best")
-        accuracy.plot(at, [p.val_accuracy for p in curve], color=LIGHT["first"], **mark)
+        if any(p.train_accuracy is not None for p in curve):
+            measured = [math.nan if p.train_accuracy is None else p.train_accuracy for p in curve]
+            accuracy.plot(at, measured, color=LIGHT["second"], label="training", **mark)
+        accuracy.plot(at, [p.val_accuracy for p in curve], color=LIGHT["first"], label="validation", **mark)
         accuracy.set_ylabel("accuracy")
-        for axes, title in ((loss, "Training and validation loss"), (accuracy, "Validation accuracy")):
+        for axes, title in ((loss, "Training and validation loss"), (accuracy, "Training and validation accuracy")):
+            axes.legend(loc="best")
             axes.set_title(title, pad=16)
             label_iterations(axes, recipe.iterations)
             mark_rates(axes, recipe, until=max(at))

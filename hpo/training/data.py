@@ -123,6 +123,9 @@ class Batches:
 
     Args:
         dataset: On the device on which the batches are wanted.
+
+    Attributes:
+        batch_size: Images per batch.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
@@ -134,19 +137,19 @@ class Batches:
         self._rows = torch.arange(height, device=padded.device)
         self._columns = torch.arange(width, device=padded.device)
         self._dataset = dataset
-        self._batch_size = min(batch_size, len(dataset.train))
+        self.batch_size = min(batch_size, len(dataset.train))
         self._dtype = dtype
 
     @property
     def per_epoch(self) -> int:
         """Count the full batches in the training split."""
-        return len(self._dataset.train) // self._batch_size
+        return len(self._dataset.train) // self.batch_size
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Draw an epoch's batches as indices, int64 [per_epoch, batch]."""
         device = self._pixels.device
         order = torch.randperm(len(self._dataset.train), generator=generator, device=device)
-        return order[: self.per_epoch * self._batch_size].reshape(self.per_epoch, self._batch_size)
+        return order[: self.per_epoch * self.batch_size].reshape(self.per_epoch, self.batch_size)
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Crop, mirror and normalise the images at `indices` (int64 [N]).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,9 @@ class State:
         weights: Parameters and BatchNorm statistics by name, on the CPU.
         momentum: The optimizer's buffers by parameter name, on the CPU; empty at iteration 0.
         loss_sum: Sum of the training losses since the last evaluation, float64 scalar.
-        loss_count: Number of losses in the sum.
+        loss_count: Number of batches in the sum.
+        correct_count: Number of images in these batches that were classified correctly; None if the state was saved by
+            a release that did not count them.
     """
 
     iteration: int
@@ -43,6 +46,7 @@ class State:
     momentum: dict[str, Tensor]
     loss_sum: float
     loss_count: int
+    correct_count: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +111,7 @@ class Training:
         self._batches = Batches(dataset, recipe.batch_size)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
+        self._correct = torch.zeros((), dtype=torch.float64, device=self.device)  # NaN where it is not known
 
     def advance(self, until: int, stop: Callable[[], bool] = lambda: False) -> int:
         """Train up to an iteration, or until `stop` returns True.
@@ -126,31 +131,37 @@ class Training:
 
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
-                loss = nn.functional.cross_entropy(
-                    self.model(images), labels, label_smoothing=self.recipe.label_smoothing
-                )
+                logits = self.model(images)
+                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
 
             self._loss_sum += loss.detach()  # no .item(): it would wait for the device
+            self._correct += (logits.detach().argmax(1) == labels).sum()
             self._loss_count += 1
             self.iteration += 1
         return self.iteration - started
 
     def measure(self, images: int) -> CurvePoint:
-        """Evaluate on a fixed number of validation images, and start a new mean of the training loss."""
+        """Evaluate on a fixed number of validation images, and start new means of the training loss and accuracy."""
         validation = self.dataset.validation
         measured = self.evaluate(validation if images >= len(validation) else _subset(validation, images))
         train_loss = float(self._loss_sum) / max(1, self._loss_count)
-        self.restart_loss()
+        train_accuracy = float(self._correct) / max(1, self._loss_count * self._batches.batch_size)
+        self.restart_means()
         return CurvePoint(
-            iteration=self.iteration, train_loss=train_loss, val_loss=measured.loss, val_accuracy=measured.accuracy
+            iteration=self.iteration,
+            train_loss=train_loss,
+            train_accuracy=None if math.isnan(train_accuracy) else train_accuracy,
+            val_loss=measured.loss,
+            val_accuracy=measured.accuracy,
         )
 
-    def restart_loss(self) -> None:
-        """Start a new mean of the training loss, as every evaluation does."""
+    def restart_means(self) -> None:
+        """Start new means of the training loss and accuracy, as every evaluation does."""
         self._loss_sum.zero_()
+        self._correct.zero_()
         self._loss_count = 0
 
     @torch.no_grad()
@@ -169,7 +180,7 @@ class Training:
 
     def state(self) -> State:
         """Copy the current state to the CPU."""
-        buffers = self._optimizer.state
+        buffers, correct = self._optimizer.state, float(self._correct)
         return State(
             iteration=self.iteration,
             weights={name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()},
@@ -180,6 +191,7 @@ class Training:
             },
             loss_sum=float(self._loss_sum),
             loss_count=self._loss_count,
+            correct_count=None if math.isnan(correct) else int(correct),
         )
 
     def restore(self, state: State) -> None:
@@ -193,6 +205,8 @@ class Training:
                 self._optimizer.state[parameter] = {"momentum_buffer": buffer.copy_(state.momentum[name]).detach_()}
         self._loss_sum.fill_(state.loss_sum)
         self._loss_count = state.loss_count
+        correct_count = state.correct_count if state.loss_count else 0
+        self._correct.fill_(math.nan if correct_count is None else correct_count)
 
     def _seeded(self, purpose: str, counter: int) -> torch.Generator:
         return self._generator.manual_seed(derive_seed(purpose, self.recipe.seed, counter))

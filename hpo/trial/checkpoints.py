@@ -206,7 +206,13 @@ def encode(state: State) -> bytes:
     """Write a state as safetensors, a format that holds tensors and text and runs no code when it is read."""
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
-    facts = {"iteration": state.iteration, "loss_sum": state.loss_sum.hex(), "loss_count": state.loss_count}
+    facts: dict[str, Any] = {
+        "iteration": state.iteration,
+        "loss_sum": state.loss_sum.hex(),
+        "loss_count": state.loss_count,
+    }
+    if state.correct_count is not None:  # so that a checkpoint of a release without it keeps its bytes
+        facts["correct_count"] = state.correct_count
     return save_tensors(tensors, metadata={"state": json.dumps(facts)})
 
 
@@ -229,4 +235,5 @@ def decode(content: bytes) -> State:
         momentum=parts["momentum"],
         loss_sum=float.fromhex(facts["loss_sum"]),
         loss_count=facts["loss_count"],
+        correct_count=facts.get("correct_count"),
     )

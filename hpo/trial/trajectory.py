@@ -195,7 +195,7 @@ class Trajectory:
             if self._training.iteration < point <= iteration:
                 if not self._advance(point):
                     return False
-                self._training.restart_loss()
+                self._training.restart_means()
         return self._advance(iteration)
 
     def _load_deepest(self, iteration: int) -> State | None:

@@ -49,9 +49,9 @@ def test_best_says_what_the_contract_names(finished: Shell) -> None:
     assert list(found) == ["trial", "value", "standard_error", "recipe", "curve"]
     assert {name: found[name] for name in ("trial", "value", "recipe")} == status["best"]
     assert found["standard_error"] == pytest.approx((found["value"] * (1 - found["value"]) / 144) ** 0.5)
-    assert [list(point) for point in found["curve"]] == [["iteration", "train_loss", "val_loss", "val_accuracy"]] * len(
-        found["curve"]
-    )
+    assert [list(point) for point in found["curve"]] == [
+        ["iteration", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    ] * len(found["curve"])
     assert found["value"] in [point["val_accuracy"] for point in found["curve"]]
 
 

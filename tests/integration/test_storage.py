@@ -24,13 +24,16 @@ from hpo.database.schema import NEWER, UPGRADE, VERSION_TABLE
 from hpo.database.storage import Storage, open_storage, upgrade_storage
 from hpo.database.tables import now_s
 from hpo.errors import BadInput, HpoError, StorageUnavailable
+from hpo.recipes.schedule import CurvePoint
 from tests.conftest import PASSWORD, PostgreSQL, free_port
-from tests.integration.support import NOTHING, SETTINGS, dump, in_processes, make_study, wait_until
+from tests.integration.support import NOTHING, SETTINGS, claim, dump, in_processes, make_study, wait_until
 
 Open = Callable[..., Storage]
 ALLOWED = "allowed: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 PROCESSES = 8
 OUR_MIGRATIONS = schema.MIGRATIONS
+HEAD = str(schema._scripts().get_current_head())
+NEXT = f"{int(HEAD) + 1:04}"
 
 
 def test_what_one_storage_writes_another_reads(storage_url: str, opened: Open) -> None:
@@ -222,7 +225,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release wants 0003; {NEWER}"
+            f"storage {shown_url}: its tables are of revision 9999, this release wants {HEAD}; {NEWER}"
         )
 
     assert dump(storage) == before
@@ -281,7 +284,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
 
     assert upgrade_storage(storage_url) == [
         "Optuna's tables are of revision v3.2.0.a, and were of v3.0.0.d",
-        "the tables of hpo are of revision 0003",
+        f"the tables of hpo are of revision {HEAD}",
     ]
     assert dump(opened(storage_url)) == before | {"alembic_version": [{"version_num": "v3.2.0.a"}]}
     assert overview.count(opened(storage_url, "read"), made.study_id) == overview.Counts(waiting=1)
@@ -301,17 +304,17 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 0003, this release wants 0004; {UPGRADE}"
+            f"storage {shown_url}: its tables are of revision {HEAD}, this release wants {NEXT}; {UPGRADE}"
         )
     assert dump(storage) == before
 
     wanted = [
         "Optuna's tables are of revision v3.2.0.a",
-        "the tables of hpo are of revision 0004, and were of 0003",
+        f"the tables of hpo are of revision {NEXT}, and were of {HEAD}",
     ]
     assert upgrade_storage(storage_url) == wanted
-    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [{"version_num": "0004"}], "hpo_notes": []}
-    assert upgrade_storage(storage_url) == [wanted[0], "the tables of hpo are of revision 0004"], (
+    assert dump(opened(storage_url)) == before | {VERSION_TABLE: [{"version_num": NEXT}], "hpo_next": []}
+    assert upgrade_storage(storage_url) == [wanted[0], f"the tables of hpo are of revision {NEXT}"], (
         "nothing is left to do"
     )
 
@@ -327,10 +330,10 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     assert old == {
         name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers", "hpo_rungs")
     } | {VERSION_TABLE: [{"version_num": "0001"}]}
-    with pytest.raises(BadInput, match=f"revision 0001, this release wants 0003; {UPGRADE}"):
+    with pytest.raises(BadInput, match=f"revision 0001, this release wants {HEAD}; {UPGRADE}"):
         open_storage(storage_url)
 
-    assert upgrade_storage(storage_url)[1] == "the tables of hpo are of revision 0003, and were of 0001"
+    assert upgrade_storage(storage_url)[1] == f"the tables of hpo are of revision {HEAD}, and were of 0001"
 
     after = dump(opened(storage_url))
     [row] = after["hpo_studies"]
@@ -345,7 +348,7 @@ def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url
     make_study(storage, 1, stopping)
     optuna.create_study(study_name="theirs", storage=storage.optuna).set_user_attr("pruner", "asha")
     now = dump(storage)
-    _downgrade(storage, "0002")
+    _downgrade(storage, "0003")
     pruners = [row["value_json"] for row in dump(storage)["study_user_attributes"] if row["key"] == "pruner"]
     assert pruners == ['"asha"'] * 2
 
@@ -353,6 +356,22 @@ def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url
 
     assert dump(opened(storage_url)) == now
     assert make_study(opened(storage_url), 2, stopping).settings == stopping
+
+
+def test_curves_of_the_release_before_are_kept_without_training_accuracies(storage_url: str, opened: Open) -> None:
+    storage = opened(storage_url)
+    made = make_study(storage, 2)
+    attempt = claim(made)
+    measured = CurvePoint(iteration=8, train_loss=2.0, train_accuracy=0.125, val_loss=1.9, val_accuracy=0.25)
+    queue.record(storage, attempt, NOTHING, [measured], {})
+    _downgrade(storage, "0003")
+
+    upgrade_storage(storage_url)
+
+    storage = opened(storage_url)
+    later = replace(measured, iteration=16)
+    queue.record(storage, attempt, NOTHING, [later], {})
+    assert overview.load_curve(storage, attempt.trial_id) == [replace(measured, train_accuracy=None), later]
 
 
 def _downgrade(storage: Storage, revision: str) -> None:
@@ -405,10 +424,10 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be a release of hpo that has one table more."""
     folder = tmp_path / "migrations"
     shutil.copytree(OUR_MIGRATIONS, folder)
-    (folder / "versions" / "0004_notes.py").write_text(
+    (folder / "versions" / f"{NEXT}_next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0004', '0003', None, None\n"
-        "def upgrade():\n    op.create_table('hpo_notes', sa.Column('note_id', sa.Integer, primary_key=True))\n"
+        f"revision, down_revision, branch_labels, depends_on = '{NEXT}', '{HEAD}', None, None\n"
+        "def upgrade():\n    op.create_table('hpo_next', sa.Column('note_id', sa.Integer, primary_key=True))\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -352,6 +353,38 @@ def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(
         )
     with pytest.raises(VerificationFailed, match="the state at iteration 32 differs"):
         compare_with_scratch(RECIPE, digits, "fp32", curve, checkpoints)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_study_of_a_release_without_training_accuracy_goes_on_and_can_be_verified(
+    checkpoints: Checkpoints, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, iterations=2 * BUDGET)  # measured at every other iteration
+    first, second = claim(checkpoints.storage, 2)
+    with monkeypatch.context() as before:
+        before.setattr("hpo.trial.checkpoints.encode", lambda state: encode(replace(state, correct_count=None)))
+        train(recipe, digits, Sharing(checkpoints, first), stop_at=7)
+    queue.hand_back(checkpoints.storage, first, NOTHING, "stopped")
+    _forget_training_accuracies(checkpoints.storage)
+
+    outcome, after = train(recipe, digits, Sharing(checkpoints, second))
+
+    outcome_alone, alone = train_alone(recipe, digits)
+    unknown = [replace(point, train_accuracy=None) if point.iteration <= 8 else point for point in alone.curve]
+    assert (outcome, after.curve, after.steps) == (outcome_alone, unknown, 2 * BUDGET - 7)
+    said = compare_with_scratch(recipe, digits, "fp32", after.curve, checkpoints)
+    assert said.endswith("and so are weights, momentum and BatchNorm statistics at its end")
+    assert compare_with_scratch(recipe, digits, "fp32", after.curve[:3], checkpoints)
+    with pytest.raises(VerificationFailed, match="the curve differs at iteration 10"):
+        wrong = replace(after.curve[4], train_accuracy=0.5)
+        compare_with_scratch(recipe, digits, "fp32", [*after.curve[:4], wrong], checkpoints)
+
+
+def _forget_training_accuracies(storage: Storage) -> None:
+    with storage.transaction() as session:
+        for row in session.scalars(select(CheckpointRow)):
+            points = [{n: v for n, v in p.items() if n != "train_accuracy"} for p in json.loads(row.curve)]
+            row.curve = json.dumps(points)
 
 
 class _Payload:

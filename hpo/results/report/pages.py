@@ -135,7 +135,8 @@ def _runs(facts: Facts) -> Iterator[Block]:
         yield Plate(
             name=f"trial_{trial.number}",
             figure=training_figure(trial.curve, trial.recipe),
-            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted: changes of the learning rate.",
+            caption=f"Trial {trial.number}. Loss (logarithmic) and accuracy; dotted: changes of the learning rate. The "
+            "training curves are means over augmented batches, with dropout where the head has it.",
         )
         yield Heading(3, "Results")
         yield Grid(rows=list(_results(run, facts)))

@@ -1,6 +1,8 @@
 """Test that figures hold what they were given, and can be read in light, in dark and in print."""
 
+import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +15,8 @@ RECIPE = Recipe(
     head="linear", dropout=0, shortcut_norm=False, boundaries=(32_000, 48_000), values=(0.1, 0.01, 0.001), iterations=64
 )
 CURVE = [
-    CurvePoint(iteration=i, train_loss=2 / i, val_loss=3 / i, val_accuracy=1 - 1 / (i + 1)) for i in range(4, 65, 4)
+    CurvePoint(iteration=i, train_loss=2 / i, train_accuracy=1 - 1 / i, val_loss=3 / i, val_accuracy=1 - 1 / (i + 1))
+    for i in range(4, 65, 4)
 ]
 
 
@@ -29,16 +32,35 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_the_training_figure_draws_both_losses_and_the_accuracy():
+def drawn(axes):
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines if line.get_label() in legend}
+    return {name: points.tolist() for name, points in lines.items()}
+
+
+def test_the_training_figure_draws_both_losses_and_both_accuracies():
     loss, accuracy = training_figure(CURVE, RECIPE).axes
 
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.lines[:2]}
-    assert drawn == {
+    assert drawn(loss) == {
         "training": [[p.iteration, p.train_loss] for p in CURVE],
         "validation": [[p.iteration, p.val_loss] for p in CURVE],
     }
-    assert accuracy.lines[0].get_xydata().tolist() == [[p.iteration, p.val_accuracy] for p in CURVE]
+    assert drawn(accuracy) == {
+        "training": [[p.iteration, p.train_accuracy] for p in CURVE],
+        "validation": [[p.iteration, p.val_accuracy] for p in CURVE],
+    }
     assert [axes.get_ylabel() for axes in (loss, accuracy)] == ["cross-entropy (nats)", "accuracy"]
+
+
+@pytest.mark.parametrize(("missing", "labels"), [(16, ["validation"]), (10, ["training", "validation"])])
+def test_the_training_figure_leaves_out_training_accuracies_that_were_not_measured(missing, labels):
+    curve = [replace(p, train_accuracy=None) for p in CURVE[:missing]] + CURVE[missing:]
+
+    lines = drawn(training_figure(curve, RECIPE).axes[1])
+
+    assert list(lines) == labels
+    if "training" in lines:
+        assert [math.isnan(value) for _, value in lines["training"]] == [True] * missing + [False] * (16 - missing)
 
 
 def test_the_training_figure_marks_each_change_of_the_rate_that_was_reached():

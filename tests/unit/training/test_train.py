@@ -52,7 +52,8 @@ def walk_with_stops(recipe, dataset, precision, until, stops):
 
 
 def assert_same_state(one, other):
-    assert (one.iteration, one.loss_sum, one.loss_count) == (other.iteration, other.loss_sum, other.loss_count)
+    for sums in ("iteration", "loss_sum", "loss_count", "correct_count"):
+        assert getattr(one, sums) == getattr(other, sums), sums
     for part in ("weights", "momentum"):
         found, expected = getattr(one, part), getattr(other, part)
         assert found.keys() == expected.keys()
@@ -233,7 +234,8 @@ def test_a_state_is_a_copy_that_further_training_leaves_alone(few_digits):
 def test_a_new_training_stands_at_iteration_0_without_momentum(few_digits):
     state = Training(recipe_of("dense"), few_digits, "fp32").state()
 
-    assert (state.iteration, state.momentum, state.loss_sum, state.loss_count) == (0, {}, 0.0, 0)
+    assert (state.iteration, state.momentum) == (0, {})
+    assert (state.loss_sum, state.loss_count, state.correct_count) == (0.0, 0, 0)
 
 
 def test_training_ends_exactly_where_it_is_asked_to(few_digits):
@@ -341,7 +343,56 @@ def test_a_measurement_on_the_whole_split_is_its_evaluation_with_the_mean_loss_o
     whole = training.evaluate(few_digits.validation)
     assert (point.iteration, point.val_loss, point.val_accuracy) == (3, whole.loss, whole.accuracy)
     assert point.train_loss == pytest.approx(sum(losses) / 3, rel=1e-12)
-    assert (training.state().loss_sum, training.state().loss_count) == (0.0, 0)
+    state = training.state()
+    assert (state.loss_sum, state.loss_count, state.correct_count) == (0.0, 0, 0)
+
+
+@pytest.mark.parametrize(("head", "batch_size"), [("dropout", 16), ("linear", 1_000)])
+def test_the_training_accuracy_is_that_of_the_batches_since_the_last_measurement(few_digits, head, batch_size):
+    recipe = recipe_of(head, batch_size=batch_size, values=(0.05,), boundaries=())
+    training, seen = Training(recipe, few_digits, "fp32"), []
+    training.model.register_forward_hook(lambda model, _images, logits: seen.append((model.training, logits.detach())))
+    drawn, draw = [], training._batches.draw
+    training._batches.draw = lambda *args: drawn.append(draw(*args)) or drawn[-1]
+
+    points = []
+    for until in (3, 8):
+        training.advance(until)
+        points.append(training.measure(20))
+
+    logits = [logits for in_training, logits in seen if in_training]
+    right = [float((ours.argmax(1) == labels).float().mean()) for ours, (_, labels) in zip(logits, drawn, strict=True)]
+    assert [p.train_accuracy for p in points] == pytest.approx([sum(right[:3]) / 3, sum(right[3:]) / 5], rel=1e-6)
+    assert len(set(right)) > 1
+
+
+def test_a_state_without_a_count_of_correct_images_has_no_training_accuracy_until_the_next_measurement(few_digits):
+    whole = Training(recipe_of("linear"), few_digits, "fp32")
+    whole.advance(2)
+    training = Training(recipe_of("linear"), few_digits, "fp32")
+    training.restore(replace(whole.state(), correct_count=None))
+    assert training.state().correct_count is None
+
+    curves = []
+    for walked in (whole, training):
+        curves.append([])
+        for until in (4, 6):
+            walked.advance(until)
+            curves[-1].append(walked.measure(20))
+
+    assert None not in [point.train_accuracy for point in curves[0]]
+    assert curves[1] == [replace(curves[0][0], train_accuracy=None), curves[0][1]]
+    assert_same_state(training.state(), whole.state())
+
+
+def test_a_state_saved_at_a_measurement_misses_nothing_without_a_count(few_digits):
+    whole = Training(recipe_of("linear"), few_digits, "fp32")
+    whole.advance(2)
+    whole.measure(20)
+    training = Training(recipe_of("linear"), few_digits, "fp32")
+    training.restore(replace(whole.state(), correct_count=None))
+
+    assert training.state().correct_count == 0
 
 
 def test_a_measurement_on_a_subset_takes_the_same_images_every_time(few_digits):

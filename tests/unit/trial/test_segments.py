@@ -158,9 +158,20 @@ def test_a_state_is_read_back_as_it_was_written(few_digits, iteration):
     written = training.state()
     read = decode(encode(written))
     assert (read.iteration, read.loss_sum, read.loss_count) == (iteration, written.loss_sum, iteration)
+    assert read.correct_count == written.correct_count
     for ours, theirs in ((written.weights, read.weights), (written.momentum, read.momentum)):
         assert sorted(ours) == sorted(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_of_a_release_that_counted_no_correct_images_is_read_and_keeps_its_bytes(few_digits):
+    training = Training(RECIPE, few_digits, "fp32")
+    training.advance(2)
+    content = encode(replace(training.state(), correct_count=None))
+
+    assert b"correct" not in content
+    assert decode(content).correct_count is None
+    assert encode(decode(content)) == content
 
 
 def test_a_checkpoint_takes_at_most_2_3_megabytes(few_digits):
