@@ -47,6 +47,9 @@ DEFAULT_DEVICE = "auto"
 DEFAULT_BENCHMARK_SEEDS = 5
 DEFAULT_DASHBOARD_PORT = 8080
 
+VALIDATION_LOSS = "validation loss"
+"""The user attribute that holds a completed trial's loss; of equally accurate trials, the lowest is best."""
+
 _PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param, SearchSpace
-from hpo.settings import StudySettings
+from hpo.settings import VALIDATION_LOSS, StudySettings
 
 METRIC = "validation accuracy"
 """The name under which Optuna shows a trial's value."""
@@ -245,9 +246,14 @@ def best(study: Study) -> Best:
 
 
 def find_best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """Find the completed trial with the highest accuracy; of equals the oldest, as optuna-dashboard does."""
+    """Find the best completed trial: the first of `ranking`."""
+    return next(iter(ranking(trials)), None)
+
+
+def ranking(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort the completed trials: the highest accuracy first, then the lowest validation loss, then the oldest."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.user_attrs.get(VALIDATION_LOSS, math.inf), t.number))
 
 
 def _find_study_id(storage: Storage, name: str) -> int | None:

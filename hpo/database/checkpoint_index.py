@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from hpo.artifacts import Artifact
 from hpo.database.attempt import Attempt
 from hpo.database.optuna_tables import TrialModel, TrialValueModel
+from hpo.database.overview import best_first
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CheckpointRow, now_s, upsert
 from hpo.recipes.schedule import CurvePoint
@@ -145,11 +146,11 @@ def needed_checkpoints(session: Session) -> set[int]:
     """Return the ids of the checkpoints that running trials continue from, and of each study's best trial."""
     has_one = AttemptRow.checkpoint_id.is_not(None)
     running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
-    best_first = (TrialValueModel.value.desc(), TrialModel.number, AttemptRow.number.desc())
+    order = (*best_first(), AttemptRow.number.desc())
     ranked = (
         select(
             AttemptRow.checkpoint_id,
-            func.row_number().over(partition_by=TrialModel.study_id, order_by=best_first).label("place"),
+            func.row_number().over(partition_by=TrialModel.study_id, order_by=order).label("place"),
         )
         .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
         .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, Double, and_, cast, func, select
 
-from hpo.database.optuna_tables import TrialModel, TrialValueModel
+from hpo.database.optuna_tables import TrialModel, TrialUserAttributeModel, TrialValueModel
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CurveRow, RungRow
 from hpo.recipes.schedule import CurvePoint
+from hpo.settings import VALIDATION_LOSS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,17 +132,28 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
 
 @retried
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
-    """Find the number and value of the completed trial with the highest value; of equals, the oldest."""
+    """Find the number and value of the best completed trial."""
     value = TrialValueModel.value
     with storage.transaction() as session:
         row = session.execute(
             select(TrialModel.number, value)
             .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
             .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE)
-            .order_by(value.desc(), TrialModel.number)
+            .order_by(*best_first())
             .limit(1)
         ).first()
         return None if row is None else (row.number, row.value)
+
+
+def best_first() -> tuple[ColumnElement[Any], ...]:
+    """Return the order of completed trials from the best: highest value, then lowest validation loss, then oldest."""
+    attributes = TrialUserAttributeModel
+    loss = (
+        select(cast(attributes.value_json, Double))
+        .where(attributes.trial_id == TrialModel.trial_id, attributes.key == VALIDATION_LOSS)
+        .scalar_subquery()
+    )
+    return TrialValueModel.value.desc(), loss.asc().nulls_last(), TrialModel.number.asc()
 
 
 @retried

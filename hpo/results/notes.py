@@ -14,6 +14,7 @@ from hpo.settings import (
     DEFAULT_PRUNER,
     DEFAULT_SAMPLER,
     DEFAULT_SEED,
+    VALIDATION_LOSS,
     StudySettings,
 )
 
@@ -102,7 +103,7 @@ def trial_note(
     """
     lines = [f"**{_sentence(attrs['outcome'])}**{_reason(attrs['outcome'], pruner)}", ""]
     if "standard error" in attrs:
-        loss, error = attrs["validation loss"], attrs["standard error"]
+        loss, error = attrs[VALIDATION_LOSS], attrs["standard error"]
         lines += [f"Validation loss {loss:.4f}, standard error of the accuracy {error:.4f}.", ""]
     if figure_path is not None:
         lines += [f"![Loss and accuracy over the iterations]({figure_path})", ""]

@@ -104,9 +104,10 @@ def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
     return params
 
 
-def complete(made: study.Study, attempt: Attempt, value: float) -> None:
+def complete(made: study.Study, attempt: Attempt, value: float, loss: float | None = None) -> None:
     """Finish a claimed trial without training."""
-    attrs = {"outcome": "complete", "iterations": 32, "validation loss": 1 - value, "standard error": 0.01}
+    loss = 1 - value if loss is None else loss
+    attrs = {"outcome": "complete", "iterations": 32, "validation loss": loss, "standard error": 0.01}
     queue.finish(made.storage, attempt, NOTHING, Outcome(state="complete", value=value, attrs=attrs))
 
 

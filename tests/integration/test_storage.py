@@ -348,7 +348,7 @@ def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url
     make_study(storage, 1, stopping)
     optuna.create_study(study_name="theirs", storage=storage.optuna).set_user_attr("pruner", "asha")
     now = dump(storage)
-    _downgrade(storage, "0003")
+    _downgrade(storage, "0002")
     pruners = [row["value_json"] for row in dump(storage)["study_user_attributes"] if row["key"] == "pruner"]
     assert pruners == ['"asha"'] * 2
 

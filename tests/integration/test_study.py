@@ -399,13 +399,16 @@ def test_a_trial_whose_loss_is_not_finite_is_pruned_with_the_reason(storage: Sto
         study.best(made)
 
 
-def test_of_equally_accurate_trials_the_oldest_is_best_as_optuna_dashboard_shows_it(storage: Storage) -> None:
-    made = make_study(storage, 3)
-    for value in (0.5, 0.75, 0.75):
+@pytest.mark.parametrize(("losses", "number"), [((0.1, 0.5, 0.4, 10.0, 0.4), 2), ((0.1, 0.5, 0.5, 0.5, 0.5), 1)])
+def test_of_equally_accurate_trials_that_of_the_lowest_loss_is_best_and_of_equals_the_oldest(
+    storage: Storage, losses: tuple[float, ...], number: int
+) -> None:
+    made = make_study(storage, 5)
+    for value, loss in zip((0.5, 0.75, 0.75, 0.75, 0.75), losses, strict=True):
         attempt = claim(made)
         suggest(made, attempt)
-        complete(made, attempt, value)
+        complete(made, attempt, value, loss)
 
-    assert study.best(made).trial == 1
+    assert study.best(made).trial == number
     best = study.status(made)["best"]
-    assert (best["trial"], best["value"]) == (1, 0.75) == overview.find_best(storage, made.study_id)
+    assert (best["trial"], best["value"]) == (number, 0.75) == overview.find_best(storage, made.study_id)

@@ -310,16 +310,20 @@ def test_a_study_without_a_completed_trial_has_no_best(storage):
     ("trials", "number"),
     [
         ([], None),
-        ([("PRUNED", 0.9)], None),
-        ([("COMPLETE", 0.5), ("COMPLETE", 0.7), ("PRUNED", 0.9)], 1),
-        ([("COMPLETE", 0.5), ("COMPLETE", 0.7), ("COMPLETE", 0.7)], 1),
-        ([("COMPLETE", 0.0)], 0),
+        ([("PRUNED", 0.9, 0.1)], None),
+        ([("COMPLETE", 0.5, 0.1), ("COMPLETE", 0.7, 2.0), ("PRUNED", 0.9, 0.1)], 1),
+        ([("COMPLETE", 0.5, 0.1), ("COMPLETE", 0.7, 0.3), ("COMPLETE", 0.7, 0.3)], 1),
+        ([("COMPLETE", 0.7, 0.3), ("COMPLETE", 0.7, 0.2), ("COMPLETE", 0.5, 0.1)], 1),
+        ([("COMPLETE", 0.7, None), ("COMPLETE", 0.7, 9.0)], 1),
+        ([("COMPLETE", 0.0, 2.0)], 0),
     ],
 )
-def test_the_best_trial_has_the_highest_accuracy_and_is_the_oldest_of_equals(trials, number):
-    found = [create_trial(state=TrialState[state], value=value) for state, value in trials]
-    for position, trial in enumerate(found):
-        trial.number = position
+def test_the_best_trial_has_the_highest_accuracy_then_the_lowest_loss_and_is_the_oldest_of_equals(trials, number):
+    found = []
+    for position, (state, value, loss) in enumerate(trials):
+        attrs = {} if loss is None else {"validation loss": loss}
+        found.append(create_trial(state=TrialState[state], value=value, user_attrs=attrs))
+        found[-1].number = position
 
     best_trial = find_best_trial(found)
 
@@ -331,7 +335,7 @@ def test_the_live_view_and_the_status_name_the_same_best_trial(storage):
     finish(study, suggest(study)[0], 0.9, loss=2.0)
     finish(study, suggest(study)[0], 0.9, loss=1.0)
 
-    assert overview.find_best(storage, study.study_id) == (status(study)["best"]["trial"], 0.9) == (0, 0.9)
+    assert overview.find_best(storage, study.study_id) == (status(study)["best"]["trial"], 0.9) == (1, 0.9)
 
 
 # Sampling

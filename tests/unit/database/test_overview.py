@@ -16,14 +16,27 @@ def test_finished_trials_are_those_that_will_not_change_any_more():
 
 @pytest.mark.parametrize(
     ("values", "best"),
-    [([], None), ([None, None], None), ([0.25, 0.75, 0.5], (1, 0.75)), ([0.5, None, 0.75, 0.75], (2, 0.75))],
-    ids=["no trial", "none that is complete", "the highest", "the oldest of equals"],
+    [
+        ([], None),
+        ([None, None], None),
+        ([(0.25, None), (0.75, 2.0), (0.5, 0.1)], (1, 0.75)),
+        ([(0.5, 0.1), None, (0.75, 1e-05), (0.75, 0.5), (0.75, 1e-05)], (2, 0.75)),
+        ([(0.75, None), (0.75, 10.0), (0.75, 9.0)], (2, 0.75)),
+        ([(0.75, 0.5), (0.75, 0.5)], (0, 0.75)),
+    ],
+    ids=["no trial", "none that is complete", "the highest", "of equals one", "the lowest loss", "the oldest"],
 )
-def test_the_best_trial_is_the_oldest_complete_one_of_the_highest_value(tmp_path, values, best):
+def test_the_best_trial_has_the_highest_value_then_the_lowest_loss(tmp_path, values, best):
     storage = open_storage(f"sqlite:///{tmp_path}/hpo.db", "create")
     study = optuna.create_study(storage=storage.optuna, direction="maximize", study_name="small")
-    for value in values:
-        study.tell(study.ask(), value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+    for measured in values:
+        trial = study.ask()
+        if measured is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        if measured[1] is not None:
+            trial.set_user_attr("validation loss", measured[1])
+        study.tell(trial, measured[0])
     study_id = storage.optuna.get_study_id_from_name("small")
 
     assert overview.find_best(storage, study_id) == best
