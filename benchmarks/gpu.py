@@ -81,7 +81,9 @@ def random_images(args: argparse.Namespace, batches: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, side, side, channels), dtype=torch.uint8, generator=generator)
     whole = Split(images=images, labels=torch.arange(count) % 10)
-    return split_dataset("cifar10", whole, padding=4, flip=True).to(torch.device(args.device))
+    return split_dataset("cifar10", whole, classes=tuple("0123456789"), augment="crop,flip").to(
+        torch.device(args.device)
+    )
 
 
 def recipe_of(head: str = "linear", iterations: int = 64) -> Recipe:

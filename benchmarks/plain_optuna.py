@@ -35,8 +35,8 @@ from train_step import usual_batches
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import learning_rate, scale
 from hpo.recipes.space_file import load_space
-from hpo.settings import DEFAULT_ITERATIONS, DatasetName, default_data_dir
-from hpo.training.data import CLASSES, Dataset, normalise
+from hpo.settings import DEFAULT_ITERATIONS_DIGITS, DatasetName, default_data_dir
+from hpo.training.data import Dataset, normalise
 from hpo.training.datasets import load_dataset
 from hpo.training.model import ResNet, network_fields
 
@@ -90,7 +90,7 @@ def train_plainly(trial: optuna.Trial, recipe: Recipe, dataset: Dataset) -> floa
     """Train with a DataLoader, evaluate after every epoch, and stop early or prune."""
     model = ResNet(
         channels=dataset.image_shape[2],
-        classes=CLASSES,
+        classes=len(dataset.classes),
         **network_fields(recipe),
         generator=torch.Generator(),
         seed=recipe.seed,
@@ -185,7 +185,7 @@ def lines(pairs: list[tuple[Search, Search]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("digits", "fashion_mnist"), default="digits")
-    parser.add_argument("--iterations", type=int, default=DEFAULT_ITERATIONS["digits"])
+    parser.add_argument("--iterations", type=int, default=DEFAULT_ITERATIONS_DIGITS)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--enqueue", action="store_true", help="let the plain search begin with the documented recipe")

@@ -98,6 +98,9 @@ SETTINGS = StudySettings(
     space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True),
     dataset="cifar10",
     split="not used",
+    image_shape=(32, 32, 3),
+    classes=10,
+    augment="crop,flip",
     iterations=REFERENCE_ITERATIONS,
     seed=0,
     precision="bf16",
@@ -262,6 +265,7 @@ def stub_dataset() -> Dataset:
     )
     return Dataset(
         name="cifar10",
+        classes=tuple("0123456789"),
         train=train,
         validation=validation,
         mean=torch.zeros(3),

@@ -29,7 +29,7 @@ from statistics import mean
 
 from hpo.database.storage import open_storage
 from hpo.recipes.schedule import distinct_iterations
-from hpo.settings import DEFAULT_ITERATIONS
+from hpo.settings import DEFAULT_ITERATIONS_DIGITS
 from hpo.study import load
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="smooth_lr")
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--iterations", type=int, default=DEFAULT_ITERATIONS["digits"])
+    parser.add_argument("--iterations", type=int, default=DEFAULT_ITERATIONS_DIGITS)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--pruning", choices=("both", "yes", "no"), default="both")

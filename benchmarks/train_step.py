@@ -96,7 +96,7 @@ def load(side: int) -> Dataset:
     """Make 32x32x3 images of random pixels, or load the 8x8x1 digits."""
     import torch
 
-    from hpo.training.data import CLASSES, VALIDATION_SHARE, Split, split_dataset
+    from hpo.training.data import VALIDATION_SHARE, Split, split_dataset
     from hpo.training.datasets import load_dataset
 
     if side == 8:
@@ -104,20 +104,24 @@ def load(side: int) -> Dataset:
     count = round(TRAINING_IMAGES[side] / (1 - VALIDATION_SHARE))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % CLASSES
-    return split_dataset("cifar10", Split(images=images, labels=labels), padding=4, flip=True)
+    labels = torch.arange(count) % 10
+    return split_dataset(
+        "cifar10",
+        Split(images=images, labels=labels),
+        classes=tuple("0123456789"),
+        augment="crop,flip",
+    )
 
 
 def resnet(dataset: Dataset) -> nn.Module:
     """Build the network that `hpo` trains, with the linear head."""
     import torch
 
-    from hpo.training.data import CLASSES
     from hpo.training.model import ResNet
 
     return ResNet(
         channels=dataset.image_shape[2],
-        classes=CLASSES,
+        classes=len(dataset.classes),
         head="linear",
         dropout=0.0,
         shortcut_norm=False,

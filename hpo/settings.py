@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from hpo.errors import BadInput, StudyMismatch
+from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.recipes.schedule import Align
 
-DatasetName = Literal["cifar10", "fashion_mnist", "digits"]
+DatasetName = Literal["cifar10", "cifar100", "fashion_mnist", "digits"]
+"""A data set that is known by name; a study may also be on images of one's own, under the name of their folder."""
+
+Augment = Literal["crop,flip", "crop", "none"]
+"""What happens to training images: random crops after zero padding, and mirroring of every other one."""
+
 SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
 PrunerName = Literal["asha", "asha-stop", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -25,6 +31,7 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 GIGABYTE = 10**9  # bytes
 LOOPBACK = "127.0.0.1"
 MAX_WORKERS = 512
+MIN_IMAGE_SIDE, MAX_IMAGE_SIDE = 8, 96  # pixels
 
 PROMOTING: PrunerName = "asha"
 """The pruner under which trials wait at rungs and are promoted; the others are Optuna's."""
@@ -35,7 +42,8 @@ DEFAULT_CHECKPOINT_GB = 10.0
 DEFAULT_STORAGE_TIMEOUT_S = 600.0
 DEFAULT_LEASE_S = 60.0
 DEFAULT_DATASET: DatasetName | Literal["auto"] = "auto"
-DEFAULT_ITERATIONS: dict[DatasetName, int] = {"cifar10": 64_000, "fashion_mnist": 64_000, "digits": 640}
+DEFAULT_ITERATIONS = REFERENCE_ITERATIONS
+DEFAULT_ITERATIONS_DIGITS = 640
 DEFAULT_SAMPLER: SamplerName = "tpe"
 DEFAULT_PRUNER: PrunerName = "asha-stop"
 DEFAULT_ALIGN: Align = "phase"
@@ -50,6 +58,13 @@ DEFAULT_DASHBOARD_PORT = 8080
 VALIDATION_LOSS = "validation loss"
 """The user attribute that holds a completed trial's loss; of equally accurate trials, the lowest is best."""
 
+_EARLIER_SHAPES: dict[str, tuple[int, int, int]] = {
+    "cifar10": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+    "digits": (8, 8, 1),
+}
+"""The image shapes of studies that do not state them: all that could be searched, each of 10 classes."""
+
 _PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -60,13 +75,19 @@ class StudySettings:
 
     Attributes:
         space: The search space as its YAML would load.
-        split: SHA-256 of the data set's training and validation splits.
+        dataset: A known name, or the name of a folder or file of one's own images.
+        split: The data set's checksum.
+        image_shape: Height, width and channels.
+        classes: Number of classes.
         align: Whether pruners compare trials at equal phase time or at equal iterations.
     """
 
     space: dict[str, Any]
-    dataset: DatasetName
+    dataset: str
     split: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    augment: Augment
     iterations: int
     seed: int
     precision: Precision
@@ -83,11 +104,14 @@ class StudySettings:
         """
         if attrs.get("compiled"):
             raise BadInput("the study was made with --compile, which was withdrawn: its results could not be repeated")
-        return cls(**{field.name: attrs[_title(field.name)] for field in fields(cls)})
+        stated = _facts_of_earlier(attrs["data set"]) | attrs
+        values = {field.name: stated[_title(field.name)] for field in fields(cls)}
+        return cls(**values | {"image_shape": tuple(values["image_shape"])})
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the settings as a study's user attributes, under names that a person can read."""
-        return {_title(field.name): getattr(self, field.name) for field in fields(self)}
+        values = {_title(field.name): getattr(self, field.name) for field in fields(self)}
+        return values | {_title("image_shape"): list(self.image_shape)}
 
     def require(self, stored: StudySettings, study: str) -> None:
         """Refuse to continue a study that was created with other settings.
@@ -104,8 +128,28 @@ class StudySettings:
             )
 
 
+def default_iterations(dataset: str) -> int:
+    """Return the budget of a trial that gives none."""
+    return DEFAULT_ITERATIONS_DIGITS if dataset == "digits" else DEFAULT_ITERATIONS
+
+
+def default_augment(dataset: str, channels: int) -> Augment:
+    """Return how a data set is augmented by default: crops for all, mirroring for colour and for Fashion-MNIST."""
+    return "crop,flip" if channels == 3 or dataset == "fashion_mnist" else "crop"
+
+
+def _facts_of_earlier(dataset: str) -> dict[str, Any]:
+    """Return the attributes that studies did not have before images of one's own could be searched."""
+    if dataset not in _EARLIER_SHAPES:
+        return {}
+    shape = _EARLIER_SHAPES[dataset]
+    facts = {"image_shape": shape, "classes": 10, "augment": default_augment(dataset, shape[2])}
+    return {_title(name): value for name, value in facts.items()}
+
+
 def _title(name: str) -> str:
-    return {"space": "search space", "dataset": "data set", "split": "split checksum"}.get(name, name)
+    titles = {"space": "search space", "dataset": "data set", "split": "split checksum", "image_shape": "image shape"}
+    return titles.get(name, name)
 
 
 def _difference(name: str, stored: object, asked: object) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.cli.data import choose_data, data_settings
 from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
     MAX_ITERATIONS,
     AddressOption,
     ArtifactsOption,
+    AugmentOption,
     BudgetOption,
     DataOption,
-    DatasetChoice,
     GpusOption,
+    ImageSizeOption,
     JsonOption,
     LauncherChoice,
     LauncherOption,
@@ -29,7 +31,7 @@ from hpo.cli.options import (
     WorkersOption,
 )
 from hpo.cli.output import print_json, say, show
-from hpo.cli.run import choose_data, choose_precision
+from hpo.cli.run import choose_precision
 from hpo.errors import BadInput, StudyFailed
 from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
@@ -37,7 +39,6 @@ from hpo.settings import (
     DEFAULT_BENCHMARK_SEEDS,
     DEFAULT_CHECKPOINT_GB,
     DEFAULT_DATASET,
-    DEFAULT_ITERATIONS,
     DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
     DEFAULT_PRECISION,
@@ -48,11 +49,13 @@ from hpo.settings import (
     StudySettings,
     check_study_name,
     default_data_dir,
+    default_iterations,
 )
 
 if TYPE_CHECKING:
     from hpo.database.storage import Storage
     from hpo.study import Study
+    from hpo.training.data import Dataset
 
 
 def benchmark(
@@ -66,7 +69,11 @@ def benchmark(
     name: Annotated[
         str | None, typer.Option(help="Name of the study of the runs. [STUDY.benchmark; documented-DATASET]")
     ] = None,
-    dataset: Annotated[DatasetChoice | None, typer.Option(help="With --all-documented. [auto]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="With --all-documented, as for `hpo run`. [auto]")
+    ] = None,
+    image_size: ImageSizeOption = None,
+    augment: AugmentOption = None,
     precision: Annotated[PrecisionChoice | None, typer.Option(help="With --all-documented. [auto]")] = None,
     iterations: Annotated[
         int | None,
@@ -95,7 +102,8 @@ def benchmark(
     from hpo.results import benchmark as benchmarks
     from hpo.worker.stop import StopSignal
 
-    _check_options(all_documented, study_name, dataset, precision)
+    of_the_data = {"--dataset": dataset, "--image-size": image_size, "--augment": augment, "--precision": precision}
+    _check_options(all_documented, study_name, of_the_data)
     check_launcher(launcher, address, gpus_per_worker)
     if name is not None:
         check_study_name(name)
@@ -105,7 +113,8 @@ def benchmark(
     connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     if all_documented:
-        settings = _documented_settings(folder, dataset, precision, iterations)
+        data = choose_data(dataset or DEFAULT_DATASET, folder, image_size, None if augment is None else augment.value)
+        settings = _documented_settings(data, precision, iterations)
         database = open_storage(storage, "create", retry_policy)
         companion = benchmarks.begin_documented(database, seeds, settings, folder, name=name)
     else:
@@ -122,29 +131,21 @@ def benchmark(
         raise StudyFailed(f"no seed of study {companion.name} has all its figures; `hpo dashboard` shows why")
 
 
-def _check_options(
-    all_documented: bool, study_name: str | None, dataset: DatasetChoice | None, precision: PrecisionChoice | None
-) -> None:
+def _check_options(all_documented: bool, study_name: str | None, of_the_data: Mapping[str, str | int | None]) -> None:
     if all_documented and study_name is not None:
         raise BadInput(
             f"--study {study_name}: with --all-documented no study is benchmarked; --name names the runs' own"
         )
-    for option, choice in (("--dataset", dataset), ("--precision", precision)):
+    for option, choice in of_the_data.items():
         if choice is not None and not all_documented:
-            raise BadInput(
-                f"{option} {choice.value}: allowed only with --all-documented; a study's runs have the study's"
-            )
+            raise BadInput(f"{option} {choice}: allowed only with --all-documented; a study's runs have the study's")
 
 
-def _documented_settings(
-    folder: Path, dataset: DatasetChoice | None, precision: PrecisionChoice | None, iterations: int | None
-) -> StudySettings:
-    name, split = choose_data(DEFAULT_DATASET if dataset is None else dataset.value, folder)
+def _documented_settings(dataset: Dataset, precision: PrecisionChoice | None, iterations: int | None) -> StudySettings:
     return StudySettings(
         space={},
-        dataset=name,
-        split=split,
-        iterations=iterations or DEFAULT_ITERATIONS[name],
+        **data_settings(dataset),
+        iterations=iterations or default_iterations(dataset.name),
         seed=DEFAULT_SEED,
         precision=choose_precision(DEFAULT_PRECISION if precision is None else precision.value),
         sampler="random",

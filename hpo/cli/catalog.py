@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from hpo.cli.options import DataOption, FetchableDataset, HeadChoice, JsonOption
 from hpo.cli.output import print_json, show
 from hpo.errors import BadInput, RecipeError
-from hpo.settings import DEFAULT_ITERATIONS, default_data_dir
+from hpo.settings import DatasetName, default_data_dir
 
 
 def model(
@@ -98,18 +98,21 @@ def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> 
     """Show which data sets are on this machine, and whether they are complete."""
     from hpo.errors import DataDamaged, DataUnavailable
     from hpo.training.datasets import load_dataset
+    from hpo.training.tensor_file import list_own
 
     folder = data_dir or default_data_dir()
     states: dict[str, str] = {}
     damaged = False
-    for name in DEFAULT_ITERATIONS:
+    known = [(name, name, None) for name in get_args(DatasetName)]
+    own = [(f"{name} ({checksum[:12]})", name, checksum) for name, checksum in list_own(folder)]
+    for title, name, checksum in (*known, *own):
         try:
-            dataset = load_dataset(name, folder)
-            states[name] = f"whole: {len(dataset.train)} training and {len(dataset.validation)} validation images"
+            dataset = load_dataset(name, folder, checksum=checksum)
+            states[title] = f"whole: {len(dataset.train)} training and {len(dataset.validation)} validation images"
         except DataUnavailable as error:
-            states[name] = f"not here: {error}"
+            states[title] = f"not here: {error}"
         except DataDamaged as error:
-            states[name], damaged = f"damaged: {error}", True
+            states[title], damaged = f"damaged: {error}", True
     if json_output:
         print_json(states)
     else:

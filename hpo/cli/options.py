@@ -9,26 +9,26 @@ from typing import Annotated
 import typer
 
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
-from hpo.settings import DEFAULT_PRUNER, MAX_WORKERS
+from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_SIDE
 
 MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
 """The largest budget of a run that may be asked for."""
-
-
-class DatasetChoice(StrEnum):
-    """A data set of a study; `auto` chooses one."""
-
-    auto = "auto"
-    cifar10 = "cifar10"
-    fashion_mnist = "fashion_mnist"
-    digits = "digits"
 
 
 class FetchableDataset(StrEnum):
     """A data set that can be downloaded."""
 
     cifar10 = "cifar10"
+    cifar100 = "cifar100"
     fashion_mnist = "fashion_mnist"
+
+
+class AugmentChoice(StrEnum):
+    """What happens to training images."""
+
+    crop_flip = "crop,flip"
+    crop = "crop"
+    none = "none"
 
 
 class SamplerChoice(StrEnum):
@@ -90,6 +90,28 @@ StorageOption = Annotated[
     str, typer.Option("--storage", envvar="HPO_STORAGE", show_envvar=True, help="Database URL: SQLite or PostgreSQL.")
 ]
 StudyOption = Annotated[str | None, typer.Option("--study", help="Name; needed where the storage holds several.")]
+DatasetOption = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        metavar="NAME|PATH",
+        help="cifar10, cifar100, fashion_mnist, digits, a folder of images or an .npz file. "
+        "auto: CIFAR-10 if it is available, else digits.",
+    ),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        min=MIN_IMAGE_SIDE,
+        max=MAX_IMAGE_SIDE,
+        help="Scale a folder's images to this shorter side, and crop the centre.",
+    ),
+]
+AugmentOption = Annotated[
+    AugmentChoice | None,
+    typer.Option("--augment", help="What happens to training images. [crop,flip; crop where they have no colour]"),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="HPO_DATA", show_envvar=True, help="Folder of the data sets. [~/.cache/hpo]"),

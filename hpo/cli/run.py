@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
+from hpo.cli.data import choose_data, data_settings, decode_for
 from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
     DEFAULT_PRUNER_CHOICE,
@@ -20,10 +20,12 @@ from hpo.cli.options import (
     AddressOption,
     AlignChoice,
     ArtifactsOption,
+    AugmentOption,
     BudgetOption,
     DataOption,
-    DatasetChoice,
+    DatasetOption,
     GpusOption,
+    ImageSizeOption,
     JsonOption,
     LauncherChoice,
     LauncherOption,
@@ -47,7 +49,6 @@ from hpo.settings import (
     DEFAULT_CHECKPOINT_GB,
     DEFAULT_DATASET,
     DEFAULT_DEVICE,
-    DEFAULT_ITERATIONS,
     DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
     DEFAULT_PRECISION,
@@ -57,11 +58,11 @@ from hpo.settings import (
     DEFAULT_STORAGE,
     DEFAULT_STORAGE_TIMEOUT_S,
     GIGABYTE,
-    DatasetName,
     Precision,
     StudySettings,
     check_study_name,
     default_data_dir,
+    default_iterations,
 )
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def run(
     space_name: Annotated[str, typer.Option("--space", help="A shipped space's name, or a YAML file.")],
     trials: Annotated[int, typer.Option(min=1, help="Total number of trials of the study.")],
     study_name: Annotated[str | None, typer.Option("--study", help="Name of the study. [SPACE-DATASET]")] = None,
-    dataset: Annotated[DatasetChoice, typer.Option(help="auto: CIFAR-10 if it is available, else digits.")] = (
-        DatasetChoice[DEFAULT_DATASET]
-    ),
+    dataset: DatasetOption = DEFAULT_DATASET,
+    image_size: ImageSizeOption = None,
+    augment: AugmentOption = None,
     iterations: Annotated[
         int | None,
         typer.Option(min=MIN_ITERATIONS, max=MAX_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"),
@@ -133,13 +134,12 @@ def run(
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()
-    dataset_name, split = choose_data(dataset.value, folder)
-    name = study_name or f"{space.name}-{dataset_name}"
+    data = choose_data(dataset, folder, image_size, None if augment is None else augment.value)
+    name = study_name or f"{space.name}-{data.name}"
     settings = StudySettings(
         space=space.model_dump(mode="json", exclude_none=True),
-        dataset=dataset_name,
-        split=split,
-        iterations=iterations or DEFAULT_ITERATIONS[dataset_name],
+        **data_settings(data),
+        iterations=iterations or default_iterations(data.name),
         seed=seed,
         precision=choose_precision(precision.value),
         sampler=sampler.value,
@@ -179,6 +179,9 @@ def worker(
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="The study's folder of images or .npz file, if --data-dir lacks them.")
+    ] = None,
 ) -> None:
     """Train trials of a study, on any machine that reaches its storage, until none is left."""
     from hpo.artifacts import open_artifacts
@@ -193,6 +196,8 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     if study_name is not None:
         check_study_name(study_name)
+    if dataset is not None and forever:
+        raise BadInput(f"--dataset {dataset}: allowed only without --forever, as it belongs to one study")
     stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     # With --forever the first study may be created later, and the tables with it.
@@ -202,13 +207,22 @@ def worker(
     store = open_artifacts(artifacts)
     checkpoints = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
     config = WorkerConfig(checkpoints=checkpoints, artifacts=store, lease_s=lease)
-    serve = _serve_forever if forever else _serve_one
-    serve(database, study_name, picked, data_dir or default_data_dir(), config, stop)
+    folder = data_dir or default_data_dir()
+    if forever:
+        _serve_forever(database, study_name, picked, folder, config, stop)
+    else:
+        _serve_one(database, study_name, picked, folder, config, stop, dataset)
     exit_if_stopped(stop)
 
 
 def _serve_one(
-    storage: Storage, name: str | None, device: device, data_dir: Path, config: WorkerConfig, stop: StopSignal
+    storage: Storage,
+    name: str | None,
+    device: device,
+    data_dir: Path,
+    config: WorkerConfig,
+    stop: StopSignal,
+    dataset: Path | None,
 ) -> None:
     from hpo import study as studies
     from hpo.database import study_state
@@ -216,6 +230,8 @@ def _serve_one(
     from hpo.worker.work import work
 
     study = studies.load(storage, name)
+    if dataset is not None:
+        decode_for(study, dataset, data_dir)
     finished = work(
         study,
         device=device,
@@ -278,16 +294,6 @@ def _driver(given: str) -> int | None:
     return int(given) if given else None
 
 
-def choose_data(wanted: DatasetName | Literal["auto"], folder: Path) -> tuple[DatasetName, str]:
-    """Choose the data set, and return its name and the checksum of its splits."""
-    from hpo.training.datasets import choose_dataset, load_dataset
-
-    name, why_not_cifar10 = choose_dataset(wanted, folder)
-    if why_not_cifar10 is not None:
-        _notice_digits(why_not_cifar10)
-    return name, load_dataset(name, folder).checksum
-
-
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Replace `auto` by the format that this machine computes natively."""
     from hpo.training.numerics import native_precision
@@ -342,11 +348,3 @@ def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
     width = max(map(len, steps))
     for command, purpose in steps.items():
         print(f"  {command:{width}}  {purpose}")
-
-
-def _notice_digits(why: str) -> None:
-    console = Console(stderr=True)
-    text = f"CIFAR-10 is not available ({why}). This study uses scikit-learn's digits instead: 1,797 scans of 8x8."
-    console.rule("[bold]NOTICE: digits in place of CIFAR-10", style="yellow")
-    console.print(text, style="bold yellow", highlight=False, soft_wrap=True)
-    console.rule(style="yellow")

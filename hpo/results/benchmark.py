@@ -20,10 +20,10 @@ from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
 from hpo.results.significance import Difference, Estimate, estimate, paired_difference
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
-from hpo.settings import DatasetName, StudySettings
+from hpo.settings import StudySettings
 from hpo.study import Study
 
-DOCUMENTED_DATASET: DatasetName = "cifar10"
+DOCUMENTED_DATASET = "cifar10"
 """The data set of all documented experiments."""
 
 P_LIMIT = 0.05
@@ -69,7 +69,7 @@ class Result:
     """
 
     study: str
-    dataset: DatasetName
+    dataset: str
     iterations: int
     trial: int | None
     seeds: tuple[int, ...]
@@ -104,7 +104,7 @@ class Result:
         return is_comparable(self.dataset, self.iterations)
 
 
-def is_comparable(dataset: DatasetName, iterations: int) -> bool:
+def is_comparable(dataset: str, iterations: int) -> bool:
     """Tell whether a data set and a budget are those of the documented runs."""
     return dataset == DOCUMENTED_DATASET and iterations == REFERENCE_ITERATIONS
 
@@ -133,7 +133,9 @@ def begin(
     settings = _settings(search.settings, comparison, iterations or search.settings.iterations)
     companion = name or companion_name(search.name)
     _require_benchmark_of(search, companion, best.trial)
-    load_test_split(settings.dataset, data_dir)  # so that a missing file is noticed before hours of training
+    load_test_split(
+        settings.dataset, data_dir, settings.split
+    )  # so that a missing file is noticed before hours of training
     return studies.continue_or_create(search.storage, companion, settings, seeds * len(recipes))
 
 
@@ -150,7 +152,7 @@ def begin_documented(
         DataUnavailable: The test split is not on this machine.
         StudyMismatch: The study exists with other settings; nothing is changed.
     """
-    load_test_split(settings.dataset, data_dir)
+    load_test_split(settings.dataset, data_dir, settings.split)
     recipes = {run.name: run.recipe for run in documented_runs().values()}
     comparison = Comparison.of(recipes, name="documented", searched_seed=settings.seed)
     settings = _settings(settings, comparison, settings.iterations)
@@ -163,7 +165,7 @@ def companion_name(study: str) -> str:
     return f"{study}.benchmark"
 
 
-def documented_name(dataset: DatasetName) -> str:
+def documented_name(dataset: str) -> str:
     """Give the usual name of the study of all documented experiments."""
     return f"documented-{dataset}"
 
@@ -173,7 +175,7 @@ def find_result(search: Study) -> Result | None:
     return _find(search.storage, companion_name(search.name))
 
 
-def find_documented(storage: Storage, dataset: DatasetName) -> Result | None:
+def find_documented(storage: Storage, dataset: str) -> Result | None:
     """Find the results of the documented experiments on the test split; None if no seed is complete."""
     return _find(storage, documented_name(dataset))
 

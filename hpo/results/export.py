@@ -22,9 +22,9 @@ from safetensors.torch import save as save_tensors
 from hpo.database.checkpoint_index import find_checkpoint_of
 from hpo.recipes.schedule import CurvePoint, final_iteration
 from hpo.results.formatting import show_measured
-from hpo.settings import DatasetName
+from hpo.settings import default_augment
 from hpo.study import Best, Study
-from hpo.training.data import CLASSES, Dataset
+from hpo.training.data import Dataset
 from hpo.training.model import count_parameters, network_fields
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
@@ -38,23 +38,6 @@ GIT_S = 10.0
 
 MODEL_CARD, CLASSIFY = "model_card.md", "classify.py.txt"
 """Names of the templates; the second is code of the exported folder, not of this package."""
-
-CLASS_NAMES: dict[DatasetName, tuple[str, ...]] = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion_mnist": (
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    ),
-    "digits": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,14 +117,14 @@ def weights(exported: Exported) -> bytes:
     facts = {
         "network": {
             "channels": channels,
-            "classes": CLASSES,
+            "classes": len(dataset.classes),
             **network_fields(recipe),
         },
         "mode": "L" if channels == 1 else "RGB",
         "size": [width, height],
         "mean": dataset.mean[:, None, None].tolist(),
         "std": dataset.std[:, None, None].tolist(),
-        "labels": CLASS_NAMES[dataset.name],
+        "labels": dataset.classes,
     }
     tensors = {name: tensor.contiguous() for name, tensor in exported.training.state().weights.items()}
     return save_tensors(tensors, metadata={"hpo": json.dumps(facts)})
@@ -203,7 +186,7 @@ def model_card(exported: Exported) -> str:
         trial=best.trial,
         depth=best.recipe.depth,
         size=f"{height}x{width}x{channels}",
-        labels=", ".join(CLASS_NAMES[dataset.name]),
+        labels=", ".join(dataset.classes),
         parameters=count_parameters(exported.training.model).total,
         iteration=exported.training.iteration,
         training_images=len(dataset.train),
@@ -221,8 +204,10 @@ def _template(name: str) -> str:
 
 
 def _command(exported: Exported) -> str:
-    recipe, dataset = exported.best.recipe, exported.dataset.name
-    budget = f"--dataset {dataset} --iterations {recipe.iterations} --seed {recipe.seed}"
+    recipe, dataset = exported.best.recipe, exported.dataset
+    usual = default_augment(dataset.name, dataset.image_shape[2])
+    augment = "" if dataset.augment == usual else f" --augment {dataset.augment}"
+    budget = f"--dataset {dataset.name}{augment} --iterations {recipe.iterations} --seed {recipe.seed}"
     return f"hpo run --space recipe.yaml --trials 1 {budget}"
 
 

@@ -10,12 +10,13 @@ from hpo.recipes.recipe import Recipe
 from hpo.results.formatting import show_value
 from hpo.settings import (
     DEFAULT_ALIGN,
-    DEFAULT_ITERATIONS,
     DEFAULT_PRUNER,
     DEFAULT_SAMPLER,
     DEFAULT_SEED,
     VALIDATION_LOSS,
     StudySettings,
+    default_augment,
+    default_iterations,
 )
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -83,8 +84,10 @@ def continue_command(name: str, settings: StudySettings, space_name: str) -> str
     """Write the command that continues a study, with N for its number of trials."""
     words = ["hpo", "run", "--space", space_name, "--trials", "N", "--study", name]
     words += ["--dataset", settings.dataset, "--precision", settings.precision]
-    if settings.iterations != DEFAULT_ITERATIONS[settings.dataset]:
+    if settings.iterations != default_iterations(settings.dataset):
         words += ["--iterations", str(settings.iterations)]
+    if settings.augment != default_augment(settings.dataset, settings.image_shape[2]):
+        words += ["--augment", settings.augment]
     for option, default in _DEFAULTS.items():
         if (chosen := getattr(settings, option)) != default:
             words += [f"--{option}", str(chosen)]

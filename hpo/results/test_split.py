@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hpo.recipes.comparison import Comparison
-from hpo.settings import DatasetName
 from hpo.study import Study
 from hpo.training.data import Split
-from hpo.training.datasets import read_cifar10, read_digits, read_fashion_mnist
+from hpo.training.datasets import read_cifar, read_digits, read_fashion_mnist
+from hpo.training.tensor_file import read_own_test
 from hpo.training.train import Training
 from hpo.trial.objective import AtEnd
 
@@ -32,21 +32,25 @@ def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
     """
     if not isinstance(study.space, Comparison):
         return None
-    dataset = study.settings.dataset
-    load_test_split(dataset, data_dir)
+    dataset, checksum = study.settings.dataset, study.settings.split
+    load_test_split(dataset, data_dir, checksum)
 
     def measure(training: Training) -> dict[str, Any]:
         """Evaluate a run's final weights on the whole test split."""
-        evaluated = training.evaluate(load_test_split(dataset, data_dir).to(training.device))
+        evaluated = training.evaluate(load_test_split(dataset, data_dir, checksum).to(training.device))
         return {TEST_ACCURACY: evaluated.accuracy, TEST_LOSS: evaluated.loss, TEST_IMAGES: evaluated.images}
 
     return measure
 
 
-def load_test_split(name: DatasetName, data_dir: Path) -> Split:
+def load_test_split(name: str, data_dir: Path, checksum: str | None = None) -> Split:
     """Load a test split from this machine's disk.
 
+    Args:
+        checksum: Which of the images of that name; needed for one's own alone.
+
     Raises:
+        BadInput: There are only other images of that name.
         DataDamaged: A file is cut short or altered.
         DataUnavailable: The data set is not on this machine.
     """
@@ -54,8 +58,15 @@ def load_test_split(name: DatasetName, data_dir: Path) -> Split:
         case "cifar10":
             from torchvision.datasets import CIFAR10
 
-            return read_cifar10(data_dir, CIFAR10.test_list)
+            return read_cifar("cifar10", data_dir, CIFAR10.test_list)
+        case "cifar100":
+            from torchvision.datasets import CIFAR100
+
+            return read_cifar("cifar100", data_dir, CIFAR100.test_list)
         case "fashion_mnist":
             return read_fashion_mnist(data_dir, FASHION_MNIST_TEST)
         case "digits":
             return read_digits()[1]
+        case _:
+            assert checksum is not None
+            return read_own_test(name, checksum, data_dir)

@@ -6,17 +6,15 @@ The test splits are not loaded here.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from hpo.settings import DatasetName
-
-CLASSES = 10
-"""Number of classes of every data set."""
+from hpo.settings import Augment
 
 VALIDATION_SHARE = 0.1
 """Fraction of the training images that is set aside for validation."""
@@ -30,7 +28,7 @@ class Split:
 
     Attributes:
         images: uint8 [N, H, W, C].
-        labels: int64 [N], in [0, CLASSES).
+        labels: int64 [N], each the index of a class.
     """
 
     images: Tensor
@@ -53,14 +51,16 @@ class Dataset:
     """A data set's training and validation split, and how it is augmented.
 
     Attributes:
+        classes: Names of the classes.
         mean: Mean pixel of the training split per channel, in [0, 255], float32 [C].
         std: Standard deviation, likewise.
         padding: Zero pixels on each side before a random crop of the original size.
         flip: Whether half of the images are mirrored left to right.
-        checksum: SHA-256 of both splits.
+        checksum: SHA-256 of both splits; of one's own images, that of their file of tensors.
     """
 
-    name: DatasetName
+    name: str
+    classes: tuple[str, ...]
     train: Split
     validation: Split
     mean: Tensor
@@ -75,6 +75,13 @@ class Dataset:
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
+    @property
+    def augment(self) -> Augment:
+        """Return the augmentation in the words of the settings."""
+        if self.padding == 0:
+            return "none"
+        return "crop,flip" if self.flip else "crop"
+
     def to(self, device: torch.device) -> Dataset:
         """Copy the whole data set to a device."""
         return replace(
@@ -86,28 +93,40 @@ class Dataset:
         )
 
 
-def split_dataset(name: DatasetName, whole: Split, *, padding: int, flip: bool) -> Dataset:
+def split_dataset(name: str, whole: Split, *, classes: tuple[str, ...], augment: Augment) -> Dataset:
     """Set aside a stratified tenth for validation, always with the same seed."""
     train, validation = stratified_split(whole, VALIDATION_SHARE)
     pixels = train.images.to(torch.float32)
     return Dataset(
         name=name,
+        classes=classes,
         train=train,
         validation=validation,
         mean=pixels.mean(dim=(0, 1, 2)),
         std=pixels.std(dim=(0, 1, 2)),
-        padding=padding,
-        flip=flip,
+        padding=padding_for(augment, *train.images.shape[1:3]),
+        flip=augment == "crop,flip",
         checksum=_checksum(train, validation),
     )
 
 
+def padding_for(augment: Augment, height: int, width: int) -> int:
+    """Return an eighth of the shorter side: 4 for images of 32 (He et al. 2015, §4.2); or 0 without crops."""
+    return 0 if augment == "none" else math.ceil(min(height, width) / 8)
+
+
 def stratified_split(whole: Split, share: float) -> tuple[Split, Split]:
     """Split in two, with equal proportions of the classes; the second part has the given share of the images."""
-    first, second = train_test_split(
-        np.arange(len(whole)), test_size=share, stratify=whole.labels.numpy(), random_state=SPLIT_SEED
-    )
-    return whole.take(torch.from_numpy(np.sort(first))), whole.take(torch.from_numpy(np.sort(second)))
+    first, second = stratified_positions(whole.labels.numpy(), share)
+    return whole.take(torch.from_numpy(first)), whole.take(torch.from_numpy(second))
+
+
+def stratified_positions(labels: npt.NDArray[np.int64], share: float) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the sorted positions of both parts of a stratified split."""
+    from sklearn.model_selection import train_test_split  # here, as a worker that maps its images does without it
+
+    parts = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=SPLIT_SEED)
+    return tuple(np.sort(part) for part in parts)
 
 
 def _checksum(*splits: Split) -> str:
@@ -129,13 +148,10 @@ class Batches:
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
-        height, width, channels = dataset.image_shape
-        pad = dataset.padding
-        padded = torch.nn.functional.pad(dataset.train.images, (0, 0, pad, pad, pad, pad))
-        self._pixels = padded.reshape(-1, channels)
-        self._padded_shape = (height + 2 * pad, width + 2 * pad)
-        self._rows = torch.arange(height, device=padded.device)
-        self._columns = torch.arange(width, device=padded.device)
+        height, width, _ = dataset.image_shape
+        device = dataset.train.images.device
+        self._rows = torch.arange(height, device=device)
+        self._columns = torch.arange(width, device=device)
         self._dataset = dataset
         self.batch_size = min(batch_size, len(dataset.train))
         self._dtype = dtype
@@ -147,7 +163,7 @@ class Batches:
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Draw an epoch's batches as indices, int64 [per_epoch, batch]."""
-        device = self._pixels.device
+        device = self._dataset.train.images.device
         order = torch.randperm(len(self._dataset.train), generator=generator, device=device)
         return order[: self.per_epoch * self.batch_size].reshape(self.per_epoch, self.batch_size)
 
@@ -157,16 +173,17 @@ class Batches:
         Returns:
             Images [N, C, H, W], channels last in memory, and labels int64 [N].
         """
-        padded_height, padded_width = self._padded_shape
-        device, n, shifts = indices.device, len(indices), 2 * self._dataset.padding + 1
+        pad, device, n = self._dataset.padding, indices.device, len(indices)
+        padded = torch.nn.functional.pad(self._dataset.train.images[indices], (0, 0, pad, pad, pad, pad))
+        shifts = 2 * pad + 1
         dy, dx = torch.randint(shifts, (2, n, 1), generator=generator, device=device)
         rows, columns = self._rows + dy, (self._columns + dx)
         if self._dataset.flip:
             mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
-        first = indices[:, None] * padded_height + rows
-        at = first[:, :, None] * padded_width + columns[:, None, :]
-        pixels = self._pixels.index_select(0, at.reshape(-1)).reshape(*at.shape, -1)
+        first = torch.arange(n, device=device)[:, None] * padded.shape[1] + rows
+        at = first[:, :, None] * padded.shape[2] + columns[:, None, :]
+        pixels = padded.reshape(-1, padded.shape[3]).index_select(0, at.reshape(-1)).reshape(*at.shape, -1)
         return normalise(pixels, self._dataset, self._dtype), self._dataset.train.labels[indices]
 
 

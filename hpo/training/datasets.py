@@ -8,23 +8,29 @@ import http.client
 import pickle
 import shutil
 import socket
+import tarfile
+import tempfile
 import threading
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hpo.errors import DataDamaged, DataUnavailable
-from hpo.settings import DatasetName
+from hpo.settings import Augment, DatasetName, default_augment
 from hpo.training.data import Dataset, Split, split_dataset, stratified_split
+from hpo.training.tensor_file import load_own
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 DIGITS_TEST_SHARE = 0.2  # scikit-learn's digits come without a test split of their own
 DOWNLOAD_START_S = 10.0
@@ -40,29 +46,60 @@ FASHION_MNIST_TRAIN = {
 """SHA-256 of the uncompressed files, since the compressed ones differ between distributors."""
 
 
+DIGIT_NAMES = tuple("0123456789")
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION_MNIST_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """How a data set is loaded, fetched and augmented.
+    """How a known data set is loaded and fetched.
 
     Attributes:
-        padding: 4 pixels for images of 32 (He et al. 2015, §4.2), and in proportion for others.
+        load: Returns the images for training and validation.
+        classes: Returns the names of the classes.
     """
 
-    padding: int
-    flip: bool
     load: Callable[[Path], Split]
+    classes: Callable[[Path], tuple[str, ...]]
     fetch: Callable[[Path], None] | None
 
 
-def load_dataset(name: DatasetName, data_dir: Path) -> Dataset:
-    """Load a data set from this machine, and split it.
+def load_dataset(name: str, data_dir: Path, *, checksum: str | None = None, augment: Augment | None = None) -> Dataset:
+    """Load a known data set from this machine and split it, or one's own images from their file of tensors.
+
+    Args:
+        checksum: Which of the images of that name; needed for one's own alone.
+        augment: None for the data set's usual augmentation.
 
     Raises:
+        BadInput: There are only other images of that name.
         DataDamaged: A file is missing, cut short or altered.
         DataUnavailable: The data set is not on this machine.
     """
+    if not is_known(name):
+        assert checksum is not None
+        return load_own(name, checksum, data_dir, augment)
     source = _SOURCES[name]
-    return split_dataset(name, source.load(data_dir), padding=source.padding, flip=source.flip)
+    whole = source.load(data_dir)
+    chosen = augment or default_augment(name, whole.images.shape[3])
+    return split_dataset(name, whole, classes=source.classes(data_dir), augment=chosen)
+
+
+def is_known(name: str) -> TypeGuard[DatasetName]:
+    """Return whether this is the name of a data set that needs no path."""
+    return name in get_args(DatasetName)
 
 
 def fetch_dataset(name: DatasetName, data_dir: Path) -> None:
@@ -105,29 +142,29 @@ def choose_dataset(name: DatasetName | Literal["auto"], data_dir: Path) -> tuple
 
 def read_digits() -> tuple[Split, Split]:
     """Read scikit-learn's digits: the split for training and validation, and the test split."""
+    from sklearn.datasets import load_digits  # here, as a worker that maps its images does without it
+
     bunch = load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
     whole = Split(images=images, labels=torch.from_numpy(bunch.target.astype(np.int64)))
     return stratified_split(whole, DIGITS_TEST_SHARE)
 
 
-def read_cifar10(data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
-    """Read files of CIFAR-10, each given by name and MD5 checksum.
+def read_cifar(name: Literal["cifar10", "cifar100"], data_dir: Path, files: Sequence[Sequence[str]]) -> Split:
+    """Read files of CIFAR-10 or CIFAR-100, each given by name and MD5 checksum.
+
+    The official archive is taken if it is in the folder of the data sets.
 
     Raises:
         DataDamaged: A file is missing, cut short or altered.
         DataUnavailable: The data set is not on this machine.
     """
-    from torchvision.datasets import CIFAR10  # here, as importing it takes a third of a worker's start
-
-    folder = data_dir / CIFAR10.base_folder
-    if not _is_folder(folder):
-        raise DataUnavailable(f"cifar10 is not in {data_dir}: there is no folder {folder}")
+    folder = _require_cifar(name, data_dir)
     pixels, labels = [], []
-    for name, md5 in files:
-        batch = pickle.loads(_read_checked(folder / name, "md5", md5), encoding="latin1")
+    for file, md5 in files:
+        batch = pickle.loads(_read_checked(folder / file, "md5", md5), encoding="latin1")
         pixels.append(batch["data"])
-        labels += batch["labels"]
+        labels += batch["labels" if name == "cifar10" else "fine_labels"]
     images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Split(images=torch.from_numpy(np.ascontiguousarray(images)), labels=torch.tensor(labels))
 
@@ -147,6 +184,14 @@ def read_fashion_mnist(data_dir: Path, files: Mapping[str, str]) -> Split:
     return Split(images=images[..., None], labels=labels.to(torch.int64))
 
 
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file that this process can see."""
+    try:
+        return path.is_file()
+    except OSError:  # as for a folder
+        return False
+
+
 def _is_folder(path: Path) -> bool:
     """Return whether a path is a folder that this process can read."""
     try:
@@ -159,10 +204,50 @@ def _load_digits(_data_dir: Path) -> Split:
     return read_digits()[0]
 
 
-def _load_cifar10(data_dir: Path) -> Split:
-    from torchvision.datasets import CIFAR10
+def _cifar(name: Literal["cifar10", "cifar100"]) -> type[CIFAR10]:
+    """Return torchvision's class, which knows the addresses and checksums."""
+    from torchvision.datasets import CIFAR10, CIFAR100  # here, as importing them takes a third of a worker's start
 
-    return read_cifar10(data_dir, CIFAR10.train_list)
+    kind: type[CIFAR10] = CIFAR10 if name == "cifar10" else CIFAR100
+    return kind
+
+
+def _require_cifar(name: Literal["cifar10", "cifar100"], data_dir: Path) -> Path:
+    """Return the folder of the files, after unpacking the official archive if there is only that."""
+    kind = _cifar(name)
+    folder, archive = Path(data_dir, kind.base_folder), Path(data_dir, kind.filename)
+    if not _is_folder(folder) and _is_file(archive):
+        _unpack(archive, kind.tgz_md5, folder)
+    if not _is_folder(folder):
+        raise DataUnavailable(f"{name} is not in {data_dir}: there is no folder {folder}")
+    return folder
+
+
+def _unpack(archive: Path, md5: str, folder: Path) -> None:
+    """Unpack an archive's only folder, which appears whole, even if several processes do so at once."""
+    _read_checked(archive, "md5", md5, remedy="download it again")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as beside:
+            with tarfile.open(archive) as files:
+                files.extractall(beside, filter="data")
+            (Path(beside) / folder.name).replace(folder)
+    except OSError as error:
+        if not _is_folder(folder):  # else another process was faster
+            raise DataDamaged(f"{archive} cannot be unpacked: {error}") from error
+
+
+def _load_cifar10(data_dir: Path) -> Split:
+    return read_cifar("cifar10", data_dir, _cifar("cifar10").train_list)
+
+
+def _load_cifar100(data_dir: Path) -> Split:
+    return read_cifar("cifar100", data_dir, _cifar("cifar100").train_list)
+
+
+def _cifar100_names(data_dir: Path) -> tuple[str, ...]:
+    meta = _cifar("cifar100").meta
+    content = _read_checked(_require_cifar("cifar100", data_dir) / meta["filename"], "md5", meta["md5"])
+    return tuple(pickle.loads(content, encoding="latin1")[meta["key"]])
 
 
 def _load_fashion_mnist(data_dir: Path) -> Split:
@@ -177,29 +262,28 @@ def _read_idx(path: Path, sha256: str) -> Tensor:
     return torch.from_numpy(pixels.reshape(shape).copy())
 
 
-def _read_checked(path: Path, algorithm: str, expected: str, opener: Callable[..., object] = open) -> bytes:
+def _read_checked(
+    path: Path, algorithm: str, expected: str, opener: Callable[..., object] = open, remedy: str = ""
+) -> bytes:
+    remedy = remedy or f"remove {path.parent} to fetch the data set again"
     try:
         with opener(path, "rb") as file:  # type: ignore[attr-defined]
             content: bytes = file.read()
     except FileNotFoundError as error:
-        raise DataDamaged(f"{path} is missing; remove {path.parent} to fetch the data set again") from error
+        raise DataDamaged(f"{path} is missing; {remedy}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataDamaged(f"{path} cannot be read: {error}") from error
     checksum = hashlib.new(algorithm, content).hexdigest()
     if checksum != expected:
-        raise DataDamaged(
-            f"{path} is damaged: its {algorithm} is {checksum}, expected {expected}; "
-            f"remove {path.parent} to fetch the data set again"
-        )
+        raise DataDamaged(f"{path} is damaged: its {algorithm} is {checksum}, expected {expected}; {remedy}")
     return content
 
 
-def _fetch_cifar10(data_dir: Path) -> None:
-    from torchvision.datasets import CIFAR10
-
-    with _download("cifar10", CIFAR10.url), _staging(data_dir) as folder:
-        CIFAR10(str(folder), download=True)
-        (folder / CIFAR10.base_folder).replace(data_dir / CIFAR10.base_folder)
+def _fetch_cifar(name: Literal["cifar10", "cifar100"], data_dir: Path) -> None:
+    kind = _cifar(name)
+    with _download(name, kind.url), _staging(data_dir) as folder:
+        kind(str(folder), download=True)
+        (folder / kind.base_folder).replace(data_dir / kind.base_folder)
 
 
 def _fetch_fashion_mnist(data_dir: Path) -> None:
@@ -273,7 +357,8 @@ def _close(error: Exception) -> None:
 
 
 _SOURCES: dict[DatasetName, _Source] = {
-    "cifar10": _Source(4, True, _load_cifar10, _fetch_cifar10),
-    "fashion_mnist": _Source(4, True, _load_fashion_mnist, _fetch_fashion_mnist),
-    "digits": _Source(1, False, _load_digits, None),
+    "cifar10": _Source(_load_cifar10, lambda _: CIFAR10_NAMES, partial(_fetch_cifar, "cifar10")),
+    "cifar100": _Source(_load_cifar100, _cifar100_names, partial(_fetch_cifar, "cifar100")),
+    "fashion_mnist": _Source(_load_fashion_mnist, lambda _: FASHION_MNIST_NAMES, _fetch_fashion_mnist),
+    "digits": _Source(_load_digits, lambda _: DIGIT_NAMES, None),
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hpo.recipes.recipe import Recipe, derive_seed
 from hpo.recipes.schedule import CurvePoint, learning_rate
 from hpo.settings import Precision
-from hpo.training.data import CLASSES, Batches, Dataset, Split, normalise
+from hpo.training.data import Batches, Dataset, Split, normalise
 from hpo.training.model import ResNet, network_fields
 
 EVALUATION_BATCH = 500
@@ -94,7 +94,7 @@ class Training:
         self._generator = torch.Generator(self.device)
         model = ResNet(
             channels=dataset.image_shape[2],
-            classes=CLASSES,
+            classes=len(dataset.classes),
             **network_fields(recipe),
             generator=self._generator,
             seed=derive_seed("weights", recipe.seed, 0),

@@ -15,16 +15,23 @@ from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.study_state import StudyLoad
 from hpo.errors import HpoError, StorageUnavailable, StudyFailed
-from hpo.settings import DatasetName
+from hpo.settings import StudySettings
 from hpo.study import Study
 from hpo.training.data import Dataset
-from hpo.training.datasets import load_dataset
 from hpo.training.numerics import prepare_torch, require_precision
 from hpo.trial.objective import AtEnd
 from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
 from hpo.worker.stop import StopSignal
-from hpo.worker.work import WorkerConfig, claim_or_end, fail_if_hopeless, require_measure, require_split, train_attempt
+from hpo.worker.work import (
+    WorkerConfig,
+    claim_or_end,
+    fail_if_hopeless,
+    load_as_in,
+    require_measure,
+    require_split,
+    train_attempt,
+)
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +99,7 @@ class StudyRotation:
         self._served: dict[Key, Served] = {}
         self._refused: set[Key] = set()
         self._last_turns: dict[Key, int] = {}
-        self._datasets: dict[DatasetName, Dataset] = {}
+        self._datasets: dict[tuple[str, str, str], Dataset] = {}
 
     def serve(self, stop: StopSignal) -> int:
         """Train trials until `stop` says so.
@@ -152,7 +159,7 @@ class StudyRotation:
             require_precision(self.device, study.settings.precision)
             served = Served(
                 study=study,
-                dataset=require_split(study, self._dataset(study.settings.dataset), self.data_dir),
+                dataset=require_split(study, self._dataset(study.settings), self.data_dir),
                 config=replace(self.config, at_end=at_end),
                 before=overview.count(self.storage, study.study_id),
             )
@@ -165,10 +172,11 @@ class StudyRotation:
         self._served[key_of(load)] = served
         return served
 
-    def _dataset(self, name: DatasetName) -> Dataset:
-        if name not in self._datasets:
-            self._datasets[name] = load_dataset(name, self.data_dir).to(self.device)
-        return self._datasets[name]
+    def _dataset(self, settings: StudySettings) -> Dataset:
+        key = (settings.dataset, settings.split, settings.augment)
+        if key not in self._datasets:
+            self._datasets[key] = load_as_in(settings, self.data_dir).to(self.device)
+        return self._datasets[key]
 
     def _give_up_if_hopeless(self, load: StudyLoad, served: Served) -> None:
         try:

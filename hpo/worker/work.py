@@ -15,7 +15,7 @@ from hpo.database.attempt import Attempt, FinalState, Loss, Outcome, WorkerId
 from hpo.database.overview import Counts
 from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
 from hpo.recipes.comparison import Comparison
-from hpo.settings import PROMOTING
+from hpo.settings import PROMOTING, StudySettings
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
@@ -253,7 +253,12 @@ def load_checked(study: Study, data_dir: Path) -> Dataset:
     Raises:
         BadInput: It is split differently.
     """
-    return require_split(study, load_dataset(study.settings.dataset, data_dir), data_dir)
+    return require_split(study, load_as_in(study.settings, data_dir), data_dir)
+
+
+def load_as_in(settings: StudySettings, data_dir: Path) -> Dataset:
+    """Load the data set that settings name, augmented as they say."""
+    return load_dataset(settings.dataset, data_dir, checksum=settings.split, augment=settings.augment)
 
 
 def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:

@@ -126,7 +126,11 @@ BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
         (["--trials", "many"], 2, "Invalid value for '--trials'"),
         (["--space", "nope"], 2, "space 'nope' is neither a file nor a shipped space; shipped: baseline, dense, "),
         (["--space", "bad.yaml"], 2, "bad.yaml: line 4: search.dropout.1 is 1.5: Input should be less than 1"),
-        (["--dataset", "mnist"], 2, "'mnist' is not one of"),
+        (
+            ["--dataset", "mnist"],
+            2,
+            "--dataset mnist: allowed are auto, cifar10, cifar100, fashion_mnist, digits, or the path of",
+        ),
         (["--study", "../x"], 2, "study name '../x': allowed are 1 to 100 letters, digits, '.', '_' and '-'"),
         (["--iterations", "31"], 2, "Invalid value for '--iterations'"),
         (["--workers", "0"], 2, "Invalid value for '--workers'"),

@@ -29,7 +29,12 @@ def digits() -> Dataset:
     """Give 200 of the digits, trained on as workers do, with one thread."""
     torch.set_num_threads(1)
     whole = load_dataset("digits", Path("/nonexistent")).train
-    return split_dataset("digits", Split(images=whole.images[:200], labels=whole.labels[:200]), padding=1, flip=False)
+    return split_dataset(
+        "digits",
+        Split(images=whole.images[:200], labels=whole.labels[:200]),
+        classes=tuple("0123456789"),
+        augment="crop",
+    )
 
 
 @pytest.fixture(scope="session")

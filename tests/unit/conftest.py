@@ -43,4 +43,4 @@ def digits() -> Dataset:
 def few_digits(digits) -> Dataset:
     """Give 200 of the digits: 180 to train, 20 to validate, so that an epoch is short."""
     whole = Split(images=digits.train.images[:200], labels=digits.train.labels[:200])
-    return split_dataset("digits", whole, padding=1, flip=False)
+    return split_dataset("digits", whole, classes=tuple("0123456789"), augment="crop")

@@ -159,6 +159,8 @@ def test_the_help_loads_nothing_heavy_either():
 # What leads to test images, and who may name it. The digits come in one piece, which `datasets` has to cut.
 TEST_SPLITS = {
     "test_list": {"results.test_split"},
+    "read_own_test": {"results.test_split", "training.tensor_file"},
+    "test_images": {"training.tensor_file"},
     "FASHION_MNIST_TEST": {"results.test_split"},
     "load_test_split": {"results.benchmark", "results.test_split"},
     "read_digits": {"results.test_split", "training.datasets"},

@@ -13,6 +13,9 @@ SETTINGS = StudySettings(
     space={"name": "mine", "base": "dropout", "search": {"head": ["linear", "dropout"]}},
     dataset="digits",
     split="0f0e",
+    image_shape=(8, 8, 1),
+    classes=10,
+    augment="crop",
     iterations=640,
     seed=7,
     precision="fp32",
@@ -31,6 +34,9 @@ def test_settings_are_kept_under_names_that_a_person_can_read():
         "search space": {"name": "mine", "base": "dropout", "search": {"head": ["linear", "dropout"]}},
         "data set": "digits",
         "split checksum": "0f0e",
+        "image shape": [8, 8, 1],
+        "classes": 10,
+        "augment": "crop",
         "iterations": 640,
         "seed": 7,
         "precision": "fp32",
@@ -38,6 +44,33 @@ def test_settings_are_kept_under_names_that_a_person_can_read():
         "pruner": "asha-stop",
         "align": "phase",
     }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shape", "augment"),
+    [
+        ("cifar10", (32, 32, 3), "crop,flip"),
+        ("fashion_mnist", (28, 28, 1), "crop,flip"),
+        ("digits", (8, 8, 1), "crop"),
+    ],
+)
+def test_a_study_from_before_images_of_ones_own_has_the_shape_and_augmentation_that_its_data_had(
+    dataset, shape, augment
+):
+    attrs = replace(SETTINGS, dataset=dataset).to_attrs()
+    for title in ("image shape", "classes", "augment"):
+        del attrs[title]
+
+    read = StudySettings.from_attrs(attrs)
+
+    assert read == replace(SETTINGS, dataset=dataset, image_shape=shape, classes=10, augment=augment)
+
+
+def test_what_is_not_a_study_of_this_program_is_noticed():
+    with pytest.raises(KeyError):
+        StudySettings.from_attrs({})
+    with pytest.raises(KeyError):
+        StudySettings.from_attrs({"data set": "mine"})
 
 
 def test_a_study_with_the_same_settings_goes_on():
@@ -49,6 +82,8 @@ def test_a_study_with_the_same_settings_goes_on():
     [
         ({"dataset": "cifar10"}, "data set is cifar10 in the study and digits here"),
         ({"split": "aaaa"}, "split checksum is aaaa in the study and 0f0e here"),
+        ({"augment": "none"}, "augment is none in the study and crop here"),
+        ({"image_shape": (8, 8, 3)}, "image shape is (8, 8, 3) in the study and (8, 8, 1) here"),
         ({"iterations": 64}, "iterations is 64 in the study and 640 here"),
         ({"seed": 0}, "seed is 0 in the study and 7 here"),
         ({"precision": "bf16"}, "precision is bf16 in the study and fp32 here"),

@@ -14,16 +14,8 @@ from hpo.results.figures import training_figure
 from hpo.results.formatting import show_measured, show_value
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
-from hpo.settings import VALIDATION_LOSS, DatasetName
-from hpo.training.data import CLASSES
+from hpo.settings import VALIDATION_LOSS, StudySettings
 from hpo.training.model import ResNet, count_parameters, network_fields
-
-SHAPES: dict[DatasetName, tuple[int, int, int]] = {
-    "cifar10": (32, 32, 3),
-    "fashion_mnist": (28, 28, 1),
-    "digits": (8, 8, 1),
-}
-"""Height, width and channels of each data set's images."""
 
 
 def write_blocks(facts: Facts) -> list[Block]:
@@ -130,7 +122,7 @@ def _runs(facts: Facts) -> Iterator[Block]:
         documented = f"Documented run {run.documented.section}: {title}" if run.documented else ""
         yield Heading(2, "; ".join(filter(None, (best, documented))))
         yield Heading(3, "Configuration")
-        yield Grid(rows=_configuration(trial.recipe, SHAPES[facts.settings.dataset]))
+        yield Grid(rows=_configuration(trial.recipe, facts.settings))
         yield Heading(3, "Training & Validation Loss and Accuracy")
         yield Plate(
             name=f"trial_{trial.number}",
@@ -168,8 +160,8 @@ def _documented(facts: Facts) -> Iterator[Block]:
     )
 
 
-def _configuration(recipe: Recipe, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
-    counts = network_counts(recipe, shape)
+def _configuration(recipe: Recipe, settings: StudySettings) -> list[tuple[str, str]]:
+    counts = network_counts(recipe, settings.image_shape[2], settings.classes)
     return [
         ("learning rate, boundaries", _boundaries(recipe)),
         ("learning rate, values", show_value(recipe.values)),
@@ -203,11 +195,11 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
         yield ("documented test accuracy", f"{accuracy}{comparable if run.documented.test_accuracy else ''}")
 
 
-def network_counts(recipe: Recipe, shape: tuple[int, int, int]) -> ParameterCounts:
-    """Count the parameters of a recipe's network for images of a shape (height, width, channels)."""
+def network_counts(recipe: Recipe, channels: int, classes: int) -> ParameterCounts:
+    """Count the parameters of a recipe's network for images of so many channels and classes."""
     network = ResNet(
-        channels=shape[2],
-        classes=CLASSES,
+        channels=channels,
+        classes=classes,
         **network_fields(recipe),
         generator=torch.Generator(),
     )

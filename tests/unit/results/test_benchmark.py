@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from hpo.cli.benchmark import benchmark as command
-from hpo.cli.options import DatasetChoice, PrecisionChoice
+from hpo.cli.options import AugmentChoice, PrecisionChoice
 from hpo.errors import BadInput, DataDamaged, DataUnavailable
 from hpo.recipes.recipe import documented_runs
 from hpo.results import test_split
@@ -216,8 +216,13 @@ def test_documented_figures_are_compared_at_their_own_data_and_budget_only(datas
             "--study mine: with --all-documented no study is benchmarked; --name names the runs' own",
         ),
         (
-            {"dataset": DatasetChoice.digits},
+            {"dataset": "digits"},
             "--dataset digits: allowed only with --all-documented; a study's runs have the study's",
+        ),
+        ({"image_size": 32}, "--image-size 32: allowed only with --all-documented; a study's runs have the study's"),
+        (
+            {"augment": AugmentChoice.crop_flip},
+            "--augment crop,flip: allowed only with --all-documented; a study's runs have the study's",
         ),
         (
             {"precision": PrecisionChoice.bf16},

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from typing import get_args
 
 import optuna
@@ -12,18 +13,22 @@ import pytest
 
 from hpo import cli, study
 from hpo.cli import run
+from hpo.cli.data import data_settings
 from hpo.database import storage
 from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, find_figures, note_attrs
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Align
 from hpo.recipes.space_file import load_space
 from hpo.results.notes import continue_command, study_note, trial_note
-from hpo.settings import DatasetName, Precision, PrunerName, SamplerName, StudySettings
+from hpo.settings import Augment, DatasetName, Precision, PrunerName, SamplerName, StudySettings, default_augment
 
 SETTINGS = StudySettings(
     space={"name": "smooth_lr", "description": "All of it", "base": "smooth_lr", "search": {}},
     dataset="digits",
     split="0f0e",
+    image_shape=(8, 8, 1),
+    classes=10,
+    augment="crop",
     iterations=640,
     seed=0,
     precision="fp32",
@@ -106,6 +111,22 @@ def test_the_command_that_continues_a_study_names_what_is_not_the_default():
 SHIPPED = replace(SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True))
 
 
+SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1)}
+
+
+def chosen_data(wanted, _data_dir, image_size, augment):
+    """Describe a data set as if it were on this machine, photographs of somebody's own if it is not a known one."""
+    assert image_size is None
+    shape = SHAPES.get(wanted, (48, 64, 3))
+    return SimpleNamespace(
+        name=wanted,
+        checksum=SETTINGS.split,
+        image_shape=shape,
+        classes="0123456789",
+        augment=augment or default_augment(wanted, shape[2]),
+    )
+
+
 class ReachedStudy(Exception):
     """The end of a command's run, where it would create or continue its study."""
 
@@ -130,7 +151,7 @@ def settings_of_command(monkeypatch):
         return settings
 
     parsed = []
-    monkeypatch.setattr(run, "choose_data", lambda wanted, _folder: (wanted, SETTINGS.split))
+    monkeypatch.setattr(run, "choose_data", chosen_data)
     monkeypatch.setattr(storage, "open_storage", lambda *_: None)
     monkeypatch.setattr(study, "continue_or_create", capture)
     return settings_of
@@ -152,10 +173,20 @@ def test_the_command_in_a_note_continues_its_study_whatever_chooses_and_prunes(
     assert settings_of_command(command_in_note(settings)) == settings
 
 
-@pytest.mark.parametrize("dataset", get_args(DatasetName))
+@pytest.mark.parametrize("augment", [None, *get_args(Augment)])
+@pytest.mark.parametrize("dataset", [*get_args(DatasetName), "holiday-photos"])
+def test_the_command_in_a_note_continues_its_study_on_any_data(settings_of_command, dataset, augment):
+    data = data_settings(chosen_data(dataset, None, None, augment))
+    settings = replace(SHIPPED, **data, iterations=1_000)
+
+    assert settings_of_command(command_in_note(settings)) == settings
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_the_command_in_a_note_continues_its_study_whatever_else_was_set(settings_of_command, dataset):
+    data = data_settings(chosen_data(dataset, None, None, None))
     for precision, iterations, seed in product(get_args(Precision), (64, 640, 64_000, 100_000), (0, 1, 2**31 - 1)):
-        settings = replace(SHIPPED, dataset=dataset, precision=precision, iterations=iterations, seed=seed)
+        settings = replace(SHIPPED, **data, precision=precision, iterations=iterations, seed=seed)
 
         assert settings_of_command(command_in_note(settings)) == settings
 

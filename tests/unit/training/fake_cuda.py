@@ -245,6 +245,7 @@ def main() -> None:
     def make_dataset():
         return Dataset(
             name="cifar10",
+            classes=tuple("0123456789"),
             train=split(45_000),
             validation=split(5_000),
             mean=torch.empty(3, device=cuda),

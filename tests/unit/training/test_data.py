@@ -132,7 +132,7 @@ def test_each_channel_is_normalised_by_its_own_mean_and_deviation():
     spread = torch.tensor([10, 50, 255])
     images = (torch.rand(200, 4, 5, 3, generator=generator) * spread).to(torch.uint8)
     whole = Split(images=images, labels=torch.arange(200) % 10)
-    dataset = data.split_dataset("cifar10", whole, padding=4, flip=True)
+    dataset = data.split_dataset("cifar10", whole, classes=tuple("0123456789"), augment="crop,flip")
 
     found = normalise(dataset.train.images, dataset)
 
@@ -152,6 +152,7 @@ def plain_dataset(images, padding, flip):
     channels = images.shape[3]
     return Dataset(
         name="cifar10",
+        classes=tuple("0123456789"),
         train=split,
         validation=split,
         mean=torch.zeros(channels),
