@@ -101,7 +101,8 @@ def write_tensors(
     except (OSError, SafetensorError) as error:
         raise BadInput(f"--data-dir {data_dir}: {path} cannot be written: {error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside.exists():
+            beside.unlink()
     return checksum
 
 

@@ -19,9 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from hpo.errors import DataDamaged, DataUnavailable
+from hpo.results.test_split import load_test_split
 from hpo.training import data, datasets
 from hpo.training.data import Batches, Dataset, Split, normalise, stratified_split
 from hpo.training.datasets import choose_dataset, fetch_dataset, load_dataset
@@ -629,6 +630,57 @@ def test_cifar10_is_fetched_once_and_then_found(tmp_path, monkeypatch, cifar_arc
     fetch_dataset("cifar10", tmp_path)  # the server is gone
     found = load_dataset("cifar10", tmp_path)
     assert rows_of(found.train, found.validation) == cifar_rows()
+
+
+@pytest.mark.parametrize("read", [lambda folder: choose_dataset("auto", folder), lambda folder: None])
+def test_the_official_archive_is_taken_without_any_network(tmp_path, monkeypatch, cifar_archive, read):
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{closed_port()}/cifar.tar.gz")
+    (tmp_path / CIFAR10.filename).write_bytes(cifar_archive)
+
+    assert read(tmp_path) in (("cifar10", None), None)
+    found = load_dataset("cifar10", tmp_path)
+
+    assert rows_of(found.train, found.validation) == cifar_rows()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CIFAR10.base_folder, CIFAR10.filename]
+
+
+def test_an_archive_that_is_cut_short_is_named_and_nothing_is_unpacked(tmp_path, cifar_archive):
+    path = tmp_path / CIFAR10.filename
+    path.write_bytes(cifar_archive[:-100])
+
+    with pytest.raises(DataDamaged) as refused:
+        choose_dataset("auto", tmp_path)
+
+    assert str(refused.value).startswith(f"{path} is damaged: its md5 is ")
+    assert str(refused.value).endswith("; download it again")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cifar100_has_the_fine_classes_of_its_files(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(1).integers(0, 256, (200, 3072), dtype=np.uint8)
+    names = [f"class {number}" for number in range(20)]
+    contents = {
+        "train": {"data": pixels, "fine_labels": [n % 20 for n in range(200)], "coarse_labels": [0] * 200},
+        "test": {"data": pixels[:20], "fine_labels": list(range(20)), "coarse_labels": [0] * 20},
+        "meta": {"fine_label_names": names, "coarse_label_names": ["all"]},
+    }
+    (tmp_path / CIFAR100.base_folder).mkdir()
+    md5 = {}
+    for name, content in contents.items():
+        written = pickle.dumps(content, protocol=2)
+        (tmp_path / CIFAR100.base_folder / name).write_bytes(written)
+        md5[name] = hashlib.md5(written).hexdigest()
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5["meta"]})
+
+    dataset, test = load_dataset("cifar100", tmp_path), load_test_split("cifar100", tmp_path)
+
+    assert dataset.classes == tuple(names)
+    assert (len(dataset.train), len(dataset.validation), dataset.augment) == (180, 20, "crop,flip")
+    assert torch.bincount(dataset.validation.labels).tolist() == [1] * 20
+    assert test.labels.tolist() == list(range(20))
+    assert torch.equal(test.images[3].permute(2, 0, 1).reshape(-1), torch.from_numpy(pixels[3]))
 
 
 def test_an_archive_that_is_not_cifar10_is_unavailable_and_leaves_no_data_set(tmp_path, monkeypatch, cifar_archive):

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
 from hpo.recipes.space_file import load_space
+from hpo.settings import default_augment
+from hpo.training.data import Split, split_dataset
 from hpo.training.numerics import Numerics
 from hpo.training.train import Training
 from hpo.trial.checkpoints import decode, encode
@@ -50,6 +52,27 @@ def recipes(draw):
 def state_name(path: tuple[Segment, ...], iteration: int) -> tuple[str, int]:
     """Name a state as the index of checkpoints does."""
     return segment_of(path, iteration).key, iteration
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "key"),
+    [
+        ("cifar10", (32, 32, 3), "bc72743fe79e6ba03c3003f4a0363696f90058e7da4f0565157c6f1e282e1ab3"),
+        ("fashion_mnist", (28, 28, 1), "0ff3e3b41be028c6dd089a77bad1f723d2acaefbcb306d8e8e45d718104a75d0"),
+        ("digits", (8, 8, 1), "23eb27a71de36960c3fa554a8ba98adb5adfc198d836fdebb935d9af8750dbee"),
+    ],
+)
+def test_keys_are_those_of_the_checkpoints_that_earlier_versions_left(name, shape, key):
+    images = torch.arange(200).to(torch.uint8)[:, None, None, None].expand(200, *shape).contiguous()
+    whole = Split(images=images, labels=torch.arange(200) % 10)
+    augments = ("none", "crop", "crop,flip")
+    keys = {}
+    for augment in augments:
+        dataset = split_dataset(name, whole, classes=tuple("0123456789"), augment=augment)
+        keys[augment] = segments(RECIPE, dataset, PLAN, NUMERICS)[0].key
+
+    assert keys[default_augment(name, shape[2])] == key
+    assert len(set(keys.values())) == 3, "augmentation is part of the key"
 
 
 @given(recipes(), recipes())
