@@ -21,14 +21,15 @@ class Listing:
 
     Attributes:
         classes: Names of the classes, sorted.
-        files: Paths, first those to train and validate on, then those of the test split, in a fixed order.
+        files: Paths, first those to train and validate on, then those of the test split, in a fixed order. As
+            text, which takes a fifth of the time of objects.
         labels: The class of each file, as an index.
         tests: How many of the files are of the test split; None if the folder has no such split.
         passed_over: How many other files there are.
     """
 
     classes: tuple[str, ...]
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     labels: tuple[int, ...]
     tests: int | None
     passed_over: int
@@ -68,7 +69,7 @@ def _list_images(root: Path) -> Listing:
     return _listing(list(train), parts, sum(map(len, test.values())), others)
 
 
-def _listing(classes: list[str], parts: list[dict[str, list[Path]]], tests: int | None, passed_over: int) -> Listing:
+def _listing(classes: list[str], parts: list[dict[str, list[str]]], tests: int | None, passed_over: int) -> Listing:
     rows = [(file, classes.index(name)) for part in parts for name in classes for file in part[name]]
     return Listing(
         classes=tuple(classes),
@@ -86,23 +87,23 @@ def _folders(root: Path) -> tuple[dict[str, Path], int]:
     return folders, sum(not entry.is_dir() for entry in entries)
 
 
-def _classes_of(root: Path, folders: dict[str, Path]) -> tuple[dict[str, list[Path]], int]:
+def _classes_of(root: Path, folders: dict[str, Path]) -> tuple[dict[str, list[str]], int]:
     """List the images of each class, and count the other files."""
     if len(folders) < 2:
         held = f"only the class {next(iter(folders))}" if folders else "no class"
         raise BadInput(f"{root}: has {held}; allowed are two or more folders of images")
-    images: dict[str, list[Path]] = {}
+    images: dict[str, list[str]] = {}
     passed_over = 0
     for name, folder in folders.items():
-        files = list(_walk(folder, (os.path.realpath(root),)))
-        images[name] = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = list(_walk(str(folder), (os.path.realpath(root),)))
+        images[name] = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
         passed_over += len(files) - len(images[name])
         if not images[name]:
             raise BadInput(f"{folder}: the class has no image; names of images end with {' '.join(IMAGE_SUFFIXES)}")
     return images, passed_over
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     """List all files below a folder, links followed.
 
     Args:
@@ -113,11 +114,11 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         raise BadInput(f"{folder}: a link leads back to {real}, a folder that holds it")
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, real))
+            yield from _walk(entry.path, (*above, real))
         else:
-            yield Path(entry.path)
+            yield entry.path
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -108,7 +108,7 @@ def prepare(
         Writes below `data_dir`, and starts a process per core while it decodes many files.
     """
     source = folders.list_images(path) if path.is_dir() else _array_file(path)
-    files = source.files if isinstance(source, folders.Listing) else (path,)
+    files = source.files if isinstance(source, folders.Listing) else (str(path),)
     fingerprint = _fingerprint(path, files, name, image_size)
     checksum = find_decoded(data_dir, name, fingerprint)
     if checksum is None:
@@ -153,7 +153,7 @@ def min_images(*, with_test: bool) -> int:
     return next(n for n in count(for_validation) if n - math.ceil(n * TEST_SHARE) >= for_validation)
 
 
-def common_shape(files: Sequence[Path], pictures: Sequence[Picture], image_size: int | None) -> tuple[int, int, int]:
+def common_shape(files: Sequence[str], pictures: Sequence[Picture], image_size: int | None) -> tuple[int, int, int]:
     """Decide the height, width and channels to which images are decoded.
 
     Raises:
@@ -189,14 +189,14 @@ def _collect(
     """Inspect the images, so that everything but the pixels is known."""
     if isinstance(source, arrays.ArrayFile):
         return _collect_arrays(source, image_size)
-    names = [str(file) for file in source.files]
-    shape = common_shape(source.files, inspect_files(names, report), image_size)
+    files = source.files
+    shape = common_shape(files, inspect_files(files, report), image_size)
     return Collection(
         classes=source.classes,
         labels=np.array(source.labels, dtype=np.int64),
         tests=source.tests,
         shape=shape,
-        decode=lambda told: decode_files(names, shape, told),
+        decode=lambda told: decode_files(files, shape, told),
     )
 
 
@@ -217,7 +217,7 @@ def _collect_arrays(file: arrays.ArrayFile, image_size: int | None) -> Collectio
     return Collection(classes=classes, labels=labels, tests=file.tests, shape=file.shape, decode=decode)
 
 
-def _require_side(path: Path, width: int, height: int) -> None:
+def _require_side(path: Path | str, width: int, height: int) -> None:
     if min(width, height) < MIN_IMAGE_SIDE or max(width, height) > MAX_IMAGE_SIDE:
         raise BadInput(
             f"{path}: images are {width}x{height}; allowed are {MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE} pixels a side, "
@@ -245,16 +245,16 @@ def _available_bytes() -> int:
     return free
 
 
-def _fingerprint(path: Path, files: Sequence[Path], name: str, image_size: int | None) -> str:
+def _fingerprint(path: Path, files: Sequence[str], name: str, image_size: int | None) -> str:
     """Return a digest of what decoding depends on, with the files' sizes and times in place of their content."""
     digest = hashlib.sha256(json.dumps([FORMAT, name, image_size]).encode())
     for file in files:
         try:
-            status = file.stat()
+            status = os.stat(file)  # noqa: PTH116 - there may be many, and objects take longer than the call
         except OSError as error:
             raise BadInput(f"{file}: cannot be read: {error.strerror}") from error
-        row = [os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns]
-        digest.update(json.dumps(row).encode())
+        digest.update(os.fsencode(file.removeprefix(str(path))))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 

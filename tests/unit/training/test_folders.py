@@ -1,5 +1,7 @@
 """Test which files of a folder are images of which class, and which folders are refused."""
 
+from pathlib import Path
+
 import pytest
 
 from hpo.errors import BadInput
@@ -14,7 +16,7 @@ def touch(root, *names):
 
 
 def names(listing, root):
-    return [str(file.relative_to(root)) for file in listing.files]
+    return [str(Path(file).relative_to(root)) for file in listing.files]
 
 
 def test_a_folder_per_class_has_no_test_split(tmp_path):
