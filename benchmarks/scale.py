@@ -126,7 +126,7 @@ CALLS = (
     (Checkpoints, "save", "save"),
     (Checkpoints, "adopt", "start"),
     (Trajectory, "_enter", "enter"),
-    (Trajectory, "_load_deepest", "load"),
+    (Trajectory, "_restore_deepest", "load"),
     (work, "train_attempt", OUTSIDE),
 )
 PHASES = ("poll", "sample", "prune", "finish", "hand back", "save", "start", "enter", "load")
@@ -221,6 +221,9 @@ class SleepingTraining:
             loss_count=0,
             correct_count=0,
         )
+
+    def misfit(self, _state: State) -> None:
+        """Object to no state."""
 
     def restore(self, state: State) -> None:
         """Go to a state."""

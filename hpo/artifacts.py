@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
@@ -22,6 +23,9 @@ from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, B
 
 ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET without a path"
 """What messages name as allowed URLs."""
+
+NOTE_BYTES = 1 << 26
+"""The largest note: that of a full run has a megabyte, and more where it was handed back between its evaluations."""
 
 Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
 
@@ -73,7 +77,7 @@ class Artifacts:
             ArtifactsUnavailable: The store cannot be reached.
         """
         with self._translated(artifact.artifact_id), self.store.open_reader(artifact.artifact_id) as file:
-            content = file.read()
+            content = _read_at_most(file, artifact.size_bytes)
         if hashlib.sha256(content).hexdigest() != artifact.sha256:
             raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is not what was written")
         return content
@@ -91,13 +95,17 @@ class Artifacts:
         """Read a file by its name; return None if there is none.
 
         Raises:
+            ArtifactDamaged: It is larger than any note.
             ArtifactsUnavailable: The store cannot be reached.
         """
         try:
             with self._translated(name), self.store.open_reader(name) as file:
-                return file.read()
+                content = _read_at_most(file, NOTE_BYTES)
         except ArtifactMissing:
             return None
+        if len(content) > NOTE_BYTES:
+            raise ArtifactDamaged(f"artifacts {self.url}: file {name} has more than {NOTE_BYTES:,} bytes")
+        return content
 
     def remove(self, artifact_id: str) -> bool:
         """Delete a file, if it exists.
@@ -122,6 +130,14 @@ class Artifacts:
             raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact_id}") from error
         except Exception as error:
             raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
+
+
+def _read_at_most(file: BinaryIO, limit_bytes: int) -> bytes:
+    """Read a file, or of a file that is larger than a limit, a byte more than that."""
+    content = bytearray()
+    while piece := file.read(limit_bytes + 1 - len(content)):  # some stores give less than they are asked for
+        content += piece
+    return bytes(content)
 
 
 def write_whole(path: Path, content: bytes) -> None:

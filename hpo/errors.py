@@ -16,7 +16,7 @@ HpoError                    exit code 1
 ├── VerificationFailed      a trial that gives another result when trained again
 ├── ArtifactsUnavailable    an artifact store that cannot be used
 ├── ArtifactMissing         a file that is not in the artifact store
-├── ArtifactDamaged         a file in the artifact store with a wrong checksum
+├── ArtifactDamaged         a file in the artifact store that is not what was written
 └── LeaseLost               a trial that was given to another worker
 """
 
@@ -99,7 +99,7 @@ class ArtifactMissing(HpoError):
 
 
 class ArtifactDamaged(HpoError):
-    """A stored file whose checksum is wrong."""
+    """A stored file that is not what was written."""
 
 
 class LeaseLost(HpoError):

@@ -16,7 +16,7 @@ from hpo.database.attempt import Attempt
 from hpo.database.optuna_tables import TrialModel, TrialValueModel
 from hpo.database.overview import best_first
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CheckpointRow, now_s, upsert
+from hpo.database.tables import AttemptRow, CheckpointRow, SecretRow, now_s, upsert
 from hpo.recipes.schedule import CurvePoint
 
 
@@ -111,6 +111,12 @@ def evict(storage: Storage, budget_bytes: int) -> tuple[list[str], int]:
         unnamed = _evict(session, budget_bytes)
         left_bytes = int(session.scalar(select(func.sum(CheckpointRow.size_bytes))) or 0)
     return unnamed, left_bytes
+
+
+def load_note_key(storage: Storage) -> bytes:
+    """Load the key with which workers sign the notes that they leave in the artifact store."""
+    with storage.transaction() as session:
+        return bytes.fromhex(session.scalars(select(SecretRow.secret).where(SecretRow.name == "notes")).one())
 
 
 def _checkpoint(row: CheckpointRow) -> Checkpoint:

@@ -155,6 +155,19 @@ class WorkerRow(Base):
     seen_s: Mapped[float] = mapped_column(Double)
 
 
+class SecretRow(Base):
+    """A secret of this database, which nothing shows.
+
+    Attributes:
+        secret: Random bytes, in hexadecimal.
+    """
+
+    __tablename__ = "hpo_secrets"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    secret: Mapped[str] = mapped_column(String(64))
+
+
 class now_s(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
     """The database's clock in seconds since the epoch."""
 

@@ -90,12 +90,8 @@ def _from_its_checkpoint(study: Study, best: Best, dataset: Dataset, checkpoints
     checkpoint = find_checkpoint_of(study.storage, trial_id)
     if checkpoint is None or checkpoint.iteration != final_iteration(best.curve, best.recipe):
         return None
-    state = checkpoints.load(checkpoint)
-    if state is None:
-        return None
     training = Training(best.recipe, dataset, study.settings.precision)
-    training.restore(state)
-    return training
+    return training if checkpoints.restore(training, checkpoint) else None
 
 
 def files(exported: Exported) -> dict[str, bytes]:

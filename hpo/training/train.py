@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -194,8 +194,19 @@ class Training:
             correct_count=None if math.isnan(correct) else int(correct),
         )
 
+    def misfit(self, state: State) -> str | None:
+        """Return why a state cannot lie on this recipe's trajectory; None if it can."""
+        if not 0 <= state.loss_count <= state.iteration <= self.recipe.iterations:
+            return f"iteration {state.iteration:,} of {self.recipe.iterations:,}, {state.loss_count:,} losses"
+        steps = state.iteration and self.recipe.momentum
+        own = {"weights": self.model.state_dict(), "momentum": dict(self.model.named_parameters()) if steps else {}}
+        for part, given in (("weights", state.weights), ("momentum", state.momentum)):
+            if _layout(given) != _layout(own[part]):
+                return f"names, shapes or types of its {part} are those of another network"
+        return None
+
     def restore(self, state: State) -> None:
-        """Go to a state of this recipe's trajectory."""
+        """Go to a state of this recipe's trajectory, which `misfit` has not objected to."""
         self.iteration = state.iteration
         self.model.load_state_dict(state.weights)
         self._optimizer.state.clear()
@@ -215,6 +226,10 @@ class Training:
         if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _subset(validation: Split, images: int) -> Split:

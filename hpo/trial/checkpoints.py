@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict, Field, Json
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from hpo.artifacts import Artifacts
 from hpo.database import checkpoint_index
@@ -19,9 +20,10 @@ from hpo.database.checkpoint_index import Checkpoint
 from hpo.database.parking import take_segment
 from hpo.database.storage import Storage
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, StorageUnavailable
-from hpo.recipes.schedule import CurvePoint
+from hpo.recipes.schedule import CurvePoint, Evaluation
 from hpo.settings import DEFAULT_CHECKPOINT_GB, GIGABYTE
-from hpo.training.train import State
+from hpo.training.train import State, Training
+from hpo.trial.checkpoint_note import SavedCheckpoint, describe_saved, lies_on, note_name, read_note, write_note
 from hpo.trial.segments import Segment, segment_of
 
 log = logging.getLogger(__name__)
@@ -33,17 +35,11 @@ class Unindexed:
 
     Attributes:
         note: Name of the note in the artifact store that can list it for a later attempt.
-        row: The columns of its row in the database.
     """
 
     attempt: Attempt
     note: str
-    row: dict[str, Any]
-
-
-def _note_name(path: Sequence[Segment]) -> str:
-    """Return the name of a recipe's note: the key of the last segment stands for the whole recipe."""
-    return f"unindexed-{path[-1].key}"
+    saved: SavedCheckpoint
 
 
 class Checkpoints:
@@ -62,6 +58,7 @@ class Checkpoints:
         self._missing: set[str] = set()
         self._warned = False
         self._unindexed: list[Unindexed] = []
+        self._note_key: bytes | None = None
 
     def find(self, path: Sequence[Segment], at_most: int) -> Checkpoint | None:
         """Find the deepest checkpoint on a path, up to an iteration."""
@@ -72,29 +69,34 @@ class Checkpoints:
         """Note that an attempt needs a checkpoint, so that it is kept."""
         checkpoint_index.note_use(self.storage, attempt, checkpoint)
 
-    def load(self, checkpoint: Checkpoint) -> State | None:
-        """Read a checkpoint's state; return None if its file is missing or damaged.
+    def restore(self, training: Training, checkpoint: Checkpoint) -> bool:
+        """Bring a training to a checkpoint's state; return False if its file is missing, damaged or of another state.
 
-        A damaged file is removed for every process. A missing file is skipped by this process alone, since the artifact
-        store of another process may hold it.
+        A file that cannot be used is removed for every process. A missing file is skipped by this process alone, since
+        the artifact store of another process may hold it.
         """
+        artifact_id = checkpoint.artifact.artifact_id
         try:
-            return decode(self.artifacts.read(checkpoint.artifact))
+            training.restore(_require_fit(decode(self.artifacts.read(checkpoint.artifact)), checkpoint, training))
+            return True
         except (ArtifactMissing, ArtifactsUnavailable) as error:
             log.warning("%s", error)
-            self._missing.add(checkpoint.artifact.artifact_id)
-        except (ArtifactDamaged, SafetensorError) as error:
-            log.warning("%s; it is dropped", error)
-            self._drop(checkpoint.artifact.artifact_id)
-        return None
+            self._missing.add(artifact_id)
+        except ArtifactDamaged as error:
+            log.warning("checkpoint %s of iteration %d: %s; it is dropped", artifact_id, checkpoint.iteration, error)
+            self._drop(artifact_id)
+        return False
 
-    def load_deepest(self, path: Sequence[Segment], at_most: int) -> State | None:
-        """Read the deepest checkpoint on a path, up to an iteration, whose file is intact."""
+    def restore_deepest(self, training: Training, path: Sequence[Segment], at_most: int) -> bool:
+        """Bring a training to the deepest state on a path that can be restored, up to an iteration.
+
+        Returns:
+            Whether there is such a state.
+        """
         while (checkpoint := self.storage.retry_policy.call(lambda: self.find(path, at_most))) is not None:
-            state = self.load(checkpoint)
-            if state is not None:
-                return state
-        return None
+            if self.restore(training, checkpoint):
+                return True
+        return False
 
     def save(self, attempt: Attempt, path: Sequence[Segment], state: State, curve: Sequence[CurvePoint]) -> None:
         """Store a state.
@@ -109,13 +111,8 @@ class Checkpoints:
                 log.warning("%s; training goes on without new checkpoints", error)
             self._warned = True
             return
-        row = {
-            "segment": segment_of(path, state.iteration).key,
-            "iteration": state.iteration,
-            "curve": json.dumps([asdict(point) for point in curve]),
-            **asdict(artifact),
-        }
-        self._unindexed.append(Unindexed(attempt, _note_name(path), row))
+        saved = describe_saved(segment_of(path, state.iteration).key, state.iteration, curve, artifact)
+        self._unindexed.append(Unindexed(attempt, note_name(path, self._load_note_key()), saved))
         try:
             self.storage.retry_policy.once(self._index)
         except StorageUnavailable as error:
@@ -132,37 +129,52 @@ class Checkpoints:
     def _index(self) -> None:
         while self._unindexed:
             first = self._unindexed[0]
-            self._remove_files(
-                checkpoint_index.add_checkpoint(self.storage, first.attempt, first.row, self.budget_bytes)
-            )
+            row = first.saved.to_row()
+            self._remove_files(checkpoint_index.add_checkpoint(self.storage, first.attempt, row, self.budget_bytes))
             del self._unindexed[0]
 
     def leave(self) -> None:
         """List the unindexed checkpoints in notes beside the files, for the next attempt at the same recipe."""
         for name in {each.note for each in self._unindexed}:
-            rows = [each.row for each in self._unindexed if each.note == name]
+            saved = [each.saved for each in self._unindexed if each.note == name]
             try:
-                self.artifacts.write_note(name, json.dumps(rows).encode())
+                self.artifacts.write_note(name, write_note(name, saved, self._load_note_key()))
             except ArtifactsUnavailable as error:
-                log.warning("%s; %d checkpoints are lost", error, len(rows))
+                log.warning("%s; %d checkpoints are lost", error, len(saved))
         self._unindexed.clear()
 
-    def adopt(self, attempt: Attempt, path: Sequence[Segment]) -> None:
+    def adopt(self, attempt: Attempt, path: Sequence[Segment], plan: Evaluation) -> None:
         """Add the checkpoints that an earlier attempt at the same recipe left unindexed to the index.
+
+        What does not belong to the recipe, or was not written by a worker of this database, is dropped.
 
         Raises:
             StorageUnavailable: The database did not answer for longer than the storage's retry policy allows.
         """
-        name = _note_name(path)
+        key = self._load_note_key()
+        name = note_name(path, key)
         try:
             note = self.artifacts.find_note(name)
             if note is None:
                 return
-            self._unindexed += [Unindexed(attempt, name, row) for row in json.loads(note)]
-        except (ArtifactsUnavailable, ValueError) as error:  # ValueError: the note is cut short
-            log.warning("note %s cannot be read: %s", name, error)
+            for saved in read_note(name, note, key):
+                if lies_on(saved, path, plan.iterations):
+                    self._unindexed.append(Unindexed(attempt, name, saved))
+                else:
+                    log.warning("note %s: checkpoint %s is none of this recipe; it is dropped", name, saved.artifact_id)
+        except ArtifactsUnavailable as error:
+            log.warning("%s", error)
+            return
+        except ArtifactDamaged as error:
+            log.warning("note %s: %s; it is dropped", name, error)
         self.index()
         self._remove_files([name])
+
+    def _load_note_key(self) -> bytes:
+        """Load the key of notes; it is kept, since it is needed while the database does not answer."""
+        if self._note_key is None:
+            self._note_key = self.storage.retry_policy.call(lambda: checkpoint_index.load_note_key(self.storage))
+        return self._note_key
 
     def enter(self, attempt: Attempt, segment: Segment) -> bool:
         """Take the lease on a segment; if another attempt has it, mark the trial as waiting for the segment.
@@ -220,20 +232,57 @@ def decode(content: bytes) -> State:
     """Read what `encode` wrote.
 
     Raises:
-        SafetensorError: The content is in another format.
+        ArtifactDamaged: The content is something else.
     """
-    tensors = load_tensors(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    facts = json.loads(header["__metadata__"]["state"])
-    parts: dict[str, dict[str, Any]] = {"weights": {}, "momentum": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}}
+    try:
+        for name, tensor in load_tensors(content).items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        facts = _Header.model_validate_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).metadata.state
+        loss_sum = float.fromhex(facts.loss_sum)
+    except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+        raise ArtifactDamaged(f"it holds no state of a training ({type(error).__name__})") from error
     return State(
-        iteration=facts["iteration"],
-        weights=parts["weights"],
-        momentum=parts["momentum"],
-        loss_sum=float.fromhex(facts["loss_sum"]),
-        loss_count=facts["loss_count"],
-        correct_count=facts.get("correct_count"),
+        iteration=facts.iteration,
+        **parts,
+        loss_sum=loss_sum,
+        loss_count=facts.loss_count,
+        correct_count=facts.correct_count,
     )
+
+
+class _Facts(BaseModel):
+    """The numbers of a state that are not tensors."""
+
+    model_config = ConfigDict(strict=True)
+
+    iteration: int
+    loss_sum: str
+    loss_count: int
+    correct_count: int | None = None
+
+
+class _Metadata(BaseModel):
+    """The texts of a checkpoint file."""
+
+    state: Json[_Facts]
+
+
+class _Header(BaseModel):
+    """The header of a checkpoint file."""
+
+    metadata: _Metadata = Field(alias="__metadata__")
+
+
+def _require_fit(state: State, checkpoint: Checkpoint, training: Training) -> State:
+    """Return a state that a checkpoint's file holds.
+
+    Raises:
+        ArtifactDamaged: It is the state of another iteration or of another network.
+    """
+    if state.iteration != checkpoint.iteration:
+        raise ArtifactDamaged(f"it holds a state of iteration {state.iteration:,}")
+    if (misfit := training.misfit(state)) is not None:
+        raise ArtifactDamaged(misfit)
+    return state

@@ -60,7 +60,7 @@ class Trajectory:
         self.position = 0
         self.curve: list[CurvePoint] = []
         if sharing is not None:
-            sharing.checkpoints.adopt(sharing.attempt, self._path)
+            sharing.checkpoints.adopt(sharing.attempt, self._path, plan)
 
     def measure_at(self, iteration: int) -> CurvePoint | Blocked:
         """Go to an iteration of the plan and measure there, or take the measurement from a checkpoint.
@@ -80,8 +80,11 @@ class Trajectory:
 
     def keep(self) -> None:
         """Remember the current state, so that `evaluate_at` need not load or train it again."""
-        if self._training is not None and self._training.iteration == self.position:
-            self._kept = self._training.state()
+        training = self._training
+        if training is None or training.iteration != self.position:
+            return
+        if self._kept is None or self._kept.iteration != training.iteration:
+            self._kept = training.state()
 
     def save_kept(self, iteration: int) -> None:
         """Store the remembered state, if it is that of an iteration: the weights of a trial that stopped early."""
@@ -150,12 +153,18 @@ class Trajectory:
         return True
 
     def _adopt_deeper(self, sharing: Sharing) -> bool:
-        checkpoint = sharing.checkpoints.find(self._path, self._recipe.iterations)
-        if checkpoint is None or checkpoint.iteration <= self.position:
-            return False
-        sharing.checkpoints.note_use(sharing.attempt, checkpoint)
-        self.position, self.curve = checkpoint.iteration, list(checkpoint.curve)
-        return True
+        """Take state and curve of the deepest checkpoint past the position whose state can be restored."""
+        checkpoints, training = sharing.checkpoints, self._training
+        while (checkpoint := checkpoints.find(self._path, self._recipe.iterations)) is not None:
+            if checkpoint.iteration <= self.position:
+                return False
+            checkpoints.note_use(sharing.attempt, checkpoint)
+            training = training or Training(self._recipe, self._dataset, self._precision)
+            if checkpoints.restore(training, checkpoint):
+                self._training, self._saved = training, checkpoint.iteration
+                self.position, self.curve = checkpoint.iteration, list(checkpoint.curve)
+                return True
+        return False
 
     def _train_to(self, iteration: int) -> CurvePoint | Blocked:
         if not self._go_to(self.position) or not self._advance(iteration):
@@ -187,10 +196,7 @@ class Trajectory:
         if self._training is not None and self._training.iteration == iteration:
             return True
         self._training = Training(self._recipe, self._dataset, self._precision)
-        state = self._load_deepest(iteration)
-        if state is not None:
-            self._training.restore(state)
-            self._saved = state.iteration
+        self._restore_deepest(self._training, iteration)
         for point in self._plan.iterations:
             if self._training.iteration < point <= iteration:
                 if not self._advance(point):
@@ -198,12 +204,12 @@ class Trajectory:
                 self._training.restart_means()
         return self._advance(iteration)
 
-    def _load_deepest(self, iteration: int) -> State | None:
+    def _restore_deepest(self, training: Training, iteration: int) -> None:
+        """Go to the deepest state up to an iteration that is remembered or stored."""
         if self._kept is not None and self._kept.iteration == iteration:
-            return self._kept
-        if self._sharing is None:
-            return None
-        return self._sharing.checkpoints.load_deepest(self._path, iteration)
+            training.restore(self._kept)
+        elif self._sharing is not None and self._sharing.checkpoints.restore_deepest(training, self._path, iteration):
+            self._saved = training.iteration
 
 
 def training_at(
@@ -213,8 +219,6 @@ def training_at(
     plan = evaluation(recipe.iterations, recipe.batch_size, len(dataset.validation))
     path = segments(recipe, dataset, plan, numerics(dataset.train.images.device, precision))
     training = Training(recipe, dataset, precision)
-    state = checkpoints.load_deepest(path, iteration)
-    if state is not None:
-        training.restore(state)
+    checkpoints.restore_deepest(training, path, iteration)
     training.advance(iteration)
     return training

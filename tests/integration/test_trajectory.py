@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save as save_tensors
 from sqlalchemy import select, update
 
 from hpo import study
-from hpo.artifacts import Artifacts, open_artifacts
+from hpo.artifacts import Artifact, Artifacts, open_artifacts
 from hpo.database import queue, workers
 from hpo.database.attempt import Attempt, Outcome, Progress
-from hpo.database.checkpoint_index import find_checkpoint
+from hpo.database.checkpoint_index import find_checkpoint, load_note_key
 from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import AttemptRow, CheckpointRow
 from hpo.errors import VerificationFailed
@@ -33,6 +35,7 @@ from hpo.recipes.schedule import CurvePoint, evaluation
 from hpo.training.data import Dataset
 from hpo.training.numerics import numerics
 from hpo.training.train import Training
+from hpo.trial.checkpoint_note import SavedCheckpoint, note_name, write_note
 from hpo.trial.checkpoints import Checkpoints, Sharing, encode
 from hpo.trial.segments import Segment, segments
 from hpo.worker.verify import compare_with_scratch
@@ -385,6 +388,105 @@ def _forget_training_accuracies(storage: Storage) -> None:
         for row in session.scalars(select(CheckpointRow)):
             points = [{n: v for n, v in p.items() if n != "train_accuracy"} for p in json.loads(row.curve)]
             row.curve = json.dumps(points)
+
+
+def state_file(digits: Dataset, iteration: int, **changed: Any) -> bytes:
+    training = Training(replace(RECIPE, **changed), digits, "fp32")
+    return encode(replace(training.state(), iteration=iteration))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("how", ["another shape", "no metadata", "iteration 1,000,000", "no momentum"])
+def test_a_checkpoint_that_does_not_fit_is_dropped_and_trained_again_even_if_its_checksum_does(
+    storage: Storage, artifacts: Artifacts, digits: Dataset, trained: Trained, how: str
+) -> None:
+    trained.copy_to(Checkpoints(storage, artifacts))
+    contents = {
+        "another shape": state_file(digits, BUDGET, head="dense"),
+        "no metadata": save_tensors({"weights/a": torch.zeros(1)}),
+        "iteration 1,000,000": state_file(digits, 1_000_000),
+        "no momentum": state_file(digits, BUDGET),
+    }
+    replace_deepest(storage, artifacts.write(contents[how]))
+
+    outcome, shared = train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+
+    outcome_alone, alone = train_alone(RECIPE, digits)
+    assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, 1)
+
+
+def replace_deepest(storage: Storage, artifact: Artifact) -> None:
+    """Let the row of the last checkpoint name another file, with its right checksum."""
+    with storage.transaction() as session:
+        deepest = update(CheckpointRow).where(CheckpointRow.iteration == BUDGET)
+        session.execute(deepest.values(**asdict(artifact)))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_curve_counts_for_nothing_without_its_state(
+    checkpoints: Checkpoints, digits: Dataset, trained: Trained
+) -> None:
+    trained.copy_to(checkpoints)
+    for file in Path(checkpoints.artifacts.url).iterdir():
+        file.unlink()
+    forged = [asdict(replace(point, val_accuracy=0.999)) for point in trained.curve]
+    with checkpoints.storage.transaction() as session:
+        session.execute(update(CheckpointRow).values(curve=json.dumps(forged)))
+
+    outcome, shared = train_and_finish(RECIPE, digits, checkpoints)
+
+    outcome_alone, alone = train_alone(RECIPE, digits)
+    assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET)
+
+
+def list_saved(rows: list[dict[str, Any]], *iterations: int) -> list[SavedCheckpoint]:
+    """Give what a note says of checkpoints."""
+    return [
+        SavedCheckpoint(
+            **{name: value for name, value in row.items() if name not in ("curve", "last_used_s")},
+            curve=tuple(CurvePoint(**point) for point in json.loads(row["curve"])),
+        )
+        for row in rows
+        if row["iteration"] in iterations
+    ]
+
+
+@pytest.fixture
+def note(artifacts: Artifacts, storage: Storage, digits: Dataset, trained: Trained) -> str:
+    """Fill the artifact store with real checkpoints that the database does not know, and give their note's name."""
+    shutil.copytree(trained.folder, artifacts.url, dirs_exist_ok=True)
+    path = segments(RECIPE, digits, evaluation(BUDGET, 8, 20), numerics(torch.device("cpu"), "fp32"))
+    return note_name(path, load_note_key(storage))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_notes_with_a_real_checkpoint_and_a_made_up_curve_are_not_believed(
+    storage: Storage, artifacts: Artifacts, digits: Dataset, trained: Trained, note: str
+) -> None:
+    [last] = list_saved(trained.rows, BUDGET)
+    forged = [replace(last, curve=tuple(replace(point, val_accuracy=0.999) for point in last.curve))]
+    artifacts.write_note(f"unindexed-{last.segment}", write_note(note, forged, bytes(32)))
+    artifacts.write_note(note, write_note(note, forged, bytes(32)))
+
+    outcome, shared = train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+
+    outcome_alone, alone = train_alone(RECIPE, digits)
+    assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET)
+    assert artifacts.find_note(note) is None
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_signed_note_is_believed_as_far_as_it_belongs_to_the_recipe(
+    storage: Storage, artifacts: Artifacts, digits: Dataset, trained: Trained, note: str
+) -> None:
+    shared_state, last = sorted(list_saved(trained.rows, 20, BUDGET), key=lambda saved: saved.iteration)
+    diverged = replace(last, curve=(replace(last.curve[0], val_loss=math.nan), *last.curve[1:]))
+    artifacts.write_note(note, write_note(note, [shared_state, diverged], load_note_key(storage)))
+
+    outcome, shared = train_and_finish(RECIPE, digits, Checkpoints(storage, artifacts))
+
+    outcome_alone, alone = train_alone(RECIPE, digits)
+    assert (outcome, shared.curve, shared.steps) == (outcome_alone, alone.curve, BUDGET - 20)
 
 
 class _Payload:

@@ -17,13 +17,26 @@ def test_what_is_read_is_what_was_written(tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [b"some byteS", b"some byte", b""])
+@pytest.mark.parametrize("content", [b"some byteS", b"some byte", b"", b"some bytes and more"])
 def test_a_changed_or_shortened_file_is_refused(tmp_path, content):
     artifacts = open_artifacts(str(tmp_path))
     written = artifacts.write(b"some bytes")
     (tmp_path / written.artifact_id).write_bytes(content)
     with pytest.raises(ArtifactDamaged, match=written.artifact_id):
         artifacts.read(written)
+
+
+def test_of_a_file_that_is_too_large_no_more_is_read_than_shows_that(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpo.artifacts.NOTE_BYTES", 10)
+    artifacts = open_artifacts(str(tmp_path))
+    artifacts.write_note("note", b"some bytes")
+    assert artifacts.find_note("note") == b"some bytes"
+    with (tmp_path / "note").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtifactDamaged, match="file note has more than 10 bytes"):
+        artifacts.find_note("note")
+    with pytest.raises(ArtifactDamaged, match="note"):
+        artifacts.read(Artifact(artifact_id="note", size_bytes=10, sha256="0" * 64))
 
 
 def test_a_removed_file_is_missing_and_may_be_removed_again(tmp_path):

@@ -231,6 +231,32 @@ def test_a_state_is_a_copy_that_further_training_leaves_alone(few_digits):
     assert_same_state(other.state(), training.state())
 
 
+def test_only_states_of_the_same_network_fit(few_digits):
+    training = Training(recipe_of("dropout"), few_digits, "fp32")
+    start = training.state()
+    training.advance(1)
+    state = training.state()
+    name, tensor = next(iter(state.momentum.items()))
+    other = Training(recipe_of("dense"), few_digits, "fp32").state().weights
+    misfits = [
+        replace(state, iteration=33),
+        replace(state, iteration=-1),
+        replace(state, iteration=1_000_000),
+        replace(state, loss_count=2),
+        replace(state, loss_count=-1),
+        replace(state, weights=other),
+        replace(state, weights={}),
+        replace(state, weights=state.weights | {"more": tensor}),
+        replace(state, momentum={}),
+        replace(state, momentum=state.momentum | {name: tensor[:1]}),
+        replace(state, momentum=state.momentum | {name: tensor.double()}),
+        replace(start, momentum=state.momentum),
+    ]
+
+    assert [training.misfit(fit) for fit in (start, state, replace(state, loss_sum=math.nan))] == [None] * 3
+    assert None not in [training.misfit(misfit) for misfit in misfits]
+
+
 def test_a_new_training_stands_at_iteration_0_without_momentum(few_digits):
     state = Training(recipe_of("dense"), few_digits, "fp32").state()
 

@@ -1,13 +1,15 @@
 """Check what the keys of segments tell apart, and how states are written."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
+from safetensors.torch import save
 
+from hpo.errors import ArtifactDamaged
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Evaluation, evaluation, learning_rate
 from hpo.recipes.space_file import load_space
@@ -203,7 +205,49 @@ def test_a_checkpoint_takes_at_most_2_3_megabytes(few_digits):
     assert 2_000_000 < len(encode(training.state())) < 2_300_000
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", b"\x80\x04pickle"])
+WEIGHTS = {"weights/a": torch.zeros(2)}
+FACTS = {"iteration": 3, "loss_sum": "0x1.8p+1", "loss_count": 3}
+
+
+def metadata(**changed):
+    return {"state": json.dumps(FACTS | changed)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no tensors",
+        b"\x80\x04pickle",
+        save(WEIGHTS),
+        save(WEIGHTS, {"state": "null"}),
+        save(WEIGHTS, {"state": "[" * 100_000}),
+        save(WEIGHTS, {"other": json.dumps(FACTS)}),
+        save({"a": torch.zeros(2)}, metadata()),
+        save({"else/a": torch.zeros(2)}, metadata()),
+        save(WEIGHTS, metadata(iteration=None)),
+        save(WEIGHTS, metadata(iteration="3")),
+        save(WEIGHTS, metadata(iteration=3.0)),
+        save(WEIGHTS, metadata(loss_count=True)),
+        save(WEIGHTS, metadata(loss_sum=3.0)),
+        save(WEIGHTS, metadata(loss_sum="three")),
+        save(WEIGHTS, metadata(loss_sum="0x1p+9999")),
+        save(WEIGHTS, metadata())[:-1],
+        save(WEIGHTS, metadata()) + b"x",
+    ],
+)
 def test_what_is_no_checkpoint_is_refused(content):
-    with pytest.raises(SafetensorError):
+    with pytest.raises(ArtifactDamaged, match="it holds no state of a training"):
         decode(content)
+
+
+@given(st.integers(0, 300), st.binary(min_size=1, max_size=8))
+def test_a_file_that_was_changed_anywhere_is_read_or_refused(place, written):
+    content = bytearray(save(WEIGHTS, metadata()))
+    content[place : place + len(written)] = written
+    try:
+        state = decode(bytes(content))
+    except ArtifactDamaged:
+        return
+    assert isinstance(state.iteration, int)
+    assert isinstance(state.loss_sum, float)
