@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -21,13 +21,27 @@ from optuna.exceptions import ExperimentalWarning
 
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
-ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET without a path"
+ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET, each with or without a /PREFIX"
 """What messages name as allowed URLs."""
 
 NOTE_BYTES = 1 << 26
 """The largest note: that of a full run has a megabyte, and more where it was handed back between its evaluations."""
 
-Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore
+_BUCKET = re.compile(r"(?P<scheme>s3|gs)://(?P<bucket>[A-Za-z0-9][\w.-]*)(/(?P<prefix>[^?#]*))?", re.ASCII)
+"""A bucket's URL; a query or a fragment has no meaning there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """A bucket, and what the names of all files of one store in it begin with.
+
+    Attributes:
+        prefix: Empty, or ends with a slash.
+    """
+
+    scheme: str
+    name: str
+    prefix: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +55,29 @@ class Artifact:
     artifact_id: str
     size_bytes: int
     sha256: str
+
+
+class PrefixedStore:
+    """A store within another, whose files have a common beginning of their names."""
+
+    def __init__(self, whole: Boto3ArtifactStore | GCSArtifactStore, prefix: str) -> None:
+        self._whole = whole
+        self._prefix = prefix
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open a file for reading."""
+        return self._whole.open_reader(self._prefix + artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write a file."""
+        self._whole.write(self._prefix + artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Delete a file."""
+        self._whole.remove(self._prefix + artifact_id)
+
+
+Store = FileSystemArtifactStore | Boto3ArtifactStore | GCSArtifactStore | PrefixedStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +197,19 @@ def check_artifacts_url(url: str) -> None:
     Raises:
         BadInput: The URL is of another kind.
     """
-    parts = urlsplit(url)
-    bucket = parts.scheme in ("s3", "gs") and parts.netloc and not parts.path.strip("/")
-    if not url or ("://" in url and not bucket):
+    if not url or ("://" in url and parse_bucket(url) is None):
         raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
+
+
+def parse_bucket(url: str) -> Bucket | None:
+    """Parse the URL of a bucket, with or without a prefix; return None for any other URL."""
+    matched = _BUCKET.fullmatch(url)
+    if matched is None or not url.isprintable():
+        return None
+    folders = matched["prefix"].removesuffix("/").split("/") if matched["prefix"] else []
+    if not {"", ".", ".."}.isdisjoint(folders):
+        return None
+    return Bucket(scheme=matched["scheme"], name=matched["bucket"], prefix="".join(f"{name}/" for name in folders))
 
 
 def absolute_artifacts(url: str) -> str:
@@ -184,9 +230,8 @@ def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
         May create the folder.
     """
     check_artifacts_url(url)
-    parts = urlsplit(url)
-    if "://" in url:
-        return Artifacts(url, _open_bucket(parts.scheme, parts.netloc))
+    if (bucket := parse_bucket(url)) is not None:
+        return Artifacts(url, _open_bucket(bucket))
     try:
         if create:
             Path(url).mkdir(parents=True, exist_ok=True)
@@ -250,14 +295,16 @@ class _GoogleStore(GCSArtifactStore):
             raise ArtifactNotFound(artifact_id) from error
 
 
-def _open_bucket(scheme: str, bucket: str) -> Store:
+def _open_bucket(bucket: Bucket) -> Store:
+    url = f"{bucket.scheme}://{bucket.name}"
     try:
-        return Boto3ArtifactStore(bucket) if scheme == "s3" else _open_google(bucket)
+        store = Boto3ArtifactStore(bucket.name) if bucket.scheme == "s3" else _open_google(bucket.name)
     except ImportError as error:
-        raise BadInput(f"artifacts {scheme}://{bucket}: needs `pip install hpo[{scheme}]` ({error})") from error
+        raise BadInput(f"artifacts {url}: needs `pip install hpo[{bucket.scheme}]` ({error})") from error
+    return PrefixedStore(store, bucket.prefix) if bucket.prefix else store
 
 
-def _open_google(bucket: str) -> Store:
+def _open_google(bucket: str) -> GCSArtifactStore:
     from google.auth.exceptions import GoogleAuthError
 
     with warnings.catch_warnings():

@@ -122,7 +122,7 @@ ArtifactsOption = Annotated[
         "--artifacts",
         envvar="HPO_ARTIFACTS",
         show_envvar=True,
-        help="Where checkpoints and figures go: a folder, s3:// or gs://.",
+        help="Where checkpoints and figures go: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
     ),
 ]
 ReuseOption = Annotated[

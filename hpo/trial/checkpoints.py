@@ -218,7 +218,7 @@ def encode(state: State) -> bytes:
     """Write a state as safetensors, a format that holds tensors and text and runs no code when it is read."""
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
-    facts: dict[str, Any] = {
+    facts: dict[str, int | str] = {
         "iteration": state.iteration,
         "loss_sum": state.loss_sum.hex(),
         "loss_count": state.loss_count,

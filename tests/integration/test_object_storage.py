@@ -100,6 +100,24 @@ def test_files_in_a_bucket_are_whole_or_refused(bucket: str) -> None:
     assert artifacts.find_note(written.artifact_id) is None
 
 
+def test_two_projects_in_one_bucket_do_not_meet(bucket: str) -> None:
+    whole, one, other = (open_artifacts(url) for url in (bucket, f"{bucket}/team/one", f"{bucket}/team/other/"))
+    written = one.write(b"some bytes")
+    for artifacts in (whole, one, other):
+        artifacts.write_note("note", artifacts.url.encode())
+    other.remove(written.artifact_id)
+    whole.remove(written.artifact_id)
+
+    assert open_artifacts(f"{bucket}/team/one/").read(written) == b"some bytes"
+    assert whole.find_note(f"team/one/{written.artifact_id}") == b"some bytes"
+    assert [artifacts.find_note("note") for artifacts in (whole, one, other)] == [
+        artifacts.url.encode() for artifacts in (whole, one, other)
+    ]
+    one.remove(written.artifact_id)
+    with pytest.raises(ArtifactMissing):
+        one.read(written)
+
+
 def test_two_workers_share_what_they_train_through_a_bucket(
     bucket: str,
     make_url: Callable[[str], str],
@@ -107,7 +125,7 @@ def test_two_workers_share_what_they_train_through_a_bucket(
     digits: Dataset,
 ) -> None:
     url = make_url("sqlite")
-    first, second = (Checkpoints(opened(url), open_artifacts(bucket)) for _ in range(2))
+    first, second = (Checkpoints(opened(url), open_artifacts(f"{bucket}/hpo")) for _ in range(2))
     outcome, alone = train_alone(RECIPE, digits)
     assert train_and_finish(RECIPE, digits, first)[1].steps == RECIPE.iterations
     shared_outcome, shared = train_and_finish(RECIPE, digits, second)

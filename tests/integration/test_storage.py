@@ -328,7 +328,9 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     _downgrade(storage, "0001")
     old = dump(storage)
     assert old == {
-        name: rows for name, rows in now.items() if name not in ("hpo_studies", "hpo_workers", "hpo_rungs")
+        name: rows
+        for name, rows in now.items()
+        if name not in ("hpo_studies", "hpo_workers", "hpo_rungs", "hpo_secrets")
     } | {VERSION_TABLE: [{"version_num": "0001"}]}
     with pytest.raises(BadInput, match=f"revision 0001, this release wants {HEAD}; {UPGRADE}"):
         open_storage(storage_url)
@@ -339,7 +341,8 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
     [row] = after["hpo_studies"]
     assert (row["study_id"], row["state"]) == (made.study_id, "running")
     assert abs(row["changed_s"] - time.time()) < 60
-    assert after == now | {"hpo_studies": after["hpo_studies"]}
+    assert [row["name"] for row in after["hpo_secrets"]] == ["notes"]
+    assert after == now | {"hpo_studies": after["hpo_studies"], "hpo_secrets": after["hpo_secrets"]}
 
 
 def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url: str, opened: Open) -> None:
@@ -354,7 +357,8 @@ def test_a_study_of_the_pruner_asha_keeps_the_pruner_that_only_stops(storage_url
 
     upgrade_storage(storage_url)
 
-    assert dump(opened(storage_url)) == now
+    after = dump(opened(storage_url))
+    assert after == now | {"hpo_secrets": after["hpo_secrets"]}
     assert make_study(opened(storage_url), 2, stopping).settings == stopping
 
 

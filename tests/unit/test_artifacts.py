@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from hpo.artifacts import Artifact, open_artifacts, write_folder, write_whole
+from hpo.artifacts import Artifact, Bucket, open_artifacts, parse_bucket, write_folder, write_whole
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 
@@ -61,10 +61,29 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["ftp://host/folder", "s3://", "s3://bucket/folder", "gs://bucket/folder", "http://x"])
+@pytest.mark.parametrize(
+    ("url", "bucket"),
+    [
+        ("s3://team", Bucket(scheme="s3", name="team", prefix="")),
+        ("s3://team/", Bucket(scheme="s3", name="team", prefix="")),
+        ("s3://team/hpo", Bucket(scheme="s3", name="team", prefix="hpo/")),
+        ("s3://team/hpo/", Bucket(scheme="s3", name="team", prefix="hpo/")),
+        ("gs://my.team-1/a/b c", Bucket(scheme="gs", name="my.team-1", prefix="a/b c/")),
+        ("s3://team/ä%20", Bucket(scheme="s3", name="team", prefix="ä%20/")),
+    ],
+)
+def test_a_bucket_has_a_name_and_maybe_a_prefix(url, bucket):
+    assert parse_bucket(url) == bucket
+
+
+NO_STORE = ["ftp://host/folder", "s3://", "s3:///hpo", "gs://-a", "http://x", "s3://a b", "s3://user:key@team/hpo"]
+NO_PREFIX = ["s3://team//hpo", "s3://team//", "gs://team/a/../b", "s3://team/.", "s3://team/hpo?x", "s3://team/a\nb"]
+
+
+@pytest.mark.parametrize("url", NO_STORE + NO_PREFIX)
 def test_other_urls_are_refused_and_make_no_folder(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="allowed are a folder, or s3://BUCKET or gs://BUCKET"):
+    with pytest.raises(BadInput, match="allowed are a folder, or s3://BUCKET or gs://BUCKET, each with or"):
         open_artifacts(url)
     assert list(tmp_path.iterdir()) == []
 

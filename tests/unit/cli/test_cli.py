@@ -52,7 +52,7 @@ trees = st.recursive(
 )
 NUMBERS = ("", " ", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 30, "1_0", "٣")
 NAMES = ("../x", "/", ".", "..", "~", "a/../../b", "\x1b[2J", "a\nb", "\udcff", "x" * 300, "full", "%", "--help=")
-PATHS = ("/proc/none/x", "/dev/null", "/etc/passwd/x", "full.yaml", "s3://", "gs://a/b", "0.0.0.0", "[::1]")
+PATHS = ("/proc/none/x", "/dev/null", "/etc/passwd/x", "full.yaml", "s3://", "gs://a//b", "0.0.0.0", "[::1]")
 URLS = (
     *("sqlite:///", "sqlite:///.", "sqlite:///x.db?a=%", "sqlite:////proc/x.db", "sqlite://host/x.db", "postgresql://"),
     *("sqlite:////dev/null", "file:x?mode=memory", "sqlite:///:memory:", "sqlite:///a\x1b/b.db", "sqlite:///a%00b"),
