@@ -5,6 +5,7 @@ HpoError                    exit code 1
 │   ├── RecipeError         a field of a recipe that is missing, unknown or not allowed
 │   ├── SpaceError          a malformed search space
 │   ├── StudyMismatch       a study that was created with other settings
+│   ├── RecipeRefused       parameters that a search space does not allow
 │   ├── StudyNotFound       a study that is not in the storage
 │   └── DataDamaged         a data set that is present but incomplete or altered
 ├── DataUnavailable         a data set that is neither present nor can be fetched
@@ -19,6 +20,9 @@ HpoError                    exit code 1
 ├── ArtifactDamaged         a file in the artifact store that is not what was written
 └── LeaseLost               a trial that was given to another worker
 """
+
+MAX_SHOWN = 60
+"""The most characters that a message shows of a value that somebody else wrote."""
 
 
 class HpoError(Exception):
@@ -50,6 +54,10 @@ class SpaceError(BadInput):
 
 class StudyMismatch(BadInput):
     """A study with other settings than the command that would continue it; the message lists the differences."""
+
+
+class RecipeRefused(BadInput):
+    """Parameters of a trial that the search space does not allow; the message names one, and what is allowed."""
 
 
 class StudyNotFound(BadInput):
@@ -104,3 +112,9 @@ class ArtifactDamaged(HpoError):
 
 class LeaseLost(HpoError):
     """A trial whose lease ran out, so that it no longer belongs to this worker."""
+
+
+def short(value: object) -> str:
+    """Write a value for a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

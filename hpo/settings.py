@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from hpo.errors import BadInput, StudyMismatch
+from hpo.errors import BadInput, StudyMismatch, short
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.recipes.schedule import Align
 
@@ -31,10 +32,14 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 GIGABYTE = 10**9  # bytes
 LOOPBACK = "127.0.0.1"
 MAX_WORKERS = 512
+MAX_TRIALS = 1_000_000
 MIN_IMAGE_SIDE, MAX_IMAGE_SIDE = 8, 96  # pixels
 
 PROMOTING: PrunerName = "asha"
 """The pruner under which trials wait at rungs and are promoted; the others are Optuna's."""
+
+METRIC = "validation accuracy"
+"""The name under which Optuna shows a trial's value."""
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 DEFAULT_ARTIFACTS = "hpo-artifacts"
@@ -66,6 +71,12 @@ _EARLIER_SHAPES: dict[str, tuple[int, int, int]] = {
 """The image shapes of studies that do not state them: all that could be searched, each of 10 classes."""
 
 _PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
+_ALLOWED: dict[Any, str] = {
+    str: "text",
+    int: "whole numbers from 0",
+    dict: "the fields of a space",
+    tuple: "three whole numbers from 0",
+}
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -96,17 +107,19 @@ class StudySettings:
     align: Align
 
     @classmethod
-    def from_attrs(cls, attrs: dict[str, Any]) -> Self:
-        """Read the settings back from the attributes that `to_attrs` returned.
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
+        """Read the settings back from the attributes that `to_attrs` returned, which anybody may have edited since.
 
         Raises:
-            BadInput: An earlier release made the study with an option that no longer exists.
+            BadInput: One is missing or not what it may be, or an earlier release made the study with an option that no
+                longer exists.
         """
         if attrs.get("compiled"):
             raise BadInput("the study was made with --compile, which was withdrawn: its results could not be repeated")
-        stated = _facts_of_earlier(attrs["data set"]) | attrs
-        values = {field.name: stated[_title(field.name)] for field in fields(cls)}
-        return cls(**values | {"image_shape": tuple(values["image_shape"])})
+        name = attrs.get(_title("dataset"))
+        stated = (_facts_of_earlier(name) if isinstance(name, str) else {}) | dict(attrs)
+        hints = get_type_hints(cls)
+        return cls(**{field.name: _checked(stated, _title(field.name), hints[field.name]) for field in fields(cls)})
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the settings as a study's user attributes, under names that a person can read."""
@@ -150,6 +163,24 @@ def _facts_of_earlier(dataset: str) -> dict[str, Any]:
 def _title(name: str) -> str:
     titles = {"space": "search space", "dataset": "data set", "split": "split checksum", "image_shape": "image shape"}
     return titles.get(name, name)
+
+
+def _checked(attrs: Mapping[str, Any], title: str, hint: Any) -> Any:
+    """Return the attribute with a title if it may be a setting with a type hint.
+
+    Raises:
+        BadInput: It is missing or not what it may be.
+    """
+    choices, kind = get_args(hint) if get_origin(hint) is Literal else (), get_origin(hint) or hint
+    allowed = ", ".join(choices) or _ALLOWED[kind]
+    if title not in attrs:
+        raise BadInput(f"it has no attribute {title!r}, so hpo did not make it, or somebody has deleted that")
+    value = tuple(attrs[title]) if isinstance(attrs[title], list) else attrs[title]
+    numbers = value if kind is tuple else [value] if kind is int else []
+    fits = value in choices if choices else type(value) is kind and (kind is not tuple or len(value) == 3)
+    if not fits or any(type(number) is not int or number < 0 for number in numbers):
+        raise BadInput(f"its attribute {title!r} is {short(value)}; allowed: {allowed}")
+    return value
 
 
 def _difference(name: str, stored: object, asked: object) -> str:

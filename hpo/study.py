@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
 from hpo.database import overview, studies, study_state
 from hpo.database.attempt import Attempt
-from hpo.database.optuna_tables import METRIC_NAMES
-from hpo.database.optuna_view import Draft
+from hpo.database.optuna_tables import FIXED_PARAMS
+from hpo.database.optuna_view import Draft, DraftParam
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
-from hpo.errors import StudyMismatch, StudyNotFound
+from hpo.errors import BadInput, RecipeRefused, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param, SearchSpace
 from hpo.settings import VALIDATION_LOSS, StudySettings
 
-METRIC = "validation accuracy"
-"""The name under which Optuna shows a trial's value."""
-
-TARGET = "trials"
-"""The study's user attribute that holds the number of trials it should have."""
+SPACE = "search space"
+"""The study's user attribute that makes it one of ours."""
 
 HOPELESS_FAILURES = 5
 """The number of failed trials, with none succeeded, after which a study is abandoned."""
@@ -50,8 +49,7 @@ class Study:
     @property
     def space(self) -> SearchSpace | Comparison:
         """Return the search space that the study was created with, or the recipes that a benchmark compares."""
-        kind = SearchSpace if is_search(self.settings.space) else Comparison
-        return kind.model_validate(self.settings.space)
+        return _kind(self.settings.space).model_validate(self.settings.space)
 
     @property
     def base(self) -> Recipe:
@@ -59,8 +57,21 @@ class Study:
         return self.space.base_recipe.at(iterations=self.settings.iterations, seed=self.settings.seed)
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
-        """Return the recipe that a trial's parameters describe."""
+        """Return the recipe that the parameters of a trial describe; it was trained here."""
         return self.space.recipe(trial.params, iterations=self.settings.iterations, seed=self.settings.seed)
+
+    def find_recipe(self, trial: FrozenTrial) -> Recipe | None:
+        """Return the recipe that the parameters of a trial describe; None if they are not of the search space.
+
+        A trial may fail before it has parameters, and other clients may give it any.
+        """
+        if not trial.params and trial.state == TrialState.FAIL:
+            return None
+        try:
+            self.space.require(trial.params, trial.number)
+        except RecipeRefused:
+            return None
+        return self.recipe_of(trial)
 
     def open_trial(self, attempt: Attempt) -> optuna.Trial:
         """Open a claimed trial for the study's sampler and pruner, seeded for this trial.
@@ -83,17 +94,41 @@ class Study:
             return optuna.Trial(study, attempt.trial_id)
 
     def suggest(self, attempt: Attempt, trial: optuna.Trial) -> tuple[dict[str, Param], Draft]:
-        """Let the sampler choose a trial's parameters, or return those that it already has.
+        """Let the sampler choose a trial's parameters, unless it has some already or was enqueued with some.
 
         Args:
             trial: What `open_trial` returned for the attempt.
 
         Returns:
-            The parameters, and what must be written for the trial.
+            The parameters, and what must be written for the trial: all of them, whatever others have written.
+
+        Raises:
+            RecipeRefused: The search space does not allow what another client has chosen.
         """
+        self._require_given(attempt)
         with self.storage.translated():
             params = self.space.suggest(trial)
-        return params, self.storage.view.take_draft(attempt.trial_id)
+        draft = self.storage.view.take_draft(attempt.trial_id)
+        return params, replace(draft, params=_as_rows(params, trial.distributions))
+
+    def _require_given(self, attempt: Attempt) -> None:
+        """Refuse what another client has chosen for a trial, if the space does not allow it.
+
+        Of the parameters that the trial already has, those that the space does not know are left alone.
+        """
+        with self.storage.translated():
+            trial = self.storage.view.get_trial(attempt.trial_id)
+        known = self.space.distributions()
+        given = {name: value for name, value in trial.params.items() if name in known}
+        for params in (given, trial.system_attrs.get(FIXED_PARAMS, {})):
+            self.space.require(params, trial.number)
+        for name in given:
+            try:
+                check_distribution_compatibility(trial.distributions[name], known[name])
+            except ValueError as error:
+                raise RecipeRefused(
+                    f"{name} was drawn from {trial.distributions[name]}; allowed: {known[name]}"
+                ) from error
 
     def should_prune(self, attempt: Attempt, trial: optuna.Trial) -> tuple[bool, Draft]:
         """Ask the pruner about what has been reported for a trial so far.
@@ -110,10 +145,16 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """List all trials in the order of their numbers."""
-        with self.storage.translated():
-            trials = self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
-        total = overview.count(self.storage, self.study_id).total
-        return trials[:total]  # Optuna's cache still lists waiting trials that were removed from the end
+        try:
+            with self.storage.translated():
+                return self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
+        except KeyError as error:
+            raise StudyNotFound(f"study {self.name} is gone: somebody has deleted or renamed it") from error
+
+    def trained_trials(self) -> list[FrozenTrial]:
+        """List the finished trials that were trained by workers of ours, in the order of their numbers."""
+        trained = overview.list_trained(self.storage, self.study_id)
+        return [trial for trial in self.trials() if trial._trial_id in trained]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,13 +181,13 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
         note: Shown by optuna-dashboard beside the study, in Markdown.
 
     Raises:
+        BadInput: The study exists, and an attribute of its settings was edited; nothing is changed.
         StudyMismatch: The study exists with other settings; nothing is changed.
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.translated():
         try:
             study_id = storage.optuna.create_new_study([StudyDirection.MAXIMIZE], name)
-            storage.optuna.set_study_system_attr(study_id, METRIC_NAMES, [METRIC])
         except DuplicatedStudyError:
             study_id = storage.optuna.get_study_id_from_name(name)
             _require_ours(storage, study_id, name)
@@ -155,10 +196,8 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     if note:
         studies.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
-    studies.fill(storage, study_id, total, first=study.space.base_params())
+    studies.set_target(storage, study_id, total, first=study.space.base_params())
     study_state.reopen(storage, study_id)
-    with storage.translated():
-        storage.optuna.set_study_user_attr(study_id, TARGET, overview.count(storage, study_id).total)
     return study
 
 
@@ -166,12 +205,14 @@ def load(storage: Storage, name: str | None) -> Study:
     """Load a study by name, or the only one; a search takes precedence over its benchmarks.
 
     Raises:
+        BadInput: An attribute of its settings was edited.
         StudyNotFound: There is no such study, or there are several and no name is given.
     """
     with storage.translated():
-        ours = {s.study_name: s for s in storage.optuna.get_all_studies() if "search space" in s.user_attrs}
+        present = {each.study_name: each.user_attrs for each in storage.optuna.get_all_studies()}
+    ours = {title: attrs for title, attrs in present.items() if SPACE in attrs}
     if name is None:
-        ours = {title: s for title, s in ours.items() if is_search(s.user_attrs["search space"])} or ours
+        ours = {title: attrs for title, attrs in ours.items() if is_search(attrs[SPACE])} or ours
         if len(ours) != 1:
             hint = "; name one with --study" if ours else "; `hpo run` makes one"
             raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
@@ -181,56 +222,52 @@ def load(storage: Storage, name: str | None) -> Study:
         raise StudyNotFound(
             f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours.keys() - {name}) or ' none'}"
         )
-    return Study(storage=storage, study_id=study_id, name=name, settings=_settings(ours[name].user_attrs, name))
+    settings = _settings(studies.load_settings(storage, study_id, name), name)
+    return Study(storage=storage, study_id=study_id, name=name, settings=settings)
 
 
 def status(study: Study) -> dict[str, Any]:
     """Summarise the state of a study, in the form of `hpo status --json`."""
-    trials = study.trials()
-    finished = [trial for trial in trials if trial.state.is_finished()]
+    trained = study.trained_trials()
     counts = overview.count(study.storage, study.study_id)
-    best = find_best_trial(trials)
+    best = find_best_trial(trained)
     return {
         "study": study.name,
         "space": study.settings.space["name"],
         "dataset": study.settings.dataset,
         "iterations": study.settings.iterations,
-        "target": target(study),
+        "target": counts.total,
         "state": study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts),
-        "trials": {name: number for name, number in asdict(counts).items() if name != "at_rungs"},
+        "trials": {state: getattr(counts, state) for state in ("complete", "pruned", "failed", "running", "waiting")},
         "waiting_at_rungs": dict(counts.at_rungs),
+        "of_other_clients": {"lent": counts.lent, "told": counts.told, "refused": counts.refused},
         "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
         "iterations_spent": {
-            "naive": len(finished) * study.settings.iterations,
-            "requested": sum(trial.user_attrs.get("iterations", 0) for trial in finished),
+            "naive": len(trained) * study.settings.iterations,
+            "requested": sum(trial.user_attrs.get("iterations", 0) for trial in trained),
             "trained": overview.trained_iterations(study.storage, study.study_id),
         },
     }
 
 
 def is_hopeless(now: Counts, before: Counts) -> bool:
-    """Return whether no trial has ever succeeded, and too many have failed since `before`."""
-    return now.complete + now.pruned == 0 and now.failed - before.failed >= HOPELESS_FAILURES
+    """Return whether no trial has ever succeeded here, and too many have failed since `before`."""
+    succeeded = now.complete + now.pruned - now.told
+    return succeeded == 0 and now.failed - now.refused - before.failed + before.refused >= HOPELESS_FAILURES
 
 
-def is_search(space: dict[str, Any]) -> bool:
+def is_search(space: object) -> bool:
     """Return whether the stored space is a search space, rather than the recipes that a benchmark compares."""
-    return "runs" not in space
-
-
-def target(study: Study) -> int:
-    """Return the number of trials that the study should have."""
-    with study.storage.translated():
-        return int(study.storage.optuna.get_study_user_attrs(study.study_id).get(TARGET, 0))
+    return isinstance(space, dict) and "runs" not in space
 
 
 def best(study: Study) -> Best:
-    """Load the best completed trial with its curve.
+    """Load the best completed trial with its curve; what other clients tell is not compared with what was trained.
 
     Raises:
         StudyNotFound: No trial is complete yet.
     """
-    trial = find_best_trial(study.trials())
+    trial = find_best_trial(study.trained_trials())
     if trial is None:
         raise StudyNotFound(f"study {study.name} has no completed trial yet")
     assert trial.value is not None
@@ -266,15 +303,41 @@ def _find_study_id(storage: Storage, name: str) -> int | None:
 
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:
     total = overview.count(storage, study_id).total  # before the description, which another driver writes first
-    if total and "search space" not in storage.optuna.get_study_user_attrs(study_id):
+    if total and SPACE not in storage.optuna.get_study_user_attrs(study_id):
         raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
 
 
-def _settings(attrs: dict[str, Any], name: str) -> StudySettings:
+def _settings(attrs: Mapping[str, Any], name: str) -> StudySettings:
+    """Read a study's settings from its attributes; whoever copied it may have edited them.
+
+    Raises:
+        BadInput: One is missing, or not what it may be.
+    """
     try:
-        return StudySettings.from_attrs(attrs)
-    except KeyError as error:
-        raise StudyNotFound(f"study {name} was not made by hpo: it has no attribute {error}") from error
+        settings = StudySettings.from_attrs(attrs)
+        _kind(settings.space).model_validate(settings.space)
+    except BadInput as error:
+        raise type(error)(f"study {name}: {error}") from error
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise BadInput(
+            f"study {name}: its attribute {SPACE!r} is no search space, at {place or 'its top'}: "
+            f"{error.errors()[0]['msg']}"
+        ) from error
+    return settings
+
+
+def _as_rows(params: Mapping[str, Param], distributions: Mapping[str, BaseDistribution]) -> dict[str, DraftParam]:
+    return {
+        name: DraftParam(
+            value=distributions[name].to_internal_repr(value), distribution=distribution_to_json(distributions[name])
+        )
+        for name, value in params.items()
+    }
+
+
+def _kind(space: object) -> type[SearchSpace | Comparison]:
+    return SearchSpace if is_search(space) else Comparison
 
 
 def _listed(names: Collection[str]) -> str:

@@ -42,6 +42,7 @@ for command in (
     studies.pause,
     studies.resume,
     studies.stop,
+    studies.reclaim,
     studies.delete,
     results.best,
     results.verify,

@@ -81,6 +81,18 @@ def stop(
     print(view.stopped(study.name, stopped))
 
 
+def reclaim(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
+    """Take back the trials that other Optuna clients have asked for, and give them to workers."""
+    from hpo.database import queue
+
+    study = _load(storage, study_name)
+    numbers = queue.reclaim(study.storage, study.study_id)
+    if numbers:
+        print(f"study {study.name}: took back {', '.join(f'trial {number}' for number in numbers)}")
+    else:
+        print(f"study {study.name}: no other client has a trial of it")
+
+
 def delete(
     study_name: Annotated[str, typer.Option("--study", help="Name of the study.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the study's name as a confirmation.")] = False,

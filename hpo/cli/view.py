@@ -134,9 +134,21 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "trials", f"{finished} of {summary['target']} finished: {states}{_at_rungs(summary['waiting_at_rungs'])}"
     )
+    if others := _of_other_clients(summary["study"], summary["of_other_clients"]):
+        table.add_row("other clients", others)
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
     table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table
+
+
+def _of_other_clients(study: str, number: Mapping[str, int]) -> str:
+    """Write how many trials other clients have, have ended, and have spoilt; nothing if there are none."""
+    said = {
+        "lent": f"{number['lent']} lent to them (`hpo reclaim --study {study}` takes back)",
+        "told": f"{number['told']} whose result they told, which is not compared with what was trained here",
+        "refused": f"{number['refused']} that they failed, or gave parameters outside the search space",
+    }
+    return "; ".join(text for key, text in said.items() if number[key])
 
 
 def spent_line(spent: Mapping[str, int]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-FinalState = Literal["complete", "pruned", "failed"]
+FinalState = Literal["complete", "pruned", "failed", "refused"]
+"""How a worker ends a trial; it refuses one whose parameters another client has chosen outside the search space."""
 
 AttemptEnd = Literal[FinalState, "waiting"]
 """How a worker ends its attempt at a trial: the trial has ended, or waits at a rung."""
@@ -14,6 +15,9 @@ AttemptEnd = Literal[FinalState, "waiting"]
 LossKind = Literal["device lost", "device full", "hung"]
 """The ways in which a worker loses an attempt through its device: it computes nothing any more, others have taken its
 memory, or training stands still."""
+
+LOSSES = frozenset({"lapsed", *get_args(LossKind)})
+"""The outcomes of attempts that spend a retry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +86,11 @@ class Loss:
 
     kind: LossKind
     reason: str
+
+
+def overtaken_message(attempt: Attempt) -> str:
+    """Return the message of `LeaseLost` for an attempt whose trial another client has ended."""
+    return f"trial {attempt.trial_number}: another client has ended it, or put it back in the queue"
 
 
 def ended_message(attempt: Attempt) -> str:

@@ -16,7 +16,7 @@ from hpo.database.attempt import Attempt
 from hpo.database.optuna_tables import TrialModel, TrialValueModel
 from hpo.database.overview import best_first
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CheckpointRow, SecretRow, now_s, upsert
+from hpo.database.tables import AttemptRow, CheckpointRow, SecretRow, is_trained, now_s, upsert
 from hpo.recipes.schedule import CurvePoint
 
 
@@ -160,7 +160,7 @@ def needed_checkpoints(session: Session) -> set[int]:
         )
         .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
         .join(TrialValueModel, TrialValueModel.trial_id == AttemptRow.trial_id)
-        .where(TrialModel.state == TrialState.COMPLETE, has_one)
+        .where(TrialModel.state == TrialState.COMPLETE, is_trained(), has_one)
         .subquery()
     )
     best = select(ranked.c.checkpoint_id).where(ranked.c.place == 1)

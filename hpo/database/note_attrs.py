@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from hpo.database.optuna_tables import ARTIFACT_PREFIX, DASHBOARD_PREFIX
 
 NOTE_PIECE = 2045
 """Characters that optuna-dashboard puts into one attribute."""
+
+_TRIAL_NOTE = re.compile(rf"{DASHBOARD_PREFIX}(\d+):note_str:")
+_FIGURES_OF = re.compile(r"/artifacts/\d+/\d+/")
 
 FIGURE_NAME = "training and validation.png"
 """The name under which optuna-dashboard offers a trial's figure."""
@@ -36,6 +40,12 @@ def find_figures(system_attrs: Mapping[str, Any]) -> tuple[str, ...]:
     """List the artifact ids of the figures among a trial's system attributes; people may have added other files."""
     files = (json.loads(value) for key, value in system_attrs.items() if key.startswith(ARTIFACT_PREFIX))
     return tuple(about["artifact_id"] for about in files if about["filename"] == FIGURE_NAME)
+
+
+def point_to_copy(key: str, value_json: str, study_id: int) -> str:
+    """Return an attribute of a copied study, with the path of the copy's figure in the note of a trial."""
+    owner = _TRIAL_NOTE.match(key)
+    return value_json if owner is None else _FIGURES_OF.sub(figure_path(study_id, int(owner[1]), ""), value_json)
 
 
 def figure_path(study_id: int, trial_id: int, artifact_id: str) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "DASHBOARD_PREFIX",
     "FIXED_PARAMS",
     "METRIC_NAMES",
+    "RECORD",
     "CachedStorage",
     "StudyDirectionModel",
     "StudyModel",
@@ -46,6 +47,9 @@ __all__ = [
 
 FIXED_PARAMS = "fixed_params"
 """The trial's system attribute that holds the parameters it was enqueued with; samplers return these."""
+
+RECORD = "hpo:record"
+"""The trial's system attribute that holds how it was trained, and goes with it when another client copies the trial."""
 
 METRIC_NAMES = "study:metric_names"
 """The study's system attribute that holds the names of its values."""

@@ -22,6 +22,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from hpo.database.optuna_tables import (
+    RECORD,
     CachedStorage,
     TrialIntermediateValueModel,
     TrialModel,
@@ -31,7 +32,7 @@ from hpo.database.optuna_tables import (
     TrialValueModel,
 )
 from hpo.database.retry import RetryPolicy, retried
-from hpo.database.tables import RungRow, is_at_rung
+from hpo.database.tables import RungRow, is_at_rung, is_open, is_trained
 
 NOTES = TrialSystemAttributeModel
 """The table in which samplers and pruners keep their notes."""
@@ -74,10 +75,11 @@ class Finished:
 class OptunaView(CachedStorage):
     """Optuna's storage for the trials that a worker holds.
 
-    Each finished trial is read once. Waiting trials are left out, since samplers and pruners use nothing of them. Those
-    at a rung are shown as pruned there, whether they still wait or were pruned when the study ended. What is sampled
-    and reported stays in Optuna's `Trial`; what must be written goes into a draft, which `queue` writes under the
-    trial's lease.
+    Those that other clients train, or have ended, are left out: what they tell was not measured here, and their
+    parameters may be of any kind. Each finished trial is read once. Waiting trials are left out, since samplers and
+    pruners use nothing of them. Those at a rung are shown as pruned there, whether they still wait or were pruned when
+    the study ended. What is sampled and reported stays in Optuna's `Trial`; what must be written goes into a draft,
+    which `queue` writes under the trial's lease.
     """
 
     def __init__(self, backend: RDBStorage, retry_policy: RetryPolicy) -> None:
@@ -129,7 +131,7 @@ class OptunaView(CachedStorage):
 
     def _read_running(self, study_id: int) -> dict[int, FrozenTrial]:
         """Read the running trials; of known ones only the notes, since their parameters do not change."""
-        running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING)
+        running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING, is_open())
         with self._reading, Session(self._backend.engine) as session:
             begun = session.execute(select(TrialModel.trial_id, TrialModel._datetime_start_utc).where(*running)).all()
             before = self._running.get(study_id, {})
@@ -169,7 +171,7 @@ class OptunaView(CachedStorage):
         query = (
             select(TrialModel.trial_id, RungRow.rung, lowest.scalar_subquery())
             .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
-            .where(*trials, or_(finished, waiting))
+            .where(*trials, or_(and_(finished, is_trained()), waiting))
         )
         with Session(self._backend.engine) as session:
             rows = session.execute(query).all()
@@ -239,7 +241,7 @@ def _read_reports(session: Session, ids: Sequence[int]) -> dict[int, dict[int, f
 def _read_attrs(session: Session, table: Any, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     query = select(table.trial_id, table.key, table.value_json).where(table.trial_id.in_(ids))
     attrs: dict[int, dict[str, Any]] = {}
-    for trial_id, key, value in session.execute(query):
+    for trial_id, key, value in session.execute(query.where(table.key != RECORD)):
         attrs.setdefault(trial_id, {})[key] = json.loads(value)
     return attrs
 

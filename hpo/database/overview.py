@@ -10,10 +10,12 @@ from typing import Any
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Double, and_, cast, func, select
 
+from hpo.database.copies import load_points
 from hpo.database.optuna_tables import TrialModel, TrialUserAttributeModel, TrialValueModel
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, RungRow
+from hpo.database.studies import find_target
+from hpo.database.tables import AttemptRow, RungRow, is_open, is_trained
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import VALIDATION_LOSS
 
@@ -36,6 +38,9 @@ class Counts:
 
     Attributes:
         at_rungs: How many of the waiting trials wait for promotion, by rung.
+        lent: How many of the running trials another client has asked for.
+        told: How many of the complete and pruned trials another client has ended or added.
+        refused: How many of the failed trials another client has ended, or has chosen outside the search space.
     """
 
     complete: int = 0
@@ -44,6 +49,9 @@ class Counts:
     running: int = 0
     waiting: int = 0
     at_rungs: Mapping[int, int] = field(default_factory=dict)
+    lent: int = 0
+    told: int = 0
+    refused: int = 0
 
     @property
     def finished(self) -> int:
@@ -51,34 +59,58 @@ class Counts:
         return self.complete + self.pruned + self.failed
 
     @property
+    def training(self) -> int:
+        """Count the running trials that workers of ours train."""
+        return self.running - self.lent
+
+    @property
     def total(self) -> int:
-        """Count all trials."""
+        """Count all trials, those that the study is still to have included."""
         return self.finished + self.running + self.waiting
 
 
 @retried
 def count(storage: Storage, study_id: int) -> Counts:
-    """Count a study's trials by state."""
+    """Count a study's trials by state; those that it is still to have wait.
+
+    Raises:
+        StudyNotFound: The study was deleted or renamed.
+    """
+    each = (
+        select(TrialModel.state, RungRow.rung, is_open().label("is_open"), is_trained().label("is_trained"))
+        .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
+        .where(TrialModel.study_id == study_id)
+        .subquery()
+    )
+    columns = (each.c.state, each.c.rung, each.c.is_open, each.c.is_trained)
     with storage.transaction() as session:
-        rows = session.execute(
-            select(TrialModel.state, RungRow.rung, func.count())
-            .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
-            .where(TrialModel.study_id == study_id)
-            .group_by(TrialModel.state, RungRow.rung)
-            .order_by(RungRow.rung)
-        ).all()
+        target = find_target(session, study_id)
+        rows = session.execute(select(*columns, func.count()).group_by(*columns).order_by(each.c.rung)).all()
     by_state: Counter[TrialState] = Counter()
-    for state, _, number in rows:
+    others: Counter[TrialState] = Counter()
+    for state, _, held, trained, number in rows:
         by_state[state] += number
-    at_rungs = {rung: number for state, rung, number in rows if state == TrialState.WAITING and rung is not None}
+        ours = held if state == TrialState.RUNNING else trained
+        others[state] += 0 if ours else number
+    at_rungs = {rung: number for state, rung, *_, number in rows if state == TrialState.WAITING and rung is not None}
     return Counts(
         complete=by_state[TrialState.COMPLETE],
         pruned=by_state[TrialState.PRUNED],
         failed=by_state[TrialState.FAIL],
         running=by_state[TrialState.RUNNING],
-        waiting=by_state[TrialState.WAITING],
+        waiting=by_state[TrialState.WAITING] + max(0, target - by_state.total()),
         at_rungs=at_rungs,
+        lent=others[TrialState.RUNNING],
+        told=others[TrialState.COMPLETE] + others[TrialState.PRUNED],
+        refused=others[TrialState.FAIL],
     )
+
+
+@retried
+def list_trained(storage: Storage, study_id: int) -> set[int]:
+    """List the ids of a study's trials that were trained to their ends here."""
+    with storage.transaction() as session:
+        return set(session.scalars(select(TrialModel.trial_id).where(TrialModel.study_id == study_id, is_trained())))
 
 
 @retried
@@ -103,6 +135,7 @@ def list_running(storage: Storage, study_id: int) -> list[Running]:
             select(AttemptRow, TrialModel.number)
             .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
             .where(TrialModel.study_id == study_id, AttemptRow.ended_s.is_(None))
+            .where(TrialModel.state == TrialState.RUNNING)
             .order_by(TrialModel.number)
         ).all()
         return [
@@ -138,7 +171,7 @@ def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
         row = session.execute(
             select(TrialModel.number, value)
             .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
-            .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE)
+            .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE, is_trained())
             .order_by(*best_first())
             .limit(1)
         ).first()
@@ -160,14 +193,4 @@ def best_first() -> tuple[ColumnElement[Any], ...]:
 def load_curve(storage: Storage, trial_id: int) -> list[CurvePoint]:
     """Load a trial's curve, in the order of iterations."""
     with storage.transaction() as session:
-        rows = session.scalars(select(CurveRow).where(CurveRow.trial_id == trial_id).order_by(CurveRow.iteration))
-        return [
-            CurvePoint(
-                iteration=row.iteration,
-                train_loss=row.train_loss,
-                train_accuracy=row.train_accuracy,
-                val_loss=row.val_loss,
-                val_accuracy=row.val_accuracy,
-            )
-            for row in rows
-        ]
+        return load_points(session, trial_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from hpo.database.attempt import Attempt, ended_message
@@ -55,19 +55,13 @@ def take_segment(storage: Storage, attempt: Attempt, segment: str, end: int) -> 
     return True
 
 
-def claimable(session: Session, study_id: int, number_parked: int) -> list[ColumnElement[bool]]:
-    """List the conditions on a trial that may be claimed now.
+def may_begin(session: Session, study_id: int, number_parked: int) -> bool:
+    """Return whether a trial may begin that was not begun before.
 
-    A trial that waits for another's segment is skipped while that segment is being trained. When several trials wait,
-    and at least as many as there are idle workers, no new trial begins: its parameters would be sampled without knowing
-    the results of the waiting trials.
+    When several trials are parked, and at least as many as there are idle workers, none may: its parameters would be
+    sampled without knowing the results of the parked ones.
     """
-    begun = []
-    if number_parked >= MIN_PARKED and number_parked >= (session.scalar(_count_idle(study_id)) or 0):
-        last = select(func.max(AttemptRow.trial_id)).scalar_subquery()  # thousands may wait behind it
-        begun = [TrialModel.trial_id <= last, exists().where(AttemptRow.trial_id == TrialModel.trial_id)]
-    waiting = (TrialModel.study_id == study_id, TrialModel.state == TrialState.WAITING)
-    return [*waiting, *begun, TrialModel.trial_id.not_in(parked(study_id))]
+    return number_parked < MIN_PARKED or number_parked < (session.scalar(_count_idle(study_id)) or 0)
 
 
 def parked(study_id: int) -> Select[Any]:

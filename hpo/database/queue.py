@@ -1,23 +1,36 @@
 """The queue: hand trials to workers, and write their results, each in one short transaction.
 
-The queue is Optuna's WAITING trials. A claim opens an attempt with a lease. Only an open attempt can write for its
-trial, so a worker that was taken for dead cannot write any more. Optuna's own methods would need a transaction each,
-which is why its tables are written directly here.
+The queue is Optuna's WAITING trials, and the new ones that a study is still to have. A claim opens an attempt with a
+lease. Only an open attempt can write for its trial, so a worker that was taken for dead cannot write any more. Optuna's
+own methods would need a transaction each, which is why its tables are written directly here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, true, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import rungs
-from hpo.database.attempt import Attempt, Loss, LossKind, Outcome, Progress, WorkerId, ended_message
+from hpo.database import lent, rungs
+from hpo.database.attempt import (
+    LOSSES,
+    Attempt,
+    Loss,
+    LossKind,
+    Outcome,
+    Progress,
+    WorkerId,
+    ended_message,
+    overtaken_message,
+)
+from hpo.database.copies import write_record
+from hpo.database.lent import LENT_S
 from hpo.database.note_attrs import FIGURE_NAME, note_attrs
 from hpo.database.optuna_tables import (
     ARTIFACT_PREFIX,
@@ -31,13 +44,25 @@ from hpo.database.optuna_tables import (
     TrialValueModel,
     utc_now,
 )
-from hpo.database.optuna_view import Draft
-from hpo.database.parking import claimable, parked
+from hpo.database.optuna_view import Draft, DraftParam
+from hpo.database.parking import may_begin, parked
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, StudyRow, delete_of_trials, is_at_rung, now_s, upsert
+from hpo.database.studies import add_trial
+from hpo.database.tables import (
+    UNCLAIMED,
+    AttemptRow,
+    CurveRow,
+    LentRow,
+    StudyRow,
+    delete_of_trials,
+    described,
+    is_at_rung,
+    now_s,
+    require_study,
+    upsert,
+)
 from hpo.errors import LeaseLost
-from hpo.recipes.promotion import Reached
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 
@@ -47,24 +72,22 @@ MAX_LAPSES = 3
 """How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
 fails."""
 
-_LOSSES = frozenset({"lapsed", *get_args(LossKind)})
-"""The outcomes of attempts that spend a retry."""
-
 _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
+    "refused": TrialState.FAIL,
     "waiting": TrialState.WAITING,
 }
 
 
 @retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
-    """Give a waiting trial of a study to one worker, unless the study is paused or stopped.
+    """Give a trial of a study to one worker, unless the study is paused or stopped.
 
-    A trial that was interrupted comes first, then one that is promoted from its rung, then the oldest new one. Atomic
-    across processes: of several callers, exactly one gets a given trial. A trial that was lost on the worker's device
-    comes last, as the device may be to blame.
+    A trial that was interrupted or enqueued comes first, then one that is promoted from its rung, then a new one while
+    the study holds fewer than it is to have. Atomic across processes: of several callers, exactly one gets a given
+    trial. A trial that was lost on the worker's device comes last, as the device may be to blame.
 
     Args:
         lease_s: Seconds, by the database's clock, until the lease may be reaped.
@@ -74,38 +97,15 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
 
     Raises:
         StorageUnavailable: The database did not answer within its deadline.
+        StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
-        state, number_parked = _lock_state(session, study_id)
+        state, target, number_parked = _lock_study(session, study_id)
         if state != "running":
             return None
-        waiting = (*claimable(session, study_id, number_parked), ~is_at_rung())
-        promotable = rungs.load_promotable(session, study_id)
-        claimed = _choose(session, waiting, promotable, ~_lost_on(worker)) or _choose(
-            session, waiting, promotable, true()
-        )
-        if claimed is None:
-            return None
-        trial_id, trial_number = claimed
-        changed = session.execute(
-            update(TrialModel)
-            .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.WAITING)
-            .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
-        )
-        assert _rows(changed) == 1, "the row was locked"
-        before = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id))
-        row = AttemptRow(
-            trial_id=trial_id,
-            number=(before or 0) + 1,
-            worker=worker.name,
-            host=worker.host,
-            device=worker.device,
-            claimed_s=now_s(),
-            lease_until_s=now_s() + lease_s,
-        )
-        session.add(row)
-        session.flush()
-        return Attempt(attempt_id=row.attempt_id, trial_id=trial_id, trial_number=trial_number, number=row.number)
+        begins = may_begin(session, study_id, number_parked)
+        chosen = _choose(session, study_id, target if begins else 0, worker, begins=begins)
+        return None if chosen is None else _open_attempt(session, *chosen, worker, lease_s)
 
 
 @retried
@@ -135,14 +135,8 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
         return
     with storage.transaction() as session:
         _hold(session, attempt, progress)
-        trial = {"trial_id": attempt.trial_id}
-        params = [
-            trial | {"param_name": name, "param_value": param.value, "distribution_json": param.distribution}
-            for name, param in draft.params.items()
-        ]
-        upsert(session, TrialParamModel, params, ("trial_id", "param_name"))
-        attrs = [trial | {"key": key, "value_json": json.dumps(value)} for key, value in draft.system_attrs.items()]
-        upsert(session, TrialSystemAttributeModel, attrs, ("trial_id", "key"))
+        _write_params(session, attempt.trial_id, draft.params)
+        _set_attrs(session, TrialSystemAttributeModel, {"trial_id": attempt.trial_id}, draft.system_attrs)
 
 
 @retried
@@ -188,19 +182,35 @@ def reach_rung(
 
 
 @retried
-def finish(storage: Storage, attempt: Attempt, progress: Progress, outcome: Outcome) -> None:
+def finish(
+    storage: Storage,
+    attempt: Attempt,
+    progress: Progress,
+    outcome: Outcome,
+    params: Mapping[str, DraftParam] = MappingProxyType({}),
+) -> None:
     """End an attempt, and its trial too unless it waits at a rung.
+
+    Args:
+        params: The parameters with which it was trained; another client may have changed them meanwhile.
 
     Raises:
         LeaseLost: The attempt has already ended; nothing is written.
         StorageUnavailable: The database did not answer within its deadline.
     """
+    if outcome.state == "complete":  # whatever other clients write, this is what was measured
+        progress = replace(progress, val_accuracy=outcome.value)
     with storage.transaction() as session:
-        _hold(session, attempt, progress)
+        _hold_to_the_end(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], outcome.state)
         if outcome.state != "waiting":
             rungs.forget_rung(session, attempt.trial_id)
+        if params:
+            others = (TrialParamModel.trial_id == attempt.trial_id, TrialParamModel.param_name.not_in(params))
+            session.execute(delete(TrialParamModel).where(*others))
+            _write_params(session, attempt.trial_id, params)
         _write_outcome(session, attempt.trial_id, outcome)
+        write_record(session, attempt.trial_id)
 
 
 @retried
@@ -212,7 +222,7 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress)
+        _hold_to_the_end(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], why)
         _put_back(session, attempt.trial_id)
 
@@ -229,64 +239,111 @@ def lose(storage: Storage, attempt: Attempt, progress: Progress, loss: Loss) -> 
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress)
+        _hold_to_the_end(session, attempt, progress)
         _end_attempts(session, [attempt.attempt_id], loss.kind)
         return _fail_or_put_back(session, attempt.trial_id, loss.reason)
 
 
 @retried
-def reap(storage: Storage, study_id: int | None) -> list[int]:
-    """End the attempts whose lease has run out, and put their trials back in the queue, or fail them after too many.
+def reap(storage: Storage, study_id: int | None, lent_s: float = LENT_S) -> list[int]:
+    """Put trials back in the queue whose workers or clients gave no sign of life, or fail them after too many losses.
 
-    Any live process may call this at any time.
+    Any live process may call this at any time. An attempt whose trial another client has ended, or put back, ends too.
 
     Args:
         study_id: None for all studies.
+        lent_s: How long another client may keep a trial without writing anything for it.
 
     Returns:
         The numbers of these trials.
     """
     with storage.transaction() as session:
-        lapsed = session.execute(
+        over = session.execute(
             select(AttemptRow.attempt_id, AttemptRow.trial_id, TrialModel.number)
             .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
             .where(*([] if study_id is None else [TrialModel.study_id == study_id]))
-            .where(AttemptRow.ended_s.is_(None), AttemptRow.lease_until_s < now_s())
+            .where(AttemptRow.ended_s.is_(None))
+            .where(or_(AttemptRow.lease_until_s < now_s(), TrialModel.state != TrialState.RUNNING))
             .with_for_update(of=AttemptRow, skip_locked=True)
         ).all()
-        if lapsed:
-            _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
+        lapsed = [row for row in over if _is_running(session, row.trial_id)]
+        _end_attempts(session, [row.attempt_id for row in over if row not in lapsed], "overtaken")
+        _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
         for row in lapsed:
             _fail_or_put_back(session, row.trial_id, "its worker vanished")
-    return [row.number for row in lapsed]
+        overdue = lent.find_overdue(session, study_id, lent_s)
+        for trial_id in overdue:
+            _take_back(session, trial_id)
+    return [*(row.number for row in lapsed), *overdue.values()]
 
 
-def _choose(
-    session: Session,
-    waiting: Iterable[ColumnElement[bool]],
-    promotable: Sequence[Reached],
-    condition: ColumnElement[bool],
-) -> tuple[int, int] | None:
-    """Choose the next trial that meets a condition, and lock it; return its id and number.
+@retried
+def reclaim(storage: Storage, study_id: int) -> list[int]:
+    """Put the trials of a study that other clients have asked for back in the queue, and return their numbers."""
+    with storage.transaction() as session:
+        trials = lent.find_lent(session, study_id)
+        for trial in trials:
+            _take_back(session, trial.trial_id)
+    return [trial.number for trial in trials]
+
+
+def _choose(session: Session, study_id: int, target: int, worker: WorkerId, *, begins: bool) -> tuple[int, int] | None:
+    """Choose the next trial for a worker, and lock it; return its id and number.
 
     Args:
-        waiting: The conditions on a trial that may be claimed without being promoted.
-        promotable: The trials that may be promoted, in the order in which they are.
+        begins: Whether it may be one that was not begun before.
     """
-    oldest = (
-        select(TrialModel.trial_id, TrialModel.number)
-        .where(*waiting, condition)
-        .order_by(TrialModel.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    waiting = [TrialModel.study_id == study_id, TrialModel.state == TrialState.WAITING, ~is_at_rung()]
+    waiting += [TrialModel.trial_id.not_in(parked(study_id))]
+    waiting += [] if begins else [exists().where(AttemptRow.trial_id == TrialModel.trial_id)]
+    lost_here = _lost_on(worker)
+    oldest = _find_oldest(session, waiting, ~lost_here)
+    if oldest is not None:
+        return oldest
+    promotable = rungs.load_promotable(session, study_id)
+    return (
+        rungs.take_promotable(session, promotable, ~lost_here)
+        or add_trial(session, study_id, target)
+        or _find_oldest(session, waiting, lost_here)
+        or rungs.take_promotable(session, promotable, lost_here)
     )
-    if promotable:
-        interrupted = session.execute(oldest.where(exists().where(AttemptRow.trial_id == TrialModel.trial_id))).first()
-        promoted = None if interrupted else rungs.take_promotable(session, promotable, condition)
-        if promoted is not None:
-            return promoted
-    row = session.execute(oldest).first()
+
+
+def _find_oldest(
+    session: Session, waiting: Iterable[ColumnElement[bool]], condition: ColumnElement[bool]
+) -> tuple[int, int] | None:
+    """Find the oldest trial that meets all conditions, and lock it; return its id and number."""
+    oldest = select(TrialModel.trial_id, TrialModel.number).where(*waiting, condition).order_by(TrialModel.number)
+    row = session.execute(oldest.limit(1).with_for_update(skip_locked=True)).first()
     return None if row is None else (row.trial_id, row.number)
+
+
+def _open_attempt(session: Session, trial_id: int, trial_number: int, worker: WorkerId, lease_s: float) -> Attempt:
+    """Open an attempt at a locked trial."""
+    changed = session.execute(
+        update(TrialModel)
+        .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.WAITING)
+        .values(state=TrialState.RUNNING, _datetime_start_utc=utc_now())
+    )
+    assert _rows(changed) == 1, "the row was locked"
+    delete_of_trials(session, [trial_id], (LentRow,))
+    attempts = select(AttemptRow.attempt_id, AttemptRow.number, AttemptRow.ended_s).where(
+        AttemptRow.trial_id == trial_id
+    )
+    before = session.execute(attempts).all()
+    _end_attempts(session, [row.attempt_id for row in before if row.ended_s is None], "overtaken")
+    row = AttemptRow(
+        trial_id=trial_id,
+        number=max((row.number for row in before), default=0) + 1,
+        worker=worker.name,
+        host=worker.host,
+        device=worker.device,
+        claimed_s=now_s(),
+        lease_until_s=now_s() + lease_s,
+    )
+    session.add(row)
+    session.flush()
+    return Attempt(attempt_id=row.attempt_id, trial_id=trial_id, trial_number=trial_number, number=row.number)
 
 
 def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
@@ -295,15 +352,21 @@ def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
     return exists().where(AttemptRow.trial_id == TrialModel.trial_id, AttemptRow.outcome.in_(get_args(LossKind)), *here)
 
 
-def _lock_state(session: Session, study_id: int) -> tuple[StudyState, int]:
-    """Read a study's state, lock it until the transaction ends, and count the parked trials.
+def _lock_study(session: Session, study_id: int) -> tuple[StudyState, int, int]:
+    """Read a study's state and target, lock them until the transaction ends, and count its parked trials.
 
-    A change of the state waits for the claims in progress, and later claims see the change.
+    Claims take turns, since those that add a trial have to, and a change of the state has its turn among them.
+
+    Raises:
+        StudyNotFound: It was deleted or renamed.
     """
     number_parked = select(func.count()).select_from(parked(study_id).subquery()).scalar_subquery()
-    query = select(StudyRow.state, number_parked).where(StudyRow.study_id == study_id)
-    row = session.execute(query.with_for_update(read=True, of=StudyRow)).first()
-    return ("running", 0) if row is None else (row[0], row[1])  # Optuna's dashboard renames a study by copying it
+    query = select(StudyRow.state, StudyRow.target, number_parked).where(*described(study_id))
+    row = session.execute(query.with_for_update(key_share=True, of=StudyRow)).first()
+    if row is None:
+        require_study(session, study_id)
+        return UNCLAIMED, 0, 0
+    return row[0], row[1], row[2]
 
 
 def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
@@ -313,23 +376,49 @@ def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float
         The state of its study, read in the same statement.
 
     Raises:
-        LeaseLost: The attempt has ended.
+        LeaseLost: The attempt has ended, or another client has ended its trial.
     """
     lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
     state = select(StudyRow.state).where(StudyRow.study_id == study).scalar_subquery()
+    still_open = (AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
+    running = exists().where(TrialModel.trial_id == attempt.trial_id, TrialModel.state == TrialState.RUNNING)
     held = session.execute(
         update(AttemptRow)
-        .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
-        # If another tool deleted the study, SQLite may have kept the attempt.
-        .where(exists().where(TrialModel.trial_id == attempt.trial_id))
+        .where(*still_open, running)
         .values(**asdict(progress), **lease)
         .returning(state)
         .execution_options(synchronize_session=False)
     ).first()
     if held is None:
-        raise LeaseLost(ended_message(attempt))
-    return held[0] or "running"
+        overtaken = session.execute(select(AttemptRow.attempt_id).where(*still_open)).first()
+        raise LeaseLost(overtaken_message(attempt) if overtaken else ended_message(attempt))
+    return held[0] or UNCLAIMED
+
+
+def _hold_to_the_end(session: Session, attempt: Attempt, progress: Progress) -> None:
+    """Make sure that an attempt is open, and that no other client changes its trial until the transaction ends.
+
+    Raises:
+        LeaseLost: The attempt has ended, or another client has ended its trial.
+    """
+    _hold(session, attempt, progress)
+    if not _is_running(session, attempt.trial_id):
+        raise LeaseLost(overtaken_message(attempt))
+
+
+def _is_running(session: Session, trial_id: int) -> bool:
+    """Return whether a trial runs, which stays so until the transaction ends."""
+    running = (TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
+    return session.execute(select(TrialModel.trial_id).where(*running).with_for_update()).first() is not None
+
+
+def _write_params(session: Session, trial_id: int, params: Mapping[str, DraftParam]) -> None:
+    rows = [
+        {"trial_id": trial_id, "param_name": name, "param_value": param.value, "distribution_json": param.distribution}
+        for name, param in params.items()
+    ]
+    upsert(session, TrialParamModel, rows, ("trial_id", "param_name"))
 
 
 def _write_points(
@@ -366,7 +455,8 @@ def _write_outcome(session: Session, trial_id: int, outcome: Outcome) -> None:
     )
     if outcome.value is not None:
         finite = TrialValueModel.TrialValueType.FINITE
-        session.add(TrialValueModel(trial_id=trial_id, objective=0, value=outcome.value, value_type=finite))
+        value = {"trial_id": trial_id, "objective": 0, "value": outcome.value, "value_type": finite}
+        upsert(session, TrialValueModel, [value], ("trial_id", "objective"))
     study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
     _set_attrs(session, TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
     if outcome.trial_system_attrs:
@@ -390,7 +480,7 @@ def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Ma
 def _put_back(session: Session, trial_id: int) -> None:
     rungs.forget_rung(session, trial_id)
     # Reported values go too: the next attempt reports them again, and a pruner must not see the future.
-    delete_of_trials(session, [trial_id], (CurveRow, TrialIntermediateValueModel))
+    delete_of_trials(session, [trial_id], (LentRow, CurveRow, TrialIntermediateValueModel))
     notes = TrialSystemAttributeModel
     session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith(COMPLETED_RUNG_PREFIX)))
     session.execute(
@@ -398,6 +488,13 @@ def _put_back(session: Session, trial_id: int) -> None:
         .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
         .values(state=TrialState.WAITING)
     )
+
+
+def _take_back(session: Session, trial_id: int) -> None:
+    """Put a lent trial back in the queue, without the parameters that another client has drawn for it."""
+    if session.scalar(select(AttemptRow.attempt_id).where(AttemptRow.trial_id == trial_id).limit(1)) is None:
+        delete_of_trials(session, [trial_id], (TrialParamModel,))
+    _put_back(session, trial_id)
 
 
 def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
@@ -436,7 +533,7 @@ def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
     for outcome, iteration in attempts:
         if iteration > deepest:
             lapses, deepest = 0, iteration
-        lapses += outcome in _LOSSES
+        lapses += outcome in LOSSES
     return lapses, deepest
 
 

@@ -28,7 +28,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, ParkedRow, RungRow, SegmentRow, StudyRow
+from hpo.database.tables import AttemptRow, CurveRow, LentRow, ParkedRow, RungRow, SegmentRow, StudyRow
 from hpo.database.workers import workers_on
 from hpo.errors import ArtifactsUnavailable, BadInput
 
@@ -38,6 +38,7 @@ _OF_TRIALS: tuple[Any, ...] = (
     CurveRow,
     ParkedRow,
     RungRow,
+    LentRow,
     AttemptRow,
     TrialParamModel,
     TrialValueModel,

@@ -99,10 +99,10 @@ def prune_if_used_up(storage: Storage, study_id: int) -> int:
     with storage.transaction() as session:
         if not _is_used_up(session, study_id):
             return 0
-        # Adding trials takes the first lock, and claims share the second.
-        session.execute(select(StudyModel.study_id).where(StudyModel.study_id == study_id).with_for_update())
+        # Claims share the first lock, and adding trials takes the second.
         state = session.scalar(select(StudyRow.state).where(StudyRow.study_id == study_id).with_for_update())
-        if state not in (None, "running") or not _is_used_up(session, study_id):
+        session.execute(select(StudyModel.study_id).where(StudyModel.study_id == study_id).with_for_update())
+        if state != "running" or not _is_used_up(session, study_id):
             return 0
         waiting = _at_rung(session, study_id, TrialState.WAITING)
         for trial_ids in waiting:
@@ -132,9 +132,10 @@ def _is_used_up(session: Session, study_id: int) -> bool:
     """
     waiting_there = and_(TrialModel.state == TrialState.WAITING, is_at_rung())
     unfinished = or_(TrialModel.state == TrialState.RUNNING, TrialModel.state == TrialState.WAITING)
-    query = select(func.count(), func.count().filter(waiting_there))
-    left, at_rungs = session.execute(query.where(TrialModel.study_id == study_id, unfinished)).one()
-    return 0 < at_rungs == left and not load_promotable(session, study_id)
+    query = select(func.count(), func.count().filter(unfinished), func.count().filter(waiting_there))
+    number, left, at_rungs = session.execute(query.where(TrialModel.study_id == study_id)).one()
+    target = session.scalar(select(StudyRow.target).where(StudyRow.study_id == study_id)) or 0
+    return 0 < at_rungs == left and number >= target and not load_promotable(session, study_id)
 
 
 def _prune(session: Session, trial_ids: Collection[int]) -> None:

@@ -1,4 +1,4 @@
-"""The description of a study, and its waiting trials."""
+"""The description of a study, and its new trials."""
 
 from __future__ import annotations
 
@@ -7,54 +7,82 @@ from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from hpo.database import rungs
+from hpo.database.copies import adopt_trials
 from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
     FIXED_PARAMS,
+    METRIC_NAMES,
     StudyModel,
     StudySystemAttributeModel,
     StudyUserAttributeModel,
-    TrialIntermediateValueModel,
     TrialModel,
-    TrialParamModel,
     TrialSystemAttributeModel,
-    TrialUserAttributeModel,
 )
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, CurveRow, RungRow, StudyRow, delete_of_trials, is_at_rung, now_s, upsert
-from hpo.errors import StudyNotFound
-
-_OPTUNA_CHILDREN = (
-    TrialParamModel,
-    TrialIntermediateValueModel,
-    TrialUserAttributeModel,
-    TrialSystemAttributeModel,
+from hpo.database.tables import (
+    UNCLAIMED,
+    AttemptRow,
+    CurveRow,
+    LentRow,
+    RungRow,
+    StudyRow,
+    delete_of_trials,
+    described,
+    now_s,
+    require_study,
+    upsert,
 )
+from hpo.errors import BadInput
+from hpo.settings import MAX_TRIALS, METRIC, StudySettings, StudyState
+
+TARGET = "trials"
+"""The study's user attribute that shows how many trials it is to have."""
 
 
 @retried
 def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the user attributes that a study does not have yet, and return all of its attributes.
+    """Add the user attributes that a study does not have yet, and return all with which it was made.
 
     Atomic across processes: of several that describe a study at once, one writes, and the others get what it wrote.
+    What a study was made with stays in our own table, whatever other clients do to its attributes.
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
-        attributes = StudyUserAttributeModel
-        rows = session.execute(
-            select(attributes.key, attributes.value_json).where(attributes.study_id == study_id)
-        ).all()
-        stored: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        present = _load_attrs(session, study_id)
         session.add_all(
             StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value))
             for key, value in attrs.items()
-            if key not in stored
+            if key not in present
         )
-    return dict(attrs) | stored
+        session.flush()
+        row = update(StudyRow).where(StudyRow.study_id == study_id)
+        if not _count(session, study_id):  # it is new, and may have the id of one that was deleted
+            session.execute(row.values(name=""))
+        made_with = dict(attrs) | _adopt(session, study_id, "running")
+        session.execute(row.values(settings=json.dumps(made_with)))
+    return made_with
+
+
+@retried
+def load_settings(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
+    """Load the attributes with which a study was made; the copy of a study becomes one of ours, and is stopped.
+
+    Raises:
+        BadInput: The copy lacks some of them, or has others.
+        StudyNotFound: The study was deleted or renamed.
+    """
+    with storage.transaction() as session:
+        settings = _find_settings(session, study_id)
+        if settings is None:
+            _lock_study(session, study_id)
+            _require_settings(session, study_id, name)  # the client may still be about to copy them
+            settings = _adopt(session, study_id, UNCLAIMED)
+    return settings
 
 
 @retried
@@ -67,55 +95,131 @@ def add_note(storage: Storage, study_id: int, body: str) -> None:
 
 
 @retried
-def fill(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
-    """Add waiting trials, or remove them from the end, until the study has `total` trials.
+def set_target(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
+    """Set how many trials a study is to have; workers add them as they begin them.
 
-    Atomic across processes. Failed trials count: the study holds `total` rows, not that many plus retries. Trials that
-    have finished, run or wait at a rung stay, and so do the trials before them. When trials are added, those that were
-    pruned because they were not promoted wait at their rungs again.
+    Atomic across processes. Every trial counts, whoever added it, and whether it failed. Those that a study has already
+    stay. If it is to have more than before, the trials that were pruned because they were not promoted wait at their
+    rungs again.
 
     Args:
         first: Parameters of the study's first trial.
+
+    Raises:
+        StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
-        present = session.scalar(select(func.count()).where(TrialModel.study_id == study_id)) or 0
-        if present > total:
-            _trim(session, study_id, total)
-        rows = [
-            TrialModel(study_id=study_id, number=number, state=TrialState.WAITING) for number in range(present, total)
-        ]
-        session.add_all(rows)
-        session.flush()
-        ids: list[int] = [row.trial_id for row in rows]  # type: ignore[misc]  # Optuna's models are untyped
-        # SQLite reuses the ids of deleted trials, and other tools may delete trials without their rows in our tables.
-        delete_of_trials(session, ids, (AttemptRow, CurveRow, RungRow))
-        if rows:
+        before = find_target(session, study_id)
+        present = _count(session, study_id)
+        if not present and total:
+            _add_first(session, study_id, first)
+        target = max(total, present)
+        session.execute(update(StudyRow).where(StudyRow.study_id == study_id).values(target=target))
+        shown = {"study_id": study_id, "key": TARGET, "value_json": json.dumps(target)}
+        upsert(session, StudyUserAttributeModel, [shown], ("study_id", "key"))
+        if target > before:
             rungs.wait_again(session, study_id)
-        if present == 0 and rows:
-            session.add(_system_attr(ids[0], FIXED_PARAMS, dict(first)))
-        state = {"study_id": study_id, "state": "running", "changed_s": now_s()}
-        upsert(session, StudyRow, [state], ("study_id",), update=present == 0)  # SQLite reuses ids of studies, too
+
+
+def find_target(session: Session, study_id: int) -> int:
+    """Return how many trials a study is to have.
+
+    Raises:
+        StudyNotFound: The study was deleted or renamed.
+    """
+    target = session.scalar(select(StudyRow.target).where(*described(study_id)))
+    if target is None:
+        require_study(session, study_id)
+    return target or 0
+
+
+def add_trial(session: Session, study_id: int, target: int) -> tuple[int, int] | None:
+    """Add a waiting trial to a study that has fewer than `target`, and return its id and number.
+
+    Optuna numbers a new trial by how many there are, under the same lock.
+    """
+    if _count(session, study_id) >= target:
+        return None
+    _lock_trials(session, study_id)
+    number = _count(session, study_id)
+    if number >= target:
+        return None
+    row = TrialModel(study_id=study_id, number=number, state=TrialState.WAITING)
+    session.add(row)
+    session.flush()
+    # SQLite gives the ids of deleted trials out again, and other tools delete trials without their rows in our tables.
+    trial_id: int = row.trial_id  # type: ignore[assignment]  # Optuna's models are untyped
+    delete_of_trials(session, [trial_id], (AttemptRow, CurveRow, RungRow, LentRow))
+    return trial_id, number
+
+
+def _add_first(session: Session, study_id: int, params: Mapping[str, Any]) -> None:
+    added = add_trial(session, study_id, target=1)
+    assert added is not None, "the study has no trial, and is locked"
+    fixed = {"trial_id": added[0], "key": FIXED_PARAMS, "value_json": json.dumps(dict(params))}
+    session.add(TrialSystemAttributeModel(**fixed))
 
 
 def _lock_study(session: Session, study_id: int) -> None:
-    study: Select[Any] = select(StudyModel.study_id).where(StudyModel.study_id == study_id)
-    if session.execute(study.with_for_update()).first() is None:
-        raise StudyNotFound(f"the study with id {study_id} was deleted")
+    """Let no trial be claimed or added until the transaction ends; claims take these locks in the same order.
+
+    A study without a row gets one without a name, which says nothing of the study yet.
+    """
+    require_study(session, study_id)
+    row = {"study_id": study_id, "state": UNCLAIMED, "changed_s": now_s(), "name": "", "target": 0, "settings": "{}"}
+    upsert(session, StudyRow, [row], ("study_id",), update=False)
+    session.execute(select(StudyRow.state).where(StudyRow.study_id == study_id).with_for_update())
+    _lock_trials(session, study_id)
 
 
-def _trim(session: Session, study_id: int, total: int) -> None:
-    last_taken = session.scalar(
-        select(func.max(TrialModel.number)).where(
-            TrialModel.study_id == study_id, or_(TrialModel.state != TrialState.WAITING, is_at_rung())
-        )
-    )
-    keep = max(total, -1 if last_taken is None else last_taken + 1)
-    ids = session.scalars(
-        select(TrialModel.trial_id).where(TrialModel.study_id == study_id, TrialModel.number >= keep)
-    ).all()
-    delete_of_trials(session, ids, (AttemptRow, CurveRow, RungRow, *_OPTUNA_CHILDREN, TrialModel))
+def _lock_trials(session: Session, study_id: int) -> None:
+    """Let no trial be added until the transaction ends; Optuna takes the same lock."""
+    session.execute(select(StudyModel.study_id).where(StudyModel.study_id == study_id).with_for_update())
 
 
-def _system_attr(trial_id: int, key: str, value: Any) -> TrialSystemAttributeModel:
-    return TrialSystemAttributeModel(trial_id=trial_id, key=key, value_json=json.dumps(value))
+def _find_settings(session: Session, study_id: int) -> dict[str, Any] | None:
+    """Find what a study was made with; a row with another name is of one whose id SQLite has given out again."""
+    settings = session.scalar(select(StudyRow.settings).where(*described(study_id)))
+    return None if settings is None else dict(json.loads(settings))
+
+
+def _require_settings(session: Session, study_id: int, name: str) -> None:
+    try:
+        StudySettings.from_attrs(_load_attrs(session, study_id))
+    except BadInput as error:
+        raise BadInput(f"study {name}: {error}") from error
+
+
+def _adopt(session: Session, study_id: int, state: StudyState) -> dict[str, Any]:
+    """Describe a study in our table unless it is described there, and return the attributes with which it was made.
+
+    Otherwise it is new, or a copy that another client has made.
+    """
+    if (settings := _find_settings(session, study_id)) is not None:
+        return settings
+    adopt_trials(session, study_id)
+    settings = _load_attrs(session, study_id)
+    target = settings.get(TARGET)
+    row = {
+        "study_id": study_id,
+        "state": state,
+        "changed_s": now_s(),
+        "name": session.scalar(select(StudyModel.study_name).where(StudyModel.study_id == study_id)),
+        "target": max(_count(session, study_id), target if type(target) is int and target <= MAX_TRIALS else 0),
+        "settings": json.dumps(settings),
+    }
+    upsert(session, StudyRow, [row], ("study_id",))
+    shown = {"study_id": study_id, "key": METRIC_NAMES, "value_json": json.dumps([METRIC])}
+    upsert(session, StudySystemAttributeModel, [shown], ("study_id", "key"), update=False)
+    return settings
+
+
+def _load_attrs(session: Session, study_id: int) -> dict[str, Any]:
+    table = StudyUserAttributeModel
+    rows = session.execute(select(table.key, table.value_json).where(table.study_id == study_id))
+    return {key: json.loads(value) for key, value in rows}
+
+
+def _count(session: Session, study_id: int) -> int:
+    return session.scalar(select(func.count()).where(TrialModel.study_id == study_id)) or 0

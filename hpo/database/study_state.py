@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from optuna.trial import TrialState
-from sqlalchemy import Integer, and_, cast, func, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
 from hpo.database import overview, queue
@@ -18,9 +18,9 @@ from hpo.database.optuna_tables import StudyModel, TrialModel
 from hpo.database.overview import Counts
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import StudyRow, now_s, upsert
+from hpo.database.tables import UNCLAIMED, StudyRow, described, now_s, require_study
 from hpo.database.workers import list_workers_on
-from hpo.errors import StillRunning, StudyNotFound
+from hpo.errors import StillRunning
 from hpo.settings import StudyState
 
 STOP_POLL_S = 0.5
@@ -58,13 +58,13 @@ def shown_state(state: StudyState, counts: Counts) -> str:
     if counts.waiting + counts.running == 0:
         return "done"
     if state in ("stopped", "finishing"):
-        return "stopping" if counts.running else "stopped"
+        return "stopping" if counts.training else "stopped"
     return state
 
 
 def is_over(state: StudyState, counts: Counts) -> bool:
     """Return whether the study's driver and workers should end now; a finishing study first finishes its trials."""
-    return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.running)
+    return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.training)
 
 
 @retried
@@ -82,14 +82,13 @@ def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
         The old state.
 
     Raises:
-        StudyNotFound: The study was deleted.
+        StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
         before = _state(session, study_id, lock=True)
-        if session.get(StudyModel, study_id) is None:
-            raise StudyNotFound(f"the study with id {study_id} was deleted")
-        row = {"study_id": study_id, "state": state, "changed_s": now_s()}
-        upsert(session, StudyRow, [row], ("study_id",))
+        require_study(session, study_id)
+        at = StudyRow.study_id == study_id
+        session.execute(update(StudyRow).where(at).values(state=state, changed_s=now_s()))
     return before
 
 
@@ -128,30 +127,38 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
 @retried
 def list_study_loads(storage: Storage, name: str | None = None) -> list[StudyLoad]:
     """List all studies of ours, or the one with a name, the oldest first."""
-    pending = and_(
-        TrialModel.study_id == StudyRow.study_id, TrialModel.state.in_((TrialState.RUNNING, TrialState.WAITING))
-    )
-    running, waiting = (
-        func.coalesce(func.sum(cast(TrialModel.state == state, Integer)), 0)
-        for state in (TrialState.RUNNING, TrialState.WAITING)
-    )
-    columns = (StudyRow.study_id, StudyModel.study_name, StudyRow.state, StudyRow.changed_s)
+    columns = (StudyRow.study_id, StudyModel.study_name, StudyRow.state, StudyRow.changed_s, StudyRow.target)
+    number = func.count(TrialModel.trial_id)
+    running, waiting = (number.filter(TrialModel.state == state) for state in (TrialState.RUNNING, TrialState.WAITING))
     query = (
-        select(*columns, running, waiting)
-        .join(StudyModel, StudyModel.study_id == StudyRow.study_id)
-        .outerjoin(TrialModel, pending)
+        select(*columns, number, running, waiting)
+        .join(StudyModel, and_(StudyModel.study_id == StudyRow.study_id, StudyModel.study_name == StudyRow.name))
+        .outerjoin(TrialModel, TrialModel.study_id == StudyRow.study_id)
         .where(*([] if name is None else [StudyModel.study_name == name]))
         .group_by(*columns)
         .order_by(StudyRow.study_id)
     )
     with storage.transaction() as session:
-        fields = ("study_id", "name", "state", "changed_s", "running", "waiting")
-        return [StudyLoad(**dict(zip(fields, row, strict=True))) for row in session.execute(query)]
+        rows = session.execute(query).all()
+    return [
+        StudyLoad(
+            study_id=study_id,
+            name=title,
+            state=state,
+            changed_s=changed_s,
+            running=running,
+            waiting=waiting + max(0, target - number),
+        )
+        for study_id, title, state, changed_s, target, number, running, waiting in rows
+    ]
 
 
 def _state(session: Session, study_id: int, *, lock: bool = False) -> StudyState:
-    query = select(StudyRow.state).where(StudyRow.study_id == study_id)
-    return session.scalar(query.with_for_update() if lock else query) or "running"
+    query = select(StudyRow.state).where(*described(study_id))
+    state = session.scalar(query.with_for_update() if lock else query)
+    if state is None:
+        require_study(session, study_id)
+    return state or UNCLAIMED
 
 
 @retried

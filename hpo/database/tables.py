@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, ForeignKey, Index, String, Text, UniqueConstraint, delete, exists
+from optuna.trial import TrialState
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    and_,
+    delete,
+    exists,
+    or_,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
-from hpo.database.optuna_tables import StudyModel, TrialModel
+from hpo.database.attempt import LOSSES
+from hpo.database.optuna_tables import StudyModel, TrialModel, TrialValueModel
+from hpo.errors import StudyNotFound
 from hpo.settings import StudyState
+
+UNCLAIMED: StudyState = "stopped"
+"""The state of a study without a row of ours: a copy is left alone until somebody runs or resumes it."""
 
 
 class Base(DeclarativeBase):
@@ -120,11 +139,34 @@ class RungRow(Base):
     promoted: Mapped[bool]
 
 
+class LentRow(Base):
+    """A running trial that no worker of ours trains, since another client has asked Optuna for it.
+
+    Attributes:
+        signs: How much the client had written for the trial when it was last seen to write.
+        until_s: When the trial is taken back without another sign of life, in seconds by the database's clock.
+    """
+
+    __tablename__ = "hpo_lent"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialModel.__table__.c.trial_id, ondelete="CASCADE"), primary_key=True
+    )
+    signs: Mapped[int]
+    until_s: Mapped[float] = mapped_column(Double)
+
+
 class StudyRow(Base):
     """The state of a study, which decides whether its trials can be claimed.
 
+    A study that has settings of ours, but no such row, is another client's copy. SQLite gives the ids of deleted
+    studies out again, so a row with another name is that of a study which is gone.
+
     Attributes:
         changed_s: When the study was last created, paused, resumed or stopped, in seconds by the database's clock.
+        name: Of the study; Optuna cannot rename one.
+        target: The number of trials up to which workers add new ones.
+        settings: The attributes that the study was made with, as JSON, since anybody may edit those that are shown.
     """
 
     __tablename__ = "hpo_studies"
@@ -134,6 +176,9 @@ class StudyRow(Base):
     )
     state: Mapped[StudyState] = mapped_column(String(16))
     changed_s: Mapped[float] = mapped_column(Double)
+    name: Mapped[str]
+    target: Mapped[int]
+    settings: Mapped[str] = mapped_column(Text)
 
 
 class WorkerRow(Base):
@@ -188,6 +233,52 @@ def _now_postgresql(*_: Any, **__: Any) -> str:
 def is_at_rung() -> ColumnElement[bool]:
     """Return the condition that a trial has reached a rung from which it has not been promoted."""
     return exists().where(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted)
+
+
+def require_study(session: Session, study_id: int) -> None:
+    """Refuse a study that is gone.
+
+    Raises:
+        StudyNotFound: Somebody deleted it, or renamed it outside this package, which makes another of it.
+    """
+    if session.scalar(select(StudyModel.study_id).where(StudyModel.study_id == study_id)) is None:
+        raise StudyNotFound(f"the study with id {study_id} is gone: somebody has deleted or renamed it")
+
+
+def described(study_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on the row of a study that is there.
+
+    Other tools delete studies without our rows of them where the database is SQLite.
+    """
+    same = (StudyModel.study_id == StudyRow.study_id, StudyModel.study_name == StudyRow.name)
+    return StudyRow.study_id == study_id, exists().where(*same)
+
+
+def is_open() -> ColumnElement[bool]:
+    """Return the condition that a worker of ours holds a trial."""
+    attempt = aliased(AttemptRow)
+    return exists().where(attempt.trial_id == TrialModel.trial_id, attempt.ended_s.is_(None))
+
+
+def is_trained() -> ColumnElement[bool]:
+    """Return the condition that a trial has ended, and that a worker of ours ended it.
+
+    Other clients may end trials too. What they tell was not measured here: it is shown, but not compared.
+    On SQLite they may replace a value in the moment in which it is written, so it must be the one that was measured.
+    """
+    attempt, measured = aliased(AttemptRow), aliased(TrialValueModel)
+    same = (measured.trial_id == attempt.trial_id, measured.value == attempt.val_accuracy)
+    complete = exists().where(attempt.trial_id == TrialModel.trial_id, attempt.outcome == "complete", *same)
+    return or_(
+        and_(TrialModel.state == TrialState.COMPLETE, complete),
+        and_(TrialModel.state == TrialState.PRUNED, _has_attempt("pruned", "waiting")),
+        and_(TrialModel.state == TrialState.FAIL, _has_attempt("failed", *LOSSES)),
+    )
+
+
+def _has_attempt(*outcomes: str) -> ColumnElement[bool]:
+    attempt = aliased(AttemptRow)
+    return exists().where(attempt.trial_id == TrialModel.trial_id, attempt.outcome.in_(outcomes))
 
 
 def delete_of_trials(session: Session, trial_ids: Sequence[int], tables: Iterable[Any]) -> None:

@@ -7,8 +7,10 @@ from itertools import count, islice
 from typing import Any, Self
 
 from optuna import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict
 
+from hpo.errors import RecipeRefused, short
 from hpo.recipes.recipe import LATER_FIELDS, Recipe, derive_seed
 
 BASELINE = "baseline"
@@ -61,6 +63,23 @@ class Comparison(BaseModel):
     def base_params(self) -> dict[str, str | int]:
         """Return the parameters of the first trial."""
         return self.params_of(0)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the distribution of every parameter."""
+        return {"run": CategoricalDistribution(list(self.runs)), "seed": IntDistribution(0, SEEDS - 1)}
+
+    def require(self, params: object, trial_number: int) -> None:
+        """Refuse parameters that are not those of a trial; some of them may be left out.
+
+        Args:
+            params: Whatever another client has written.
+
+        Raises:
+            RecipeRefused: One differs.
+        """
+        allowed = self.params_of(trial_number)
+        if not isinstance(params, Mapping) or not params.items() <= allowed.items():
+            raise RecipeRefused(f"parameters are {short(params)}; allowed for trial {trial_number}: {allowed}")
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """Set a trial's parameters through Optuna, so that they are stored and shown with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Self, TypeVar, cast
@@ -18,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hpo.errors import RecipeError
+from hpo.errors import RecipeError, RecipeRefused, short
 from hpo.recipes.ranges import AnyForm, FloatRange, IntRange, Number, StrictModel
 from hpo.recipes.recipe import (
     BOUNDARY_GRID,
@@ -44,6 +45,9 @@ _SAME_NAME = (
     "label_smoothing",
 )
 """Fields that a search and a recipe have under one name."""
+
+ROUNDING = 1e-9
+"""How much a number that another client computed may differ from a value of a range, relatively."""
 
 Param = bool | int | float | str
 """The value of a trial's parameter."""
@@ -219,22 +223,40 @@ class SearchSpace(StrictModel):
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distribution of every parameter that a trial can have, in the order of sampling."""
-        return {
-            _param_name(place): _distribution(field) for place, _, field in self._base_values() if _is_searched(field)
-        }
+        return {name: _distribution(field) for name, field in self._searched().items()}
 
     def suggest(self, trial: Trial) -> dict[str, Param]:
         """Sample all parameters that apply to a trial; before training, so that a pruned trial has them all."""
         params: dict[str, Param] = {}
         for name, distribution in self.distributions().items():
             if self._applies(name, params):
-                params[name] = _suggest(trial, name, distribution)
+                params[name] = self.nearest(name, _suggest(trial, name, distribution))
         return params
 
     def nearest(self, name: str, value: Param) -> Param:
-        """Return the value of a searched parameter that is closest to the one that a sampler drew."""
-        field = next(field for place, _, field in self._base_values() if _param_name(place) == name)
+        """Return the value of a searched parameter that is closest to the one that was drawn or enqueued."""
+        field = self._searched()[name]
         return value if isinstance(field, list) else cast(Param, field.nearest(value))
+
+    def require(self, params: object, trial_number: int) -> None:
+        """Refuse parameters that the space does not allow; some of them may be left out.
+
+        Args:
+            params: Whatever another client has written.
+            trial_number: Any; the parameters of a comparison depend on it.
+
+        Raises:
+            RecipeRefused: One is unknown, or has a value that it may not have; the message names it.
+        """
+        del trial_number
+        if not isinstance(params, Mapping):
+            raise RecipeRefused(f"parameters are {short(params)}; allowed: values by name")
+        fields = self._searched()
+        for name, value in params.items():
+            if name not in fields:
+                raise RecipeRefused(f"parameter {short(name)} is unknown; allowed: {', '.join(fields)}")
+            if not _may_be(value, fields[name]):
+                raise RecipeRefused(f"{name} is {short(value)}; allowed: {_allowed(fields[name])}")
 
     def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
         """Apply parameters to the base recipe, for a budget and a seed."""
@@ -247,6 +269,10 @@ class SearchSpace(StrictModel):
             "values": [params.get(f"learning_rate_{i}", v) for i, v in enumerate(base["values"], 1)],
         }
         return Recipe.from_dict(base | changed | {"iterations": iterations, "seed": seed})
+
+    def _searched(self) -> dict[str, Any]:
+        """Return the allowed values of every parameter that a trial can have, in the order of sampling."""
+        return {_param_name(place): field for place, _, field in self._base_values() if _is_searched(field)}
 
     def _base_values(self) -> Iterator[tuple[Place, Param | None, Any]]:
         """Yield each field that can be searched: its place in the YAML, the base recipe's value, the allowed values."""
@@ -305,6 +331,19 @@ def _is_member(value: Any, field: Any) -> bool:
     return field.low <= value <= field.high and (field.step is None or value == field.nearest(value))
 
 
+def _may_be(value: object, field: Any) -> bool:
+    """Return whether a value of any kind is one that a field allows, up to rounding errors; switches are no numbers."""
+    if isinstance(field, list):
+        return any(value == member and isinstance(value, bool) == isinstance(member, bool) for member in field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not field.low <= value <= field.high:
+        return False
+    return field.step is None or math.isclose(value, field.nearest(value), rel_tol=ROUNDING)
+
+
+def _allowed(field: Any) -> str:
+    return ", ".join(map(str, field)) if isinstance(field, list) else str(field)
+
+
 def _is_searched(field: Any) -> bool:
     return field is not None and len(set(_ends(field))) > 1
 
@@ -334,5 +373,7 @@ def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Param:
                 name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
             )
         case CategoricalDistribution():
-            return cast(Param, trial.suggest_categorical(name, distribution.choices))
+            value = trial.suggest_categorical(name, distribution.choices)
+            # What was enqueued comes back as it was written, such as 20000.0 for 20000.
+            return cast(Param, distribution.to_external_repr(distribution.to_internal_repr(value)))
     raise AssertionError(distribution)

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
+from hpo.database import overview
 from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
@@ -183,10 +184,16 @@ def find_documented(storage: Storage, dataset: str) -> Result | None:
 def result(companion: Study) -> Result:
     """Collect the results of a companion study so far."""
     comparison, trials, settings = companion.space, companion.trials(), companion.settings
+    counts = overview.count(companion.storage, companion.study_id)
     assert isinstance(comparison, Comparison)
     size = len(comparison.runs)
+    measured = {trial.number for trial in companion.trained_trials() if trial.state == TrialState.COMPLETE}
     rows = [trials[start : start + size] for start in range(0, len(trials), size)]
-    complete = [index for index, row in enumerate(rows) if len(row) == size and all(map(_is_measured, row))]
+    complete = [
+        index
+        for index, row in enumerate(rows)
+        if len(row) == size and measured.issuperset(trial.number for trial in row)
+    ]
     return Result(
         study=companion.name,
         dataset=settings.dataset,
@@ -197,8 +204,8 @@ def result(companion: Study) -> Result:
             _run(name, _recipe(settings, comparison, name), [rows[index][column] for index in complete])
             for column, name in enumerate(comparison.runs)
         ),
-        missing=tuple(_missing(comparison, t) for t in trials if t.state.is_finished() and not _is_measured(t)),
-        waiting=sum(not trial.state.is_finished() for trial in trials),
+        missing=tuple(_missing(comparison, t) for t in trials if t.state.is_finished() and t.number not in measured),
+        waiting=counts.waiting + counts.running,
     )
 
 
@@ -288,10 +295,6 @@ def _find(storage: Storage, name: str) -> Result | None:
     return collected if collected.seeds else None
 
 
-def _is_measured(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE
-
-
 def _recipe(settings: StudySettings, comparison: Comparison, name: str) -> Recipe:
     params = {"run": name, "seed": settings.seed}
     return comparison.recipe(params, iterations=settings.iterations, seed=settings.seed)
@@ -310,7 +313,7 @@ def _run(name: str, recipe: Recipe, trials: Sequence[FrozenTrial]) -> Run:
 
 def _missing(comparison: Comparison, trial: FrozenTrial) -> str:
     params = comparison.params_of(trial.number)
-    return f"{params['run']} on seed {params['seed']}: {trial.user_attrs.get('outcome', 'failed')}"
+    return f"{params['run']} on seed {params['seed']}: {trial.user_attrs.get('outcome', 'another client has ended it')}"
 
 
 def _figures(run: Run) -> dict[str, Any]:

@@ -33,21 +33,21 @@ class Published:
     replaced: tuple[str, ...] = ()
 
 
-def publish_note_and_figure(study: Study, attempt: Attempt, outcome: Outcome, artifacts: Artifacts | None) -> Published:
+def publish_note_and_figure(
+    study: Study, attempt: Attempt, outcome: Outcome, recipe: Recipe | None, artifacts: Artifacts | None
+) -> Published:
     """Add a note and a figure for optuna-dashboard to an outcome.
 
     The curve must have been written. Where the figure cannot be drawn or stored, a warning says so and the trial
     finishes without it: a figure is not worth a trial.
 
     Args:
+        recipe: None if the trial ended before it had one.
         artifacts: None to leave the figure out.
 
     Side effects:
         Writes one file to the artifact store; nothing refers to it until the outcome is written.
     """
-    with study.storage.translated():
-        trial = study.storage.optuna.get_trial(attempt.trial_id)
-    recipe = study.recipe_of(trial) if trial.params or outcome.state != "failed" else None
     curve = overview.load_curve(study.storage, attempt.trial_id)
     figure_id = _store_figure(curve, recipe, attempt, artifacts) if artifacts and recipe and curve else None
     path = figure_path(study.study_id, attempt.trial_id, figure_id) if figure_id else None
@@ -59,7 +59,15 @@ def publish_note_and_figure(study: Study, attempt: Attempt, outcome: Outcome, ar
     )
     if figure_id is None:
         return Published(outcome=shown)
-    return Published(outcome=shown, figures=(figure_id,), replaced=find_figures(trial.system_attrs))
+    return Published(outcome=shown, figures=(figure_id,), replaced=_find_replaced(study, attempt))
+
+
+def _find_replaced(study: Study, attempt: Attempt) -> tuple[str, ...]:
+    try:
+        with study.storage.translated():
+            return find_figures(study.storage.optuna.get_trial(attempt.trial_id).system_attrs)
+    except KeyError:  # the study has just been deleted, which the end of the attempt notices
+        return ()
 
 
 def delete_figures(figure_ids: Iterable[str], artifacts: Artifacts | None) -> None:

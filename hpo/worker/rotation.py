@@ -14,7 +14,7 @@ from hpo.database import overview, queue, study_state
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.study_state import StudyLoad
-from hpo.errors import HpoError, StorageUnavailable, StudyFailed
+from hpo.errors import HpoError, StorageUnavailable, StudyFailed, StudyNotFound
 from hpo.settings import StudySettings
 from hpo.study import Study
 from hpo.training.data import Dataset
@@ -139,7 +139,11 @@ class StudyRotation:
             served = self._served.get(key_of(load)) or self._prepare(load)
             if served is None:
                 continue
-            attempt = claim_or_end(served.study, registration.worker, registration.lease_s)
+            try:
+                attempt = claim_or_end(served.study, registration.worker, registration.lease_s)
+            except StudyNotFound as error:
+                log.warning("%s", error)
+                continue
             if attempt is None:
                 continue
             self._last_turns[key_of(load)] = 1 + max(self._last_turns.values(), default=0)
@@ -181,7 +185,7 @@ class StudyRotation:
     def _give_up_if_hopeless(self, load: StudyLoad, served: Served) -> None:
         try:
             fail_if_hopeless(served.study, served.before)
-        except StudyFailed as error:
+        except (StudyFailed, StudyNotFound) as error:
             self._refuse(load, f"is given up: {error}")
 
     def _refuse(self, load: StudyLoad, why: str) -> None:

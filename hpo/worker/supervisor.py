@@ -16,9 +16,10 @@ import optuna
 from hpo.artifacts import Artifacts
 from hpo.database import queue
 from hpo.database.attempt import Attempt, Loss, Outcome, Progress
+from hpo.database.optuna_view import DraftParam
 from hpo.errors import DeviceLost, LeaseLost, StorageUnavailable
+from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
-from hpo.recipes.space import Param
 from hpo.settings import PROMOTING
 from hpo.study import Study
 from hpo.worker.publish import delete_figures, publish_note_and_figure
@@ -75,6 +76,8 @@ class TrialSupervisor:
         self.progress = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
         self.watch = Watch(hang_limits, clock)
         self._trial: optuna.Trial | None = None
+        self._recipe: Recipe | None = None
+        self._params: Mapping[str, DraftParam] = {}
         self._written_s = -math.inf
         self._points: list[CurvePoint] = []
         self._values: dict[int, float] = {}
@@ -104,12 +107,19 @@ class TrialSupervisor:
         trained = self.progress.trained_iterations + steps
         self.progress = replace(self.progress, iteration=iteration, trained_iterations=trained)
 
-    def sample(self) -> dict[str, Param]:
-        """Let the study's sampler choose the trial's parameters, and write them before anything is trained."""
-        self._trial = self.study.open_trial(self.attempt)
-        params, draft = self.study.suggest(self.attempt, self._trial)
+    def sample(self) -> Recipe:
+        """Let the study's sampler choose the trial's recipe, and write its parameters before anything is trained.
+
+        Raises:
+            RecipeRefused: Another client has chosen some that the search space does not allow.
+        """
+        trial = self.study.open_trial(self.attempt)
+        params, draft = self.study.suggest(self.attempt, trial)
         queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
-        return params
+        settings = self.study.settings
+        recipe = self.study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
+        self._trial, self._params, self._recipe = trial, draft.params, recipe
+        return recipe
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
         """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""
@@ -134,9 +144,9 @@ class TrialSupervisor:
         """
         self._wait_until_written()
         self.require_open()
-        published = publish_note_and_figure(self.study, self.attempt, outcome, artifacts)
+        published = publish_note_and_figure(self.study, self.attempt, outcome, self._recipe, artifacts)
         try:
-            queue.finish(self.study.storage, self.attempt, self.progress, published.outcome)
+            queue.finish(self.study.storage, self.attempt, self.progress, published.outcome, self._params)
         except LeaseLost:
             delete_figures(published.figures, artifacts)
             raise

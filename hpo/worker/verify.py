@@ -88,8 +88,9 @@ def verify(
     with study.storage.translated():
         trial_id = study.storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
     stored = overview.load_curve(study.storage, trial_id)
-    if not stored:
-        raise BadInput(f"--trial {trial_number}: it has no curve: {trial.user_attrs.get('outcome')}")
+    if not stored or trial not in study.trained_trials():
+        why = trial.user_attrs.get("outcome", "another client has told its result")
+        raise BadInput(f"--trial {trial_number}: it was not trained here, so there is nothing to compare: {why}")
     precision = study.settings.precision
     trained_by = numerics_of(trial)
     prepare_torch(precision)

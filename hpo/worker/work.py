@@ -13,7 +13,7 @@ from hpo.artifacts import Artifacts
 from hpo.database import overview, queue, rungs, study_state
 from hpo.database.attempt import Attempt, FinalState, Loss, Outcome, WorkerId
 from hpo.database.overview import Counts
-from hpo.errors import BadInput, DeviceLost, LeaseLost, StorageUnavailable, StudyFailed
+from hpo.errors import BadInput, DeviceLost, LeaseLost, RecipeRefused, StorageUnavailable, StudyFailed
 from hpo.recipes.comparison import Comparison
 from hpo.settings import PROMOTING, StudySettings
 from hpo.study import Study, is_hopeless
@@ -213,11 +213,9 @@ def _end(supervisor: TrialSupervisor, outcome: Outcome | Blocked | Loss, config:
 
 def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked | Loss:
     try:
-        params = supervisor.sample()
         settings = study.settings
-        recipe = study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
         task = Task(
-            recipe=recipe,
+            recipe=supervisor.sample(),
             base=study.base,
             align=settings.align,
             precision=settings.precision,
@@ -229,7 +227,11 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
         return run_trial(task, dataset, supervisor, sharing)
     except (LeaseLost, StorageUnavailable):
         raise
+    except RecipeRefused as error:
+        log.warning("trial %d is refused: %s", supervisor.attempt.trial_number, error)
+        return Outcome(state="refused", value=None, attrs={"outcome": f"refused: {error}", "iterations": 0})
     except Exception as error:  # whatever went wrong in training belongs to the trial, or to its device
+        queue.renew(study.storage, supervisor.attempt, supervisor.progress, config.lease_s)  # unless it was deleted
         log.exception("trial %d: attempt %d failed", supervisor.attempt.trial_number, supervisor.attempt.number)
         return judge(error, dataset.train.images.device, supervisor.progress.iteration)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from sqlalchemy import select
 from hpo import study
 from hpo.database import overview, queue, studies
 from hpo.database.attempt import Attempt, Loss, Outcome, Progress, WorkerId
-from hpo.database.optuna_tables import TrialModel
+from hpo.database.optuna_tables import RECORD, TrialModel
 from hpo.database.overview import Counts, Running
 from hpo.database.storage import Storage, open_storage
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
@@ -105,65 +107,65 @@ def _claim_and_hand_back(url: str, study_id: int, times: int) -> None:
     storage.close()
 
 
-def test_several_processes_fill_a_queue_exactly(storage_url: str, storage: Storage, made: study.Study) -> None:
-    in_processes(_fill, [(storage_url, made.study_id, 20)] * PROCESSES)
+def test_several_processes_begin_exactly_the_trials_that_were_asked_for(storage_url: str, made: study.Study) -> None:
+    in_processes(_set_target, [(storage_url, made.study_id, 20)] * PROCESSES)
 
-    assert [(t.number, t.state) for t in made.trials()] == [(n, TrialState.WAITING) for n in range(20)]
+    claimed = in_processes(_claim_all, [(storage_url, made.study_id, f"worker {i}") for i in range(PROCESSES)])
 
-
-def test_processes_that_fill_to_different_totals_leave_one_of_these(storage_url: str, made: study.Study) -> None:
-    in_processes(_fill, [(storage_url, made.study_id, total) for total in (5, 10, 15, 20)])
-
-    numbers = [trial.number for trial in made.trials()]
-    assert len(numbers) in (5, 10, 15, 20)
-    assert numbers == list(range(len(numbers)))
+    assert sorted(number for numbers in claimed for number in numbers) == list(range(20))
+    assert [(t.number, t.state) for t in made.trials()] == [(n, TrialState.RUNNING) for n in range(20)]
 
 
-def _fill(url: str, study_id: int, total: int) -> None:
+def test_processes_that_ask_for_different_totals_leave_one_of_these(storage_url: str, made: study.Study) -> None:
+    in_processes(_set_target, [(storage_url, made.study_id, total) for total in (5, 10, 15, 20)])
+
+    assert overview.count(made.storage, made.study_id).waiting in (5, 10, 15, 20)
+    assert len(made.trials()) == 1
+
+
+def _set_target(url: str, study_id: int, total: int) -> None:
     storage = open_storage(url)
-    studies.fill(storage, study_id, total, first={})
+    studies.set_target(storage, study_id, total, first={})
     storage.close()
 
 
-def test_filling_again_changes_nothing(storage: Storage, made: study.Study) -> None:
+def test_asking_for_the_same_total_again_changes_nothing(storage: Storage, made: study.Study) -> None:
     before = dump(storage)
-    studies.fill(storage, made.study_id, 3, first={"other": 1})
+    studies.set_target(storage, made.study_id, 3, first={"other": 1})
     assert dump(storage) == before
 
 
 def test_the_first_trial_alone_has_fixed_parameters(made: study.Study) -> None:
-    studies.fill(made.storage, made.study_id, 5, first={"other": 1})
-    assert [trial.system_attrs for trial in made.trials()] == [
-        {"fixed_params": made.space.base_params()},
-        {},
-        {},
-        {},
-        {},
-    ]
+    studies.set_target(made.storage, made.study_id, 5, first={"other": 1})
+    for _ in range(3):
+        claim(made)
+    assert [trial.system_attrs for trial in made.trials()] == [{"fixed_params": made.space.base_params()}, {}, {}]
 
 
-def test_a_smaller_total_takes_away_waiting_trials_but_none_that_was_begun(storage: Storage) -> None:
+def test_a_smaller_total_takes_away_no_trial_that_was_begun(storage: Storage) -> None:
     made = make_study(storage, 10)
     complete(made, claim(made), 0.5)
     queue.finish(storage, claim(made), NOTHING, FAILED)
     claim(made)
     begun = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
 
-    studies.fill(storage, made.study_id, 5, first={})
-    assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING), (4, TrialState.WAITING)]
+    studies.set_target(storage, made.study_id, 5, first={})
+    assert overview.count(storage, made.study_id).waiting == 2
 
-    studies.fill(storage, made.study_id, 1, first={})
+    studies.set_target(storage, made.study_id, 1, first={})
+    assert overview.count(storage, made.study_id).waiting == 0
+    assert queue.claim(storage, made.study_id, WORKER) is None
     assert _states(made) == [*enumerate(begun)]
 
-    studies.fill(storage, made.study_id, 4, first={})
-    assert _states(made) == [*enumerate(begun), (3, TrialState.WAITING)]
+    studies.set_target(storage, made.study_id, 4, first={})
+    assert [claim(made).trial_number, queue.claim(storage, made.study_id, WORKER)] == [3, None]
 
 
-def test_trials_that_were_taken_away_are_listed_no_more(storage: Storage) -> None:
-    made = make_study(storage, 5)
-    assert len(made.trials()) == 5
-    studies.fill(storage, made.study_id, 2, first={})
-    assert [trial.number for trial in made.trials()] == [0, 1]
+def test_a_million_trials_are_asked_for_with_one_row(storage: Storage) -> None:
+    made = make_study(storage, 1_000_000)
+
+    assert overview.count(storage, made.study_id).waiting == 1_000_000
+    assert len(dump(storage)["trials"]) == 1
 
 
 def test_a_waiting_trial_before_one_that_was_begun_stays(storage: Storage) -> None:
@@ -172,25 +174,25 @@ def test_a_waiting_trial_before_one_that_was_begun_stays(storage: Storage) -> No
     complete(made, second, 0.5)
     queue.hand_back(storage, first, NOTHING, "stopped")
 
-    studies.fill(storage, made.study_id, 1, first={})
+    studies.set_target(storage, made.study_id, 1, first={})
 
     assert _states(made) == [(0, TrialState.WAITING), (1, TrialState.COMPLETE)]
 
 
-def test_a_trial_that_takes_the_place_of_another_inherits_nothing(storage: Storage) -> None:
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_trial_with_the_id_of_a_deleted_one_inherits_nothing(storage_url: str, storage: Storage) -> None:
     made = make_study(storage, 2)
     complete(made, claim(made), 0.5)
     attempt = claim(made)
-    suggest(made, attempt)
     queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
-    queue.hand_back(storage, attempt, HALFWAY, "stopped")
-    studies.fill(storage, made.study_id, 1, first={})
-    studies.fill(storage, made.study_id, 2, first={})
+    with closing(sqlite3.connect(storage_url.removeprefix("sqlite:///"))) as theirs:  # they do not know our tables
+        for table in ("trial_intermediate_values", "trials"):
+            theirs.execute(f"DELETE FROM {table} WHERE trial_id = {attempt.trial_id}")
+        theirs.commit()
 
     again = claim(made)
 
-    assert (again.trial_number, again.number) == (1, 1)
-    assert made.trials()[1].params == {}
+    assert (again.trial_id, again.trial_number, again.number) == (attempt.trial_id, 1, 1)
     assert overview.load_curve(storage, again.trial_id) == []
     assert overview.trained_iterations(storage, made.study_id) == 0
 
@@ -476,7 +478,7 @@ def test_a_study_that_several_processes_describe_at_once_has_one_description(
     described = in_processes(_describe, [(storage_url, made.study_id, f"driver {i}") for i in range(PROCESSES)])
 
     stored = storage.optuna.get_study_user_attrs(made.study_id)
-    described_with_target = [attrs | {study.TARGET: 3} for attrs in described]
+    described_with_target = [attrs | {studies.TARGET: 3} for attrs in described]
     assert described_with_target == [stored] * PROCESSES
     assert stored["described by"].startswith("driver ")
 
@@ -492,8 +494,8 @@ def test_several_drivers_at_once_make_one_study(storage_url: str, storage: Stora
     assert in_processes(_make, [(storage_url, SETTINGS)] * PROCESSES) == ["made"] * PROCESSES
 
     found = study.load(storage, None)
-    assert (found.settings, study.target(found)) == (SETTINGS, 5)
-    assert [trial.number for trial in found.trials()] == list(range(5))
+    assert (found.settings, study.status(found)["target"]) == (SETTINGS, 5)
+    assert [trial.number for trial in found.trials()] == [0]
 
 
 def test_of_drivers_that_differ_one_makes_the_study_and_the_others_are_refused(
@@ -512,7 +514,7 @@ def test_of_drivers_that_differ_one_makes_the_study_and_the_others_are_refused(
         f"{other} here. Give the settings of the study, or another name with --study."
         for other in range(PROCESSES)
     ]
-    assert [trial.number for trial in study.load(storage, None).trials()] == list(range(5))
+    assert overview.count(storage, study.load(storage, None).study_id).waiting == 5
 
 
 def _make(url: str, settings: StudySettings) -> str:
@@ -534,10 +536,11 @@ def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
     optuna.delete_study(study_name=made.name, storage=opened(storage_url).optuna)
 
     with pytest.raises(StudyNotFound):
-        studies.fill(storage, made.study_id, 5, first={})
-    assert queue.claim(storage, made.study_id, WORKER) is None
+        studies.set_target(storage, made.study_id, 5, first={})
+    for ask in (lambda: queue.claim(storage, made.study_id, WORKER), lambda: overview.count(storage, made.study_id)):
+        with pytest.raises(StudyNotFound, match="is gone: somebody has deleted or renamed it"):
+            ask()
     assert queue.reap(storage, made.study_id) == []
-    assert overview.count(storage, made.study_id) == Counts()
     for write in WRITES.values():
         with pytest.raises(LeaseLost):
             write(storage, attempt)
@@ -601,7 +604,7 @@ def _content(trial: FrozenTrial) -> dict[str, Any]:
         "distributions": trial.distributions,
         "intermediate_values": trial.intermediate_values,
         "user_attrs": trial.user_attrs,
-        "system_attrs": trial.system_attrs,
+        "system_attrs": {key: value for key, value in trial.system_attrs.items() if key != RECORD},
         "started": trial.datetime_start is not None,
         "ended": trial.datetime_complete is not None,
     }

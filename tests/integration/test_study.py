@@ -165,6 +165,7 @@ def test_status_and_best_say_what_the_trials_hold(storage: Storage) -> None:
         "state": "done",
         "trials": {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0},
         "waiting_at_rungs": {},
+        "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
         "best": {"trial": best.trial, "value": best.value, "recipe": best.recipe.to_dict()},
         "iterations_spent": {
             "naive": 96,

@@ -349,11 +349,7 @@ def test_verification_finds_a_changed_curve_and_a_changed_checkpoint(
     other.advance(BUDGET)
     artifact = checkpoints.artifacts.write(encode(other.state()))
     with checkpoints.storage.transaction() as session:
-        session.execute(
-            update(CheckpointRow)
-            .where(CheckpointRow.iteration == BUDGET)
-            .values(artifact_id=artifact.artifact_id, sha256=artifact.sha256)
-        )
+        session.execute(update(CheckpointRow).where(CheckpointRow.iteration == BUDGET).values(**asdict(artifact)))
     with pytest.raises(VerificationFailed, match="the state at iteration 32 differs"):
         compare_with_scratch(RECIPE, digits, "fp32", curve, checkpoints)
 

@@ -67,10 +67,35 @@ def test_a_study_from_before_images_of_ones_own_has_the_shape_and_augmentation_t
 
 
 def test_what_is_not_a_study_of_this_program_is_noticed():
-    with pytest.raises(KeyError):
+    with pytest.raises(BadInput, match="it has no attribute 'search space', so hpo did not make it"):
         StudySettings.from_attrs({})
-    with pytest.raises(KeyError):
-        StudySettings.from_attrs({"data set": "mine"})
+
+
+@pytest.mark.parametrize(
+    ("title", "value", "allowed"),
+    [
+        ("search space", "smooth_lr", "the fields of a space"),
+        ("data set", 7, "text"),
+        ("image shape", [8, 8], "three whole numbers from 0"),
+        ("image shape", [8, 8, "1"], "three whole numbers from 0"),
+        ("iterations", "640", "whole numbers from 0"),
+        ("iterations", -1, "whole numbers from 0"),
+        ("seed", True, "whole numbers from 0"),
+        ("sampler", "best", "tpe, random, qmc, gp, cmaes"),
+        ("precision", None, "fp32, tf32, bf16"),
+    ],
+)
+def test_an_attribute_that_somebody_edited_is_named_with_what_is_allowed(title, value, allowed):
+    with pytest.raises(BadInput) as refused:
+        StudySettings.from_attrs(SETTINGS.to_attrs() | {title: value})
+    shown = tuple(value) if isinstance(value, list) else value
+    assert str(refused.value) == f"its attribute {title!r} is {shown!r}; allowed: {allowed}"
+
+
+def test_of_a_long_attribute_the_start_is_shown():
+    with pytest.raises(BadInput) as refused:
+        StudySettings.from_attrs(SETTINGS.to_attrs() | {"precision": "x" * 100_000})
+    assert len(str(refused.value)) < 200
 
 
 def test_a_study_with_the_same_settings_goes_on():

@@ -20,7 +20,7 @@ from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint, grid, rungs
 from hpo.recipes.space_file import load_space
 from hpo.settings import PrunerName, StudySettings
-from hpo.study import Best, best, continue_or_create, find_best_trial, load, status, target
+from hpo.study import Best, best, continue_or_create, find_best_trial, load, status
 
 SPACE = load_space("smooth_lr")
 SETTINGS = StudySettings(
@@ -109,6 +109,7 @@ def test_a_new_study_waits_for_as_many_trials_as_were_asked_for(storage):
         "state": "running",
         "trials": {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 5},
         "waiting_at_rungs": {},
+        "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
         "best": None,
         "iterations_spent": {"naive": 0, "requested": 0, "trained": 0},
     }
@@ -138,17 +139,8 @@ def test_a_study_that_is_continued_has_the_trials_asked_for_but_loses_none_that_
     with reopened(tmp_path) as later:
         study = load(later, "mine")
         counts = {"complete": 1, "pruned": 0, "failed": 0, "running": 1, "waiting": trials - 2}
-        assert (status(study)["trials"], status(study)["target"], target(study)) == (counts, trials, trials)
-        assert [trial.number for trial in study.trials()] == list(range(trials))
-
-
-def test_a_process_that_has_seen_waiting_trials_forgets_those_that_were_taken_away(storage):
-    study = continue_or_create(storage, "mine", SETTINGS, 5)
-    assert len(study.trials()) == 5
-
-    study = continue_or_create(storage, "mine", SETTINGS, 3)
-
-    assert [trial.number for trial in study.trials()] == [0, 1, 2]
+        assert (status(study)["trials"], status(study)["target"]) == (counts, trials)
+        assert [trial.number for trial in study.trials()] == [0, 1], "others are added as they begin"
 
 
 def test_a_study_grown_after_it_was_trimmed_has_no_memory_of_what_was_trimmed(storage):
@@ -273,6 +265,7 @@ def test_the_status_counts_what_was_asked_for_and_what_was_trained(storage):
         "state": "running",
         "trials": {"complete": 1, "pruned": 1, "failed": 0, "running": 1, "waiting": 2},
         "waiting_at_rungs": {},
+        "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
         "best": {"trial": 0, "value": 0.9, "recipe": study.base.to_dict()},
         "iterations_spent": {"naive": 1_280, "requested": 680, "trained": 840},
     }

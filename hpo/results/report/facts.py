@@ -91,7 +91,7 @@ class Facts:
 
     Attributes:
         status: As in `hpo status --json`.
-        trials: The finished trials, in the order of their numbers.
+        trials: The finished trials that were trained here, in the order of their numbers.
         importances: Importance of each parameter, the highest first; empty while too few trials are complete.
         branches: The tree of the trials' paths, from its top row down.
         shown: The best trial, and the documented runs that the study trained.
@@ -130,10 +130,11 @@ def load_facts(study: Study) -> Facts:
     Raises:
         StudyNotFound: No trial is finished yet.
     """
-    frozen = [trial for trial in study.trials() if trial.state.is_finished() and _has_recipe(trial)]
+    recipes = [(trial, study.find_recipe(trial)) for trial in study.trained_trials()]
+    frozen = [trial for trial, recipe in recipes if recipe is not None]
     if not frozen:
         raise StudyNotFound(f"study {study.name} has no finished trial yet")
-    trials = tuple(_trial(study, trial) for trial in frozen)
+    trials = tuple(_trial(study, trial, recipe) for trial, recipe in recipes if recipe is not None)
     highest = studies.find_best_trial(frozen)
     best = None if highest is None else next(trial for trial in trials if trial.number == highest.number)
     shown = _shown(study, trials, best)
@@ -146,7 +147,7 @@ def load_facts(study: Study) -> Facts:
         status=studies.status(study),
         trials=trials,
         best=best,
-        importances=_importances(study, frozen),
+        importances=_importances(frozen),
         branches=tuple(
             grow({n: cut_path(t.recipe, {}) for n, t in walked.items()}, {n: t.end for n, t in walked.items()})
         ),
@@ -182,37 +183,30 @@ def _shown(study: Study, trials: tuple[Trial, ...], best: Trial | None) -> tuple
     )
 
 
-def _trial(study: Study, trial: FrozenTrial) -> Trial:
-    storage = study.storage
-    with storage.translated():
-        trial_id = storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
+def _trial(study: Study, trial: FrozenTrial, recipe: Recipe) -> Trial:
     return Trial(
         number=trial.number,
         state=_STATES[trial.state],
         value=trial.value,
         params=trial.params,
         attrs=trial.user_attrs,
-        recipe=study.recipe_of(trial),
-        curve=tuple(overview.load_curve(storage, trial_id)),
+        recipe=recipe,
+        curve=tuple(overview.load_curve(study.storage, trial._trial_id)),
     )
-
-
-def _has_recipe(trial: FrozenTrial) -> bool:
-    """Tell whether a trial got as far as having parameters; a trial may fail before that."""
-    return bool(trial.params) or trial.state != TrialState.FAIL
 
 
 def _at(recipe: Recipe, settings: StudySettings) -> Recipe:
     return recipe.at(iterations=settings.iterations, seed=settings.seed)
 
 
-def _importances(study: Study, trials: list[FrozenTrial]) -> dict[str, float]:
+def _importances(trials: list[FrozenTrial]) -> dict[str, float]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     varied = {name for trial in complete for name in trial.params}
     if len(complete) < MIN_COMPLETE or not varied or len({trial.value for trial in complete}) == 1:
         return {}
-    with study.storage.translated(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # that there are few trials, which the report says itself
-        loaded = optuna.load_study(study_name=study.name, storage=study.storage.optuna)
-        return optuna.importance.get_param_importances(loaded)
+        compared = optuna.create_study(direction="maximize")
+        compared.add_trials(complete)
+        return optuna.importance.get_param_importances(compared)

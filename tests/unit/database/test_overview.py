@@ -3,9 +3,13 @@
 import optuna
 import pytest
 
-from hpo.database import overview
+from hpo.database import overview, queue, studies
+from hpo.database.attempt import Outcome, Progress, WorkerId
 from hpo.database.overview import Counts
 from hpo.database.storage import open_storage
+
+WORKER = WorkerId(name="host:1", host="host", device="cpu")
+NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
 
 
 def test_finished_trials_are_those_that_will_not_change_any_more():
@@ -28,17 +32,15 @@ def test_finished_trials_are_those_that_will_not_change_any_more():
 )
 def test_the_best_trial_has_the_highest_value_then_the_lowest_loss(tmp_path, values, best):
     storage = open_storage(f"sqlite:///{tmp_path}/hpo.db", "create")
-    study = optuna.create_study(storage=storage.optuna, direction="maximize", study_name="small")
+    study_id = optuna.create_study(storage=storage.optuna, direction="maximize", study_name="small")._study_id
+    studies.describe_study(storage, study_id, {})
+    studies.set_target(storage, study_id, len(values), first={})
     for measured in values:
-        trial = study.ask()
-        if measured is None:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        if measured[1] is not None:
-            trial.set_user_attr("validation loss", measured[1])
-        study.tell(trial, measured[0])
-    study_id = storage.optuna.get_study_id_from_name("small")
-
+        attempt = queue.claim(storage, study_id, WORKER)
+        value, loss = measured or (None, None)
+        attrs = {} if loss is None else {"validation loss": loss}
+        outcome = Outcome(state="complete" if measured else "failed", value=value, attrs=attrs)
+        queue.finish(storage, attempt, NOTHING, outcome)
     assert overview.find_best(storage, study_id) == best
     failed = values.count(None)
     assert overview.count(storage, study_id) == Counts(complete=len(values) - failed, failed=failed)

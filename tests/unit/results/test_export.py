@@ -82,7 +82,8 @@ def test_the_recipe_is_a_space_of_one_member_whatever_the_study_is_called(export
 def test_the_metrics_are_the_curve(exported):
     rows = list(csv.DictReader(io.StringIO(export.metrics_csv(exported.best.curve))))
 
-    assert [CurvePoint(**{name: json.loads(text) for name, text in row.items()}) for row in rows] == list(CURVE)
+    read = [{name: json.loads(text) if text else None for name, text in row.items()} for row in rows]
+    assert [CurvePoint(**row) for row in read] == list(CURVE)
 
 
 def test_the_model_card_says_that_the_accuracy_is_optimistic_and_the_test_split_closed(exported):
