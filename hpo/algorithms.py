@@ -29,9 +29,13 @@ ASHA_FACTOR = 3  # misses less than 2 and trains less, on all curves of benchmar
 HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 
-def make_sampler(name: SamplerName, seed: int, trial_number: int) -> BaseSampler:
-    """Create a sampler for one trial of a study."""
-    own = derive_seed("sampler", seed, trial_number) % 2**32
+def make_sampler(name: SamplerName, seed: int, trial_number: int, redraw: int = 0) -> BaseSampler:
+    """Create a sampler for one trial of a study.
+
+    Args:
+        redraw: How often parameters were drawn for the trial before, and not taken.
+    """
+    own = derive_seed("sampler", seed, trial_number, *([redraw] if redraw else [])) % 2**32
     shared = derive_seed("sampler", seed) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -14,11 +14,12 @@ HpoError                    exit code 1
 ├── StudyFailed             a study of which every trial fails
 ├── StillRunning            a study that did not stop in time
 ├── DeviceLost              a device that can no longer compute
+├── LeaseLost               a trial that no longer belongs to this worker
+│   └── SpaceUsedUp         a trial for which the search space has no recipe left
 ├── VerificationFailed      a trial that gives another result when trained again
 ├── ArtifactsUnavailable    an artifact store that cannot be used
 ├── ArtifactMissing         a file that is not in the artifact store
-├── ArtifactDamaged         a file in the artifact store that is not what was written
-└── LeaseLost               a trial that was given to another worker
+└── ArtifactDamaged         a file in the artifact store that is not what was written
 """
 
 MAX_SHOWN = 60
@@ -94,6 +95,14 @@ class DeviceLost(HpoError):
     """A device that this process can no longer use."""
 
 
+class LeaseLost(HpoError):
+    """A trial whose lease ran out, so that it no longer belongs to this worker."""
+
+
+class SpaceUsedUp(LeaseLost):
+    """A trial that was given up because every recipe of its search space has been tried."""
+
+
 class VerificationFailed(HpoError):
     """A trial that differs from what was stored when it is trained again from scratch; the message says where."""
 
@@ -108,10 +117,6 @@ class ArtifactMissing(HpoError):
 
 class ArtifactDamaged(HpoError):
     """A stored file that is not what was written."""
-
-
-class LeaseLost(HpoError):
-    """A trial whose lease ran out, so that it no longer belongs to this worker."""
 
 
 def short(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -15,14 +16,15 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
-from hpo.database import overview, studies, study_state
-from hpo.database.attempt import Attempt
+from hpo.database import overview, recipe_index, studies, study_state
+from hpo.database.attempt import Attempt, ended_message
 from hpo.database.optuna_tables import FIXED_PARAMS
 from hpo.database.optuna_view import Draft, DraftParam
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
-from hpo.errors import BadInput, RecipeRefused, StudyMismatch, StudyNotFound
+from hpo.errors import BadInput, LeaseLost, RecipeError, RecipeRefused, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import Comparison
+from hpo.recipes.distinct import count_recipes, recipe_key
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param, SearchSpace
@@ -73,25 +75,45 @@ class Study:
             return None
         return self.recipe_of(trial)
 
-    def open_trial(self, attempt: Attempt) -> optuna.Trial:
+    def key_of(self, params: Mapping[str, Any]) -> str:
+        """Return the key of the recipe that parameters describe; it is empty if another client has spoilt them."""
+        try:
+            recipe = self.space.recipe(params, iterations=self.settings.iterations, seed=self.settings.seed)
+        except RecipeError:
+            return ""
+        return recipe_key(recipe)
+
+    def open_trial(
+        self, attempt: Attempt, redraw: int = 0, fixed: Mapping[str, Any] = MappingProxyType({})
+    ) -> optuna.Trial:
         """Open a claimed trial for the study's sampler and pruner, seeded for this trial.
 
         Two workers with the same seed would repeat each other's draws, so it is derived from the trial's number.
+
+        Args:
+            redraw: How often parameters were drawn for the trial before, and not taken.
+            fixed: Parameters that are not left to the sampler.
+
+        Raises:
+            LeaseLost: The trial was deleted.
         """
-        sampler = make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number)
+        sampler = make_sampler(self.settings.sampler, self.settings.seed, attempt.trial_number, redraw)
         space = self.space
         if isinstance(space, Comparison):
-            sampler = fixed_sampler(space.params_of(attempt.trial_number), sampler)
+            fixed = space.params_of(attempt.trial_number)
         else:
             sampler = NearestSampler(sampler, space.nearest)
-        with self.storage.translated():
-            study = optuna.load_study(
-                study_name=self.name,
-                storage=self.storage.view,
-                sampler=sampler,
-                pruner=make_pruner(self.settings.pruner, self.settings.iterations),
-            )
-            return optuna.Trial(study, attempt.trial_id)
+        if fixed:
+            sampler = fixed_sampler(dict(fixed), sampler)
+        pruner = make_pruner(self.settings.pruner, self.settings.iterations)
+        try:
+            with self.storage.translated():
+                study = optuna.load_study(
+                    study_name=self.name, storage=self.storage.view, sampler=sampler, pruner=pruner
+                )
+                return optuna.Trial(study, attempt.trial_id)
+        except KeyError as error:  # the trial was deleted, or its study
+            raise LeaseLost(ended_message(attempt)) from error
 
     def suggest(self, attempt: Attempt, trial: optuna.Trial) -> tuple[dict[str, Param], Draft]:
         """Let the sampler choose a trial's parameters, unless it has some already or was enqueued with some.
@@ -177,6 +199,8 @@ class Best:
 def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int, note: str = "") -> Study:
     """Create a study of `total` trials, or continue one, and fill its queue; a stopped study is resumed.
 
+    A study has no more trials than its search space has distinct recipes, apart from those that may repeat one.
+
     Args:
         note: Shown by optuna-dashboard beside the study, in Markdown.
 
@@ -196,7 +220,9 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     if note:
         studies.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
-    studies.set_target(storage, study_id, total, first=study.space.base_params())
+    base_key = recipe_key(study.base) if isinstance(study.space, SearchSpace) else None
+    first = study.space.base_params()
+    studies.set_target(storage, study_id, limit_trials(study, total), first, base_key)
     study_state.reopen(storage, study_id)
     return study
 
@@ -242,12 +268,44 @@ def status(study: Study) -> dict[str, Any]:
         "waiting_at_rungs": dict(counts.at_rungs),
         "of_other_clients": {"lent": counts.lent, "told": counts.told, "refused": counts.refused},
         "best": best and {"trial": best.number, "value": best.value, "recipe": study.recipe_of(best).to_dict()},
+        "recipes": tried_recipes(study),
         "iterations_spent": {
             "naive": len(trained) * study.settings.iterations,
             "requested": sum(trial.user_attrs.get("iterations", 0) for trial in trained),
             "trained": overview.trained_iterations(study.storage, study.study_id),
         },
     }
+
+
+def limit_trials(study: Study, total: int) -> int:
+    """Return how many of `total` trials a study can have, each with a recipe of its own unless it may repeat one."""
+    if not isinstance(study.space, SearchSpace):
+        return total
+    settled, tried = recipe_index.count_settled(study.storage, study.study_id, study.key_of)
+    possible = count_recipes(study.space)
+    return total if possible is None else min(total, settled + max(0, possible - tried))
+
+
+def tried_recipes(study: Study) -> dict[str, int] | None:
+    """Count the distinct recipes that a search's trials have, and those of its space.
+
+    Returns:
+        None for a benchmark, and where the space has too many recipes to count.
+    """
+    space = study.space
+    possible = count_recipes(space) if isinstance(space, SearchSpace) else None
+    if possible is None:
+        return None
+    return {"tried": recipe_index.count_keys(study.storage, study.study_id), "possible": possible}
+
+
+def find_used_up(study: Study) -> str | None:
+    """State that every recipe of a study's search space has been tried; return None if it is not so."""
+    recipes = tried_recipes(study)
+    if recipes is None or recipes["tried"] < recipes["possible"]:
+        return None
+    number = "its only recipe has" if recipes["possible"] == 1 else f"all {recipes['possible']} recipes have"
+    return f"the search space of study {study.name} is used up: {number} been tried"
 
 
 def is_hopeless(now: Counts, before: Counts) -> bool:

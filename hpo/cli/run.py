@@ -157,6 +157,8 @@ def run(
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
             drive(study, connected, timeout, options, environment, stop)
     summary = studies.status(study)
+    if (total := summary["target"]) < trials:
+        say(f"study {name}: {total} trials instead of {trials}, as its search space has no more distinct recipes")
     if json_output:
         print_json(summary)
     else:
@@ -243,6 +245,8 @@ def _serve_one(
         at_end=end_of_run(study, data_dir),
     )
     say(f"finished {finished} trials of {study.name}")
+    if used_up := studies.find_used_up(study):
+        say(used_up)
     if not stop and study_state.find_state(storage, study.study_id) in ("stopped", "finishing"):
         say(f"study {study.name} was stopped; `hpo resume --study {study.name}` lets it go on")
 

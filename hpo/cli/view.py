@@ -136,6 +136,8 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     )
     if others := _of_other_clients(summary["study"], summary["of_other_clients"]):
         table.add_row("other clients", others)
+    if (recipes := summary["recipes"]) is not None:
+        table.add_row("recipes", _tried(recipes))
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
     table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table
@@ -149,6 +151,11 @@ def _of_other_clients(study: str, number: Mapping[str, int]) -> str:
         "refused": f"{number['refused']} that they failed, or gave parameters outside the search space",
     }
     return "; ".join(text for key, text in said.items() if number[key])
+
+
+def _tried(recipes: Mapping[str, int]) -> str:
+    used_up = ": the search space is used up" if recipes["tried"] >= recipes["possible"] else ""
+    return f"{recipes['tried']:,} of {recipes['possible']:,} tried{used_up}"
 
 
 def spent_line(spent: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import lent, rungs
+from hpo.database import lent, recipe_index, rungs, studies
 from hpo.database.attempt import (
     LOSSES,
     Attempt,
@@ -46,6 +46,7 @@ from hpo.database.optuna_tables import (
 )
 from hpo.database.optuna_view import Draft, DraftParam
 from hpo.database.parking import may_begin, parked
+from hpo.database.recipe_index import RECIPE_KEY
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.studies import add_trial
@@ -135,8 +136,59 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
         return
     with storage.transaction() as session:
         _hold(session, attempt, progress)
-        _write_params(session, attempt.trial_id, draft.params)
-        _set_attrs(session, TrialSystemAttributeModel, {"trial_id": attempt.trial_id}, draft.system_attrs)
+        _write_draft(session, attempt.trial_id, draft)
+
+
+@retried
+def write_params(
+    storage: Storage, attempt: Attempt, progress: Progress, draft: Draft, key: str, key_of: recipe_index.KeyOf
+) -> bool:
+    """Write the sampled parameters of an attempt's trial, unless another trial of the study has the same recipe.
+
+    Atomic across processes: of several trials with one recipe, one gets it. Enqueued parameters may repeat a recipe.
+
+    Args:
+        key: The key of the trial's recipe.
+        key_of: Returns the keys of recipes of earlier trials that have none.
+
+    Returns:
+        Whether the parameters were written.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is written.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        study_id = recipe_index.lock_recipes(session, attempt.trial_id)
+        _hold(session, attempt, progress)
+        assert study_id is not None, "an open attempt has a trial"
+        recipe_index.add_missing_keys(session, study_id, key_of)
+        if recipe_index.is_taken(session, study_id, attempt.trial_id, key):
+            return False
+        _write_draft(session, attempt.trial_id, replace(draft, system_attrs={**draft.system_attrs, RECIPE_KEY: key}))
+    return True
+
+
+@retried
+def withdraw(storage: Storage, attempt: Attempt, progress: Progress, why: str) -> None:
+    """Remove the trial of an attempt for which no recipe is left, and all trials after it that would have none.
+
+    If a later trial has a recipe, the trial fails instead, since the numbers of trials have no gaps.
+
+    Raises:
+        LeaseLost: The attempt has ended; nothing is changed.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    with storage.transaction() as session:
+        study_id = studies.lock_study_of(session, attempt.trial_id)
+        _hold_to_the_end(session, attempt, progress)
+        assert study_id is not None, "an open attempt has a trial"
+        tail = recipe_index.list_unsettled_tail(session, study_id)
+        if attempt.trial_id not in tail:
+            _end_attempts(session, [attempt.attempt_id], "failed")
+            attrs = {"outcome": f"failed: {why}", "iterations": 0}
+            _write_outcome(session, attempt.trial_id, Outcome(state="failed", value=None, attrs=attrs))
+        studies.remove_trials(session, study_id, tail)
 
 
 @retried
@@ -419,6 +471,11 @@ def _write_params(session: Session, trial_id: int, params: Mapping[str, DraftPar
         for name, param in params.items()
     ]
     upsert(session, TrialParamModel, rows, ("trial_id", "param_name"))
+
+
+def _write_draft(session: Session, trial_id: int, draft: Draft) -> None:
+    _write_params(session, trial_id, draft.params)
+    _set_attrs(session, TrialSystemAttributeModel, {"trial_id": trial_id}, draft.system_attrs)
 
 
 def _write_points(

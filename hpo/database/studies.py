@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import TrialState
@@ -19,9 +19,13 @@ from hpo.database.optuna_tables import (
     StudyModel,
     StudySystemAttributeModel,
     StudyUserAttributeModel,
+    TrialIntermediateValueModel,
     TrialModel,
+    TrialParamModel,
     TrialSystemAttributeModel,
+    TrialUserAttributeModel,
 )
+from hpo.database.recipe_index import RECIPE_KEY
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import (
@@ -39,6 +43,13 @@ from hpo.database.tables import (
 )
 from hpo.errors import BadInput
 from hpo.settings import MAX_TRIALS, METRIC, StudySettings, StudyState
+
+_OPTUNA_CHILDREN = (
+    TrialParamModel,
+    TrialIntermediateValueModel,
+    TrialUserAttributeModel,
+    TrialSystemAttributeModel,
+)
 
 TARGET = "trials"
 """The study's user attribute that shows how many trials it is to have."""
@@ -95,7 +106,9 @@ def add_note(storage: Storage, study_id: int, body: str) -> None:
 
 
 @retried
-def set_target(storage: Storage, study_id: int, total: int, first: Mapping[str, Any]) -> None:
+def set_target(
+    storage: Storage, study_id: int, total: int, first: Mapping[str, Any], first_key: str | None = None
+) -> None:
     """Set how many trials a study is to have; workers add them as they begin them.
 
     Atomic across processes. Every trial counts, whoever added it, and whether it failed. Those that a study has already
@@ -104,6 +117,7 @@ def set_target(storage: Storage, study_id: int, total: int, first: Mapping[str, 
 
     Args:
         first: Parameters of the study's first trial.
+        first_key: The key of its recipe; None in a study that may repeat recipes.
 
     Raises:
         StudyNotFound: The study was deleted or renamed.
@@ -113,11 +127,10 @@ def set_target(storage: Storage, study_id: int, total: int, first: Mapping[str, 
         before = find_target(session, study_id)
         present = _count(session, study_id)
         if not present and total:
-            _add_first(session, study_id, first)
+            keyed = {} if first_key is None else {RECIPE_KEY: first_key}
+            _add_first(session, study_id, {FIXED_PARAMS: dict(first)} | keyed)
         target = max(total, present)
-        session.execute(update(StudyRow).where(StudyRow.study_id == study_id).values(target=target))
-        shown = {"study_id": study_id, "key": TARGET, "value_json": json.dumps(target)}
-        upsert(session, StudyUserAttributeModel, [shown], ("study_id", "key"))
+        _write_target(session, study_id, target)
         if target > before:
             rungs.wait_again(session, study_id)
 
@@ -154,11 +167,37 @@ def add_trial(session: Session, study_id: int, target: int) -> tuple[int, int] |
     return trial_id, number
 
 
-def _add_first(session: Session, study_id: int, params: Mapping[str, Any]) -> None:
+def remove_trials(session: Session, study_id: int, trial_ids: Sequence[int]) -> None:
+    """Remove trials from the end of a study, which is locked, and lower its target to what is left."""
+    delete_of_trials(session, trial_ids, (AttemptRow, CurveRow, RungRow, LentRow, *_OPTUNA_CHILDREN, TrialModel))
+    _write_target(session, study_id, _count(session, study_id))
+
+
+def lock_study_of(session: Session, trial_id: int) -> int | None:
+    """Let no trial be claimed or added to a trial's study until the transaction ends, and return the study's id.
+
+    Returns:
+        None if the trial was deleted.
+    """
+    study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
+    if study_id is not None:
+        _lock_study(session, study_id)
+    return study_id
+
+
+def _write_target(session: Session, study_id: int, target: int) -> None:
+    session.execute(update(StudyRow).where(StudyRow.study_id == study_id).values(target=target))
+    shown = {"study_id": study_id, "key": TARGET, "value_json": json.dumps(target)}
+    upsert(session, StudyUserAttributeModel, [shown], ("study_id", "key"))
+
+
+def _add_first(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
     added = add_trial(session, study_id, target=1)
     assert added is not None, "the study has no trial, and is locked"
-    fixed = {"trial_id": added[0], "key": FIXED_PARAMS, "value_json": json.dumps(dict(params))}
-    session.add(TrialSystemAttributeModel(**fixed))
+    session.add_all(
+        TrialSystemAttributeModel(trial_id=added[0], key=key, value_json=json.dumps(value))
+        for key, value in attrs.items()
+    )
 
 
 def _lock_study(session: Session, study_id: int) -> None:

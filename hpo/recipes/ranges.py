@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from decimal import Decimal
+from random import Random
 from typing import Annotated, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -57,6 +60,14 @@ class IntRange(StrictModel):
         index = round((value - self.low) / self.step)
         return min(self.high, max(self.low, self.low + index * self.step))
 
+    def values(self) -> Sequence[int]:
+        """List all values."""
+        return range(self.low, self.high + 1, self.step)
+
+    def draw(self, random: Random) -> int:
+        """Draw a value; each is as likely as another, or in a logarithmic range equal ratios are."""
+        return self.nearest(_draw_ratio(self, random)) if self.log else random.choice(self.values())
+
     def distribution(self) -> BaseDistribution:
         """Return Optuna's distribution, which knows no step of a logarithmic range."""
         return IntDistribution(self.low, self.high, log=self.log, step=1 if self.log else self.step)
@@ -93,12 +104,26 @@ class FloatRange(StrictModel):
             closest = float(_decimal(self.low) + index * _decimal(self.step))
         return min(self.high, max(self.low, closest))
 
+    def values(self) -> Sequence[float] | None:
+        """List all values; return None if there is no step, or over `MAX_STEPS` of them."""
+        if self.step is None or self.high - self.low > (MAX_STEPS + 0.5) * self.step:
+            return None
+        return [self.nearest(self.low + i * self.step) for i in range(round((self.high - self.low) / self.step) + 1)]
+
+    def draw(self, random: Random) -> float:
+        """Draw a value; each is as likely as another, or in a logarithmic range equal ratios are."""
+        return self.nearest(_draw_ratio(self, random)) if self.log else random.choice(self.values() or ())
+
     def distribution(self) -> BaseDistribution:
         """Return Optuna's distribution, which knows no step of a logarithmic range."""
         return FloatDistribution(self.low, self.high, log=self.log, step=None if self.log else self.step)
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}" + ("" if self.step is None else f" in steps of {self.step}")
+
+
+def _draw_ratio(span: IntRange | FloatRange, random: Random) -> float:
+    return math.exp(random.uniform(math.log(span.low), math.log(span.high)))
 
 
 def _check_range(span: IntRange | FloatRange, step: float | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
+from random import Random
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from optuna import Trial
@@ -229,7 +230,7 @@ class SearchSpace(StrictModel):
         """Sample all parameters that apply to a trial; before training, so that a pruned trial has them all."""
         params: dict[str, Param] = {}
         for name, distribution in self.distributions().items():
-            if self._applies(name, params):
+            if self.applies(name, params):
                 params[name] = self.nearest(name, _suggest(trial, name, distribution))
         return params
 
@@ -258,21 +259,52 @@ class SearchSpace(StrictModel):
             if not _may_be(value, fields[name]):
                 raise RecipeRefused(f"{name} is {short(value)}; allowed: {_allowed(fields[name])}")
 
+    def draw(self, name: str, random: Random) -> Param:
+        """Draw a value of a searched parameter."""
+        field = self._searched()[name]
+        return cast(Param, random.choice(field) if isinstance(field, list) else field.draw(random))
+
+    def allowed(self) -> dict[str, Sequence[Any] | None]:
+        """Return the values of each parameter, searched or not, in the order of sampling; None if they are too many."""
+        return {
+            _param_name(place): [value] if field is None else _members(field)
+            for place, value, field in self._base_values()
+        }
+
+    def applies(self, name: str, params: Mapping[str, Param]) -> bool:
+        """Return whether a trial has a parameter, given the values of those sampled before it."""
+        if name == "dropout":
+            return params.get("head", self.base_recipe.head) != "linear"
+        if name == "nesterov":
+            return params.get("momentum", self.base_recipe.momentum) != 0
+        if name == "patience":
+            return bool(params.get("early_stopping", self.base_recipe.early_stopping is not None))
+        return True
+
     def recipe(self, params: Mapping[str, Param], *, iterations: int, seed: int) -> Recipe:
         """Apply parameters to the base recipe, for a budget and a seed."""
         base = self.base_recipe.to_dict()
-        early = params.get("early_stopping", base["early_stopping"] is not None)
+        given: dict[str, Any] = {**self._only_values(), **params}
+        early = given.get("early_stopping", base["early_stopping"] is not None)
         changed = {
-            **{name: params[name] for name in _SAME_NAME if name in params},
-            "early_stopping": params.get("patience", base["early_stopping"]) if early else None,
-            "boundaries": [params.get(f"boundary_{i}", b) for i, b in enumerate(base["boundaries"], 1)],
-            "values": [params.get(f"learning_rate_{i}", v) for i, v in enumerate(base["values"], 1)],
+            **{name: given[name] for name in _SAME_NAME if name in given},
+            "early_stopping": given.get("patience", base["early_stopping"]) if early else None,
+            "boundaries": [given.get(f"boundary_{i}", b) for i, b in enumerate(base["boundaries"], 1)],
+            "values": [given.get(f"learning_rate_{i}", v) for i, v in enumerate(base["values"], 1)],
         }
         return Recipe.from_dict(base | changed | {"iterations": iterations, "seed": seed})
 
     def _searched(self) -> dict[str, Any]:
         """Return the allowed values of every parameter that a trial can have, in the order of sampling."""
         return {_param_name(place): field for place, _, field in self._base_values() if _is_searched(field)}
+
+    def _only_values(self) -> dict[str, Param]:
+        """Return the parameters for which the search allows one value, which the base recipe may not have."""
+        return {
+            _param_name(place): _ends(field)[0]
+            for place, _, field in self._base_values()
+            if field is not None and not _is_searched(field)
+        }
 
     def _base_values(self) -> Iterator[tuple[Place, Param | None, Any]]:
         """Yield each field that can be searched: its place in the YAML, the base recipe's value, the allowed values."""
@@ -282,19 +314,10 @@ class SearchSpace(StrictModel):
             yield ("search", name), (value or None) if name == "dropout" else value, getattr(search, name)
         yield ("search", "early_stopping"), base.early_stopping is not None, search.early_stopping
         yield ("search", "patience"), base.early_stopping, search.patience
-        for index, (boundary, field) in enumerate(zip(base.boundaries, search.boundaries or [], strict=False)):
+        for index, (boundary, field) in enumerate(zip_longest(base.boundaries, search.boundaries or [])):
             yield ("search", "boundaries", index), boundary, field
-        for index, (value, rates) in enumerate(zip(base.values, search.values or [], strict=False)):
+        for index, (value, rates) in enumerate(zip_longest(base.values, search.values or [])):
             yield ("search", "values", index), value, rates
-
-    def _applies(self, name: str, params: Mapping[str, Param]) -> bool:
-        if name == "dropout":
-            return params.get("head", self.base_recipe.head) != "linear"
-        if name == "nesterov":
-            return params.get("momentum", self.base_recipe.momentum) != 0
-        if name == "patience":
-            return bool(params.get("early_stopping", self.base_recipe.early_stopping is not None))
-        return True
 
     def _may_stop_early(self) -> bool:
         return self.base_recipe.early_stopping is not None or True in (self.search.early_stopping or [])
@@ -342,6 +365,11 @@ def _may_be(value: object, field: Any) -> bool:
 
 def _allowed(field: Any) -> str:
     return ", ".join(map(str, field)) if isinstance(field, list) else str(field)
+
+
+def _members(field: Any) -> Sequence[Any] | None:
+    """List all choices, or the values of a range."""
+    return field if isinstance(field, list) else cast("Sequence[Any] | None", field.values())
 
 
 def _is_searched(field: Any) -> bool:

@@ -20,6 +20,7 @@ from hpo.database.optuna_view import DraftParam
 from hpo.errors import DeviceLost, LeaseLost, StorageUnavailable
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
+from hpo.sampling import sample
 from hpo.settings import PROMOTING
 from hpo.study import Study
 from hpo.worker.publish import delete_figures, publish_note_and_figure
@@ -112,14 +113,11 @@ class TrialSupervisor:
 
         Raises:
             RecipeRefused: Another client has chosen some that the search space does not allow.
+            SpaceUsedUp: No recipe is left; the trial was removed.
         """
-        trial = self.study.open_trial(self.attempt)
-        params, draft = self.study.suggest(self.attempt, trial)
-        queue.write_draft(self.study.storage, self.attempt, self.progress, draft)
-        settings = self.study.settings
-        recipe = self.study.space.recipe(params, iterations=settings.iterations, seed=settings.seed)
-        self._trial, self._params, self._recipe = trial, draft.params, recipe
-        return recipe
+        sampled = sample(self.study, self.attempt, self.progress)
+        self._trial, self._params, self._recipe = sampled.trial, sampled.rows, sampled.recipe
+        return sampled.recipe
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
         """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""

@@ -30,6 +30,7 @@ def test_status_says_what_the_contract_names(finished: Shell) -> None:
         "target": 6,
         "state": "done",
         "waiting_at_rungs": {},
+        "recipes": {"tried": 6, "possible": 22_680},
     }
     assert list(trials) == ["complete", "pruned", "failed", "running", "waiting"]
     assert (trials["complete"] + trials["pruned"], trials["failed"], trials["running"], trials["waiting"]) == (
@@ -114,6 +115,23 @@ def test_a_submitted_study_waits_for_a_worker(shell: Shell) -> None:
     assert submitted.err == f"study {STUDY}: its trials wait for `hpo worker --study {STUDY}`, on any machine\n"
     assert shell.hpo("worker").code == 0
     assert shell.hpo("status", "--json").json["trials"] == waiting | {"complete": 1, "waiting": 0}
+
+
+def test_a_search_space_that_is_used_up_ends_the_study_with_a_sentence(shell: Shell) -> None:
+    space = "name: two\nbase: baseline\nsearch: {shortcut_norm: [true, false]}\n"
+    shell.folder.joinpath("two.yaml").write_text(space)
+    command = ("run", "--space", "two.yaml", "--dataset", "digits", "--iterations", "32", "--trials", "5")
+    submitted = shell.hpo(*command, "--submit")
+    assert (submitted.code, submitted.err.splitlines()[-1]) == (
+        0,
+        "study two-digits: 2 trials instead of 5, as its search space has no more distinct recipes",
+    )
+    worked = shell.hpo("worker")
+    assert (worked.code, worked.err.splitlines()[-1]) == (
+        0,
+        "the search space of study two-digits is used up: all 2 recipes have been tried",
+    )
+    assert "2 of 2 tried: the search space is used up" in shell.hpo("status").out
 
 
 BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"

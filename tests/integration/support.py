@@ -19,6 +19,7 @@ from hpo.database import overview, queue
 from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
 from hpo.database.storage import Storage
 from hpo.errors import HpoError
+from hpo.sampling import sample
 from hpo.settings import StudySettings
 
 START_S = 120.0  # to import torch on a busy machine
@@ -102,9 +103,7 @@ def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
 
 def suggest(made: study.Study, attempt: Attempt) -> dict[str, Any]:
     """Sample the parameters of a claimed trial, as its worker would."""
-    params, draft = made.suggest(attempt, made.open_trial(attempt))
-    queue.write_draft(made.storage, attempt, NOTHING, draft)
-    return params
+    return dict(sample(made, attempt, NOTHING).params)
 
 
 def complete(made: study.Study, attempt: Attempt, value: float, loss: float | None = None) -> None:

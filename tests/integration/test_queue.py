@@ -50,6 +50,16 @@ VALUES = {8: 0.25, 16: 0.5}
 FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
 LOSS = Loss(kind="device lost", reason="device cuda:0: CUDA error")
 
+EIGHT_RECIPES = {
+    "name": "eight",
+    "base": "dropout",
+    "search": {
+        "head": ["linear", "dropout"],
+        "dropout": {"low": 0.1, "high": 0.5, "step": 0.2},
+        "values": [[0.1], [0.01, 0.1], [0.001]],
+    },
+}
+
 WRITES: dict[str, Callable[[Storage, Attempt], object]] = {
     "renew": lambda storage, attempt: queue.renew(storage, attempt, HALFWAY),
     "record": lambda storage, attempt: queue.record(storage, attempt, HALFWAY, POINTS, VALUES),
@@ -105,6 +115,24 @@ def _claim_and_hand_back(url: str, study_id: int, times: int) -> None:
         queue.record(storage, attempt, HALFWAY, POINTS, VALUES)
         queue.hand_back(storage, attempt, HALFWAY, "stopped")
     storage.close()
+
+
+def test_many_processes_that_sample_at_once_never_try_a_recipe_twice(storage_url: str, storage: Storage) -> None:
+    made = make_study(storage, 8, replace(SETTINGS, space=EIGHT_RECIPES, sampler="random"))
+
+    in_processes(_sample_all, [(storage_url, made.name, f"worker {i}") for i in range(PROCESSES)])
+
+    keys = {made.key_of(trial.params) for trial in made.trials()}
+    assert (len(keys), len(made.trials()), study.status(made)["recipes"]) == (8, 8, {"tried": 8, "possible": 8})
+
+
+def _sample_all(url: str, name: str, worker: str) -> int:
+    made = study.load(open_storage(url), name)
+    sampled = 0
+    while attempt := queue.claim(made.storage, made.study_id, WorkerId(name=worker, host="host", device="cpu")):
+        suggest(made, attempt)
+        sampled += 1
+    return sampled
 
 
 def test_several_processes_begin_exactly_the_trials_that_were_asked_for(storage_url: str, made: study.Study) -> None:

@@ -167,6 +167,7 @@ def test_status_and_best_say_what_the_trials_hold(storage: Storage) -> None:
         "waiting_at_rungs": {},
         "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
         "best": {"trial": best.trial, "value": best.value, "recipe": best.recipe.to_dict()},
+        "recipes": {"tried": 3, "possible": 8_190},
         "iterations_spent": {
             "naive": 96,
             "requested": sum(trial["user_attrs"]["iterations"] for trial in trials),
@@ -324,7 +325,7 @@ def _report(made: study.Study, attempt: Attempt, value: float) -> None:
 FAILING: dict[str, Any] = {
     "name": "failing",
     "base": SPACE["base"] | {"head": "dense", "batch_size": 1},
-    "search": {"head": ["dense", "linear"], "values": [[0.05, 0.1], [0.02], [0.005]]},
+    "search": {"head": ["dense", "linear"], "values": [[0.05, 0.1], [0.02, 0.01], [0.005]]},
 }
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     "worker",
     "results",
     "dashboard",
+    "sampling",
     "study",
     "algorithms",
     "trial",

@@ -183,17 +183,20 @@ STATUS = {
     "state": "done",
     "trials": {"complete": 18, "pruned": 32, "failed": 0, "running": 0, "waiting": 0},
     "waiting_at_rungs": {},
+    "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
     "best": {"trial": 11, "value": 0.98765, "recipe": {}},
+    "recipes": {"tried": 50, "possible": 22_680},
     "iterations_spent": {"naive": 32_000, "requested": 12_480, "trained": 4_800},
 }
 
 
-def test_the_status_of_a_study_is_a_table_of_six_rows():
+def test_the_status_of_a_study_is_a_table_of_seven_rows():
     assert lines_of(view.status(STATUS)) == [
         "study       smooth_lr-digits",
         "space       smooth_lr on digits, 640 iterations a trial",
         "state       done",
         "trials      50 of 50 finished: 18 complete, 32 pruned, 0 failed, 0 running, 0 waiting",
+        "recipes     50 of 22,680 tried",
         "best        0.9877 (trial 11)",
         "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
     ]
@@ -208,7 +211,20 @@ def test_the_status_says_at_which_rungs_trials_wait():
 
 
 def test_a_status_without_a_best_trial_says_so():
-    assert lines_of(view.status(STATUS | {"best": None}))[4] == "best        none yet"
+    assert lines_of(view.status(STATUS | {"best": None}))[5] == "best        none yet"
+
+
+@pytest.mark.parametrize(
+    ("recipes", "line"),
+    [
+        ({"tried": 12, "possible": 12}, ["recipes     12 of 12 tried: the search space is used up"]),
+        ({"tried": 11, "possible": 12}, ["recipes     11 of 12 tried"]),
+        (None, []),
+    ],
+    ids=["used up", "not used up", "a benchmark"],
+)
+def test_the_status_says_how_much_of_the_space_was_tried(recipes, line):
+    assert [row for row in lines_of(view.status(STATUS | {"recipes": recipes})) if row.startswith("recipes")] == line
 
 
 def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
@@ -349,3 +365,19 @@ def test_the_spaces_are_listed_with_what_they_search():
         "dense  dense        6           The dense head",
         "mine   own          12          All of it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ({"lent": 1, "told": 0, "refused": 0}, "1 lent to them (`hpo reclaim --study mine` takes back)"),
+        (
+            {"lent": 0, "told": 2, "refused": 3},
+            "2 whose result they told, which is not compared with what was trained here; "
+            "3 that they failed, or gave parameters outside the search space",
+        ),
+    ],
+)
+def test_the_status_says_what_other_clients_did(number, said):
+    written = " ".join(" ".join(lines_of(view.status(STATUS | {"study": "mine", "of_other_clients": number}))).split())
+    assert f"other clients {said}" in written
