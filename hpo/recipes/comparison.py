@@ -1,14 +1,16 @@
-"""Recipes that are trained again, side by side, on fresh seeds: a benchmark has them in place of a search space."""
+"""Recipes that are trained again, side by side, on fresh seeds: the space of a benchmark and of a confirmation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Self
 
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from hpo.errors import RecipeRefused, short
 from hpo.recipes.recipe import LATER_FIELDS, Recipe, derive_seed
@@ -18,6 +20,9 @@ BASELINE = "baseline"
 
 CANDIDATE = "candidate"
 """Name of the recipe of a search's best trial."""
+
+MAX_FRESH_SEEDS = 1_000
+"""The largest number of seeds that a benchmark may have; a confirmation uses none of them."""
 
 SEEDS = 2**31
 """Number of possible seeds; small, because Optuna stores parameters as doubles."""
@@ -30,6 +35,8 @@ class Comparison(BaseModel):
         runs: Fields of the recipes by name, without budget and seed; `baseline` is one of the names.
         trial: Number of the search's trial that is the candidate, or None.
         searched_seed: The search's own seed, which determines the fresh seeds and is never one of them.
+        trials: In a confirmation, which is measured on the validation split, the number of the search's trial with each
+            recipe; the baseline may have none. Empty in a benchmark, which is measured on the test split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,12 +46,26 @@ class Comparison(BaseModel):
     runs: dict[str, dict[str, Any]]
     trial: int | None = None
     searched_seed: int
+    trials: Annotated[dict[str, int], Field(exclude_if=operator.not_)] = {}  # benchmarks of before do not have it
 
     @classmethod
-    def of(cls, recipes: Mapping[str, Recipe], *, name: str, searched_seed: int, trial: int | None = None) -> Self:
+    def of(
+        cls,
+        recipes: Mapping[str, Recipe],
+        *,
+        name: str,
+        searched_seed: int,
+        trial: int | None = None,
+        trials: Mapping[str, int] = MappingProxyType({}),
+    ) -> Self:
         """Create a comparison of recipes, ignoring their budgets and seeds."""
         runs = {run: _without_budget(recipe) for run, recipe in recipes.items()}
-        return cls(name=name, runs=runs, trial=trial, searched_seed=searched_seed)
+        return cls(name=name, runs=runs, trial=trial, searched_seed=searched_seed, trials=dict(trials))
+
+    @property
+    def is_confirmation(self) -> bool:
+        """Return whether the recipes are compared on the validation split, rather than on the test split."""
+        return bool(self.trials)
 
     @property
     def base_recipe(self) -> Recipe:
@@ -53,7 +74,10 @@ class Comparison(BaseModel):
 
     def seed(self, index: int) -> int:
         """Return the fresh seed with an index."""
-        return next(islice(_fresh_seeds(self.searched_seed), index, None))
+        seeds = _fresh_seeds("benchmark", self.searched_seed, ())
+        if self.is_confirmation:
+            seeds = _fresh_seeds("confirmation", self.searched_seed, islice(seeds, MAX_FRESH_SEEDS))
+        return next(islice(seeds, index, None))
 
     def params_of(self, trial_number: int) -> dict[str, str | int]:
         """Return the name of the recipe that a trial trains, and the seed."""
@@ -92,10 +116,10 @@ class Comparison(BaseModel):
         return Recipe.from_dict(self.runs[params["run"]] | {"iterations": iterations, "seed": params["seed"]})
 
 
-def _fresh_seeds(searched_seed: int) -> Iterator[int]:
-    seen = {searched_seed}
+def _fresh_seeds(purpose: str, searched_seed: int, used: Iterable[int]) -> Iterator[int]:
+    seen = {searched_seed, *used}
     for index in count():
-        seed = derive_seed("benchmark", searched_seed, index) % SEEDS
+        seed = derive_seed(purpose, searched_seed, index) % SEEDS
         if seed not in seen:
             seen.add(seed)
             yield seed

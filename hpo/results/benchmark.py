@@ -19,16 +19,13 @@ from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
-from hpo.results.significance import Difference, Estimate, estimate, paired_difference
+from hpo.results.significance import Difference, Estimate, estimate, judge, paired_difference, show_difference
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
 from hpo.settings import StudySettings
 from hpo.study import Study
 
 DOCUMENTED_DATASET = "cifar10"
 """The data set of all documented experiments."""
-
-P_LIMIT = 0.05
-"""Significance level: only a difference with a smaller p-value counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,13 +234,11 @@ def verdict(result: Result) -> str:
         return f"{ours} is not shown to be better than the baseline: {lost}."
     if len(result.seeds) < 2:
         return f"{ours} is not shown to be better than the baseline: that takes two seeds, and better five."
-    if difference.mean is None or difference.ci95 is None or difference.p_value is None:
+    if difference.p_value is None:
         return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
-    word = "not shown to be better" if difference.p_value >= P_LIMIT else "better" if difference.mean > 0 else "worse"
-    low, high = difference.ci95
     return (
-        f"{ours} is {word} than the baseline: its test accuracy differs by {difference.mean:+.4f} "
-        f"({low:+.4f} to {high:+.4f}, {len(result.seeds)} seeds, p = {difference.p_value:.2g})."
+        f"{ours} is {judge(difference)} than the baseline: its test accuracy differs by "
+        f"{show_difference(difference, len(result.seeds))}."
     )
 
 

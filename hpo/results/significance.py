@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Literal
 
 from scipy import stats
 
@@ -13,6 +14,12 @@ CONFIDENCE = 0.95
 
 ROUNDING = 1e-12
 """Standard deviation below which values count as equal: subtracting equal accuracies leaves rounding errors."""
+
+P_LIMIT = 0.05
+"""Significance level: only a difference with a smaller p-value counts."""
+
+Judgement = Literal["better", "worse", "not shown to be better"]
+"""What a difference says of the first recipe."""
 
 Interval = tuple[float, float]
 
@@ -56,6 +63,23 @@ def paired_difference(differences: Sequence[float]) -> Difference:
     average = estimate(differences)
     p_value = float(stats.ttest_1samp(differences, 0).pvalue) if _vary(differences) else None
     return Difference(mean=average.mean, ci95=average.ci95, p_value=p_value)
+
+
+def judge(difference: Difference) -> Judgement:
+    """Decide what a mean of paired differences says."""
+    if difference.mean is None or difference.p_value is None or difference.p_value >= P_LIMIT:
+        return "not shown to be better"
+    return "better" if difference.mean > 0 else "worse"
+
+
+def show_difference(difference: Difference, seeds: int) -> str:
+    """Write a mean difference with what is known of its uncertainty."""
+    assert difference.mean is not None, "there is a seed"
+    number = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    if difference.ci95 is None or difference.p_value is None:
+        return f"{difference.mean:+.4f} ({number})"
+    low, high = difference.ci95
+    return f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f}, {number}, p = {difference.p_value:.2g})"
 
 
 def _vary(values: Sequence[float]) -> bool:

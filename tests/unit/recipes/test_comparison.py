@@ -9,7 +9,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from hpo.algorithms import fixed_sampler
-from hpo.recipes.comparison import BASELINE, CANDIDATE, SEEDS, Comparison
+from hpo.recipes.comparison import BASELINE, CANDIDATE, MAX_FRESH_SEEDS, SEEDS, Comparison
 from hpo.recipes.recipe import documented_runs
 
 RUNS = documented_runs()
@@ -80,3 +80,17 @@ def test_a_benchmark_holds_what_earlier_releases_did_not_have_where_it_differs()
     assert comparison.runs[BASELINE].keys().isdisjoint({"depth", "nesterov", "label_smoothing"})
     params = {"run": CANDIDATE, "seed": 5}
     assert comparison.recipe(params, iterations=640, seed=3) == changed.at(iterations=640, seed=5)
+
+
+def test_a_confirmation_and_a_benchmark_of_one_search_share_no_seed():
+    confirmation = Comparison.of(RECIPES, name="pair", searched_seed=3, trials={CANDIDATE: 7, BASELINE: 0})
+    confirmed = {confirmation.seed(index) for index in range(20)}
+
+    assert PAIR.is_confirmation is False
+    assert confirmation.is_confirmation is True
+    assert len(confirmed) == 20
+    assert confirmed.isdisjoint({3, *(PAIR.seed(index) for index in range(MAX_FRESH_SEEDS))})
+
+
+def test_a_benchmark_is_stored_as_benchmarks_were_before_there_were_confirmations():
+    assert "trials" not in PAIR.model_dump(mode="json")

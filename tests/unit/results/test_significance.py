@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from hpo.results.significance import Difference, Estimate, estimate, paired_difference
+from hpo.results.significance import Difference, Estimate, estimate, judge, paired_difference, show_difference
 
 
 def test_the_interval_is_students_t():
@@ -43,3 +43,24 @@ def test_the_p_value_is_under_a_twentieth_exactly_where_the_interval_leaves_out_
 
     low, high = found.ci95
     assert (found.p_value < 0.05) == (low > 0 or high < 0)
+
+
+@pytest.mark.parametrize(
+    ("differences", "judgement", "shown"),
+    [
+        ((0.02, 0.03, 0.04), "better", "+0.0300 (+0.0052 to +0.0548, 3 seeds, p = 0.035)"),
+        ((-0.02, -0.03, -0.04), "worse", "-0.0300 (-0.0548 to -0.0052, 3 seeds, p = 0.035)"),
+        ((0.02, -0.01, 0.01), "not shown to be better", "+0.0067 (-0.0313 to +0.0446, 3 seeds, p = 0.53)"),
+        ((0.02, 0.02), "not shown to be better", "+0.0200 (2 seeds)"),
+        ((0.02,), "not shown to be better", "+0.0200 (1 seed)"),
+    ],
+)
+def test_a_difference_is_judged_and_written_with_what_is_known_of_it(differences, judgement, shown):
+    difference = paired_difference(differences)
+
+    assert judge(difference) == judgement
+    assert show_difference(difference, len(differences)) == shown
+
+
+def test_of_no_seeds_nothing_is_shown():
+    assert judge(paired_difference(())) == "not shown to be better"
