@@ -277,6 +277,18 @@ def status(study: Study) -> dict[str, Any]:
     }
 
 
+def companion_settings(settings: StudySettings, comparison: Comparison, iterations: int) -> StudySettings:
+    """Return the settings of a study that trains a comparison's recipes to their ends, in place of a search."""
+    return replace(
+        settings,
+        space=comparison.model_dump(mode="json"),
+        iterations=iterations,
+        sampler="random",
+        pruner="none",
+        align="iteration",
+    )
+
+
 def limit_trials(study: Study, total: int) -> int:
     """Return how many of `total` trials a study can have, each with a recipe of its own unless it may repeat one."""
     if not isinstance(study.space, SearchSpace):
@@ -319,13 +331,17 @@ def is_search(space: object) -> bool:
     return isinstance(space, dict) and "runs" not in space
 
 
-def best(study: Study) -> Best:
+def best(study: Study, number: int | None = None) -> Best:
     """Load the best completed trial with its curve; what other clients tell is not compared with what was trained.
+
+    Args:
+        number: The completed trial that is best for other reasons than its value; None for the one with the best value.
 
     Raises:
         StudyNotFound: No trial is complete yet.
     """
-    trial = find_best_trial(study.trained_trials())
+    trained = study.trained_trials()
+    trial = find_best_trial(trained if number is None else [each for each in trained if each.number == number])
     if trial is None:
         raise StudyNotFound(f"study {study.name} has no completed trial yet")
     assert trial.value is not None

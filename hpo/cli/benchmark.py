@@ -33,8 +33,7 @@ from hpo.cli.options import (
 from hpo.cli.output import print_json, say, show
 from hpo.cli.run import choose_precision
 from hpo.errors import BadInput, StudyFailed
-from hpo.recipes.comparison import MAX_FRESH_SEEDS
-from hpo.recipes.recipe import MIN_ITERATIONS
+from hpo.recipes.recipe import MAX_BENCHMARK_SEEDS, MIN_ITERATIONS
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
     DEFAULT_BENCHMARK_SEEDS,
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
 def benchmark(
     study_name: StudyOption = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=MAX_FRESH_SEEDS, help="How many fresh seeds each recipe is trained on.")
+        int, typer.Option(min=1, max=MAX_BENCHMARK_SEEDS, help="How many fresh seeds each recipe is trained on.")
     ] = (DEFAULT_BENCHMARK_SEEDS),
     all_documented: Annotated[
         bool, typer.Option("--all-documented", help="Train the five documented experiments, and no study's best.")

@@ -13,16 +13,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpo.errors import RecipeRefused, short
-from hpo.recipes.recipe import LATER_FIELDS, Recipe, derive_seed
+from hpo.recipes.recipe import LATER_FIELDS, MAX_BENCHMARK_SEEDS, Recipe, derive_seed
 
 BASELINE = "baseline"
 """Name of the recipe that the others are compared with."""
 
 CANDIDATE = "candidate"
 """Name of the recipe of a search's best trial."""
-
-MAX_FRESH_SEEDS = 1_000
-"""The largest number of seeds that a benchmark may have; a confirmation uses none of them."""
 
 SEEDS = 2**31
 """Number of possible seeds; small, because Optuna stores parameters as doubles."""
@@ -76,7 +73,7 @@ class Comparison(BaseModel):
         """Return the fresh seed with an index."""
         seeds = _fresh_seeds("benchmark", self.searched_seed, ())
         if self.is_confirmation:
-            seeds = _fresh_seeds("confirmation", self.searched_seed, islice(seeds, MAX_FRESH_SEEDS))
+            seeds = _fresh_seeds("confirmation", self.searched_seed, islice(seeds, MAX_BENCHMARK_SEEDS))
         return next(islice(seeds, index, None))
 
     def params_of(self, trial_number: int) -> dict[str, str | int]:

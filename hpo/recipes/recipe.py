@@ -33,6 +33,9 @@ MIN_DEPTH, MAX_DEPTH = 8, 1_202
 MAX_BATCH_SIZE = 65_536
 """The largest batch that may be asked for, in images."""
 
+MAX_BENCHMARK_SEEDS = 1_000
+"""The largest number of seeds that a benchmark may have; a confirmation uses none of them."""
+
 LATER_FIELDS = {"depth": 20, "nesterov": False, "label_smoothing": 0.0}
 """The fields that recipes of earlier releases did not have, with the values that were fixed then."""
 

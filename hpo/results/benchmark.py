@@ -7,7 +7,7 @@ test split, which an architecture test proves; it is opened once, at the end of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import study as studies
 from hpo.database import overview
 from hpo.database.storage import Storage
-from hpo.errors import BadInput, StudyMismatch, StudyNotFound
+from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
 from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
+from hpo.results import confirmation
 from hpo.results.significance import Difference, Estimate, estimate, judge, paired_difference, show_difference
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
 from hpo.settings import StudySettings
@@ -123,12 +124,11 @@ def begin(
         StudyMismatch: The companion is no benchmark, compares another trial or has other settings; nothing is changed.
         StudyNotFound: No trial is complete yet.
     """
-    if isinstance(search.space, Comparison):
-        raise BadInput(f"--study {search.name}: it is a benchmark itself; name the study that it is of")
-    best = studies.best(search)
+    confirmation.require_search(search)
+    best = confirmation.load_best(search)
     recipes = {BASELINE: search.base} if best.recipe == search.base else {CANDIDATE: best.recipe, BASELINE: search.base}
     comparison = Comparison.of(recipes, name=search.space.name, searched_seed=search.settings.seed, trial=best.trial)
-    settings = _settings(search.settings, comparison, iterations or search.settings.iterations)
+    settings = studies.companion_settings(search.settings, comparison, iterations or search.settings.iterations)
     companion = name or companion_name(search.name)
     _require_benchmark_of(search, companion, best.trial)
     load_test_split(
@@ -153,7 +153,7 @@ def begin_documented(
     load_test_split(settings.dataset, data_dir, settings.split)
     recipes = {run.name: run.recipe for run in documented_runs().values()}
     comparison = Comparison.of(recipes, name="documented", searched_seed=settings.seed)
-    settings = _settings(settings, comparison, settings.iterations)
+    settings = studies.companion_settings(settings, comparison, settings.iterations)
     companion = name or documented_name(settings.dataset)
     return studies.continue_or_create(storage, companion, settings, seeds * len(recipes))
 
@@ -249,17 +249,6 @@ def find_sentence(search: Study, trial: int) -> str | None:
         return None
     mean = f"{result.candidate.accuracy.mean:.4f}, the mean accuracy of {len(result.seeds)} networks of fresh seeds"
     return f"{mean}. {verdict(result).removesuffix('.')}"
-
-
-def _settings(settings: StudySettings, comparison: Comparison, iterations: int) -> StudySettings:
-    return replace(
-        settings,
-        space=comparison.model_dump(mode="json"),
-        iterations=iterations,
-        sampler="random",
-        pruner="none",
-        align="iteration",
-    )
 
 
 def _require_benchmark_of(search: Study, companion: str, trial: int) -> None:

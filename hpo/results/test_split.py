@@ -24,13 +24,13 @@ FASHION_MNIST_TEST = {
 
 
 def end_of_run(study: Study, data_dir: Path) -> AtEnd | None:
-    """Make the function that measures a companion study's runs on the test split at their ends; None for a search.
+    """Make the function that measures a benchmark's runs on the test split at their ends; None for any other study.
 
     Raises:
         DataDamaged: A file of the test split is cut short or altered.
         DataUnavailable: The test split is not on this machine.
     """
-    if not isinstance(study.space, Comparison):
+    if not isinstance(study.space, Comparison) or study.space.is_confirmation:
         return None
     dataset, checksum = study.settings.dataset, study.settings.split
     load_test_split(dataset, data_dir, checksum)

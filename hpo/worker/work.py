@@ -104,7 +104,8 @@ def require_measure(study: Study, at_end: AtEnd | None) -> None:
     Raises:
         BadInput: The study is a benchmark, and `at_end` is None.
     """
-    if isinstance(study.space, Comparison) and at_end is None:
+    space = study.space
+    if isinstance(space, Comparison) and not space.is_confirmation and at_end is None:
         raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
 
 
@@ -213,9 +214,12 @@ def _end(supervisor: TrialSupervisor, outcome: Outcome | Blocked | Loss, config:
 
 def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: WorkerConfig) -> Outcome | Blocked | Loss:
     try:
+        recipe = supervisor.sample()
+        if dropped := _find_dropped(study, supervisor.attempt.trial_number):
+            return Outcome(state="pruned", value=None, attrs={"outcome": dropped, "iterations": 0})
         settings = study.settings
         task = Task(
-            recipe=supervisor.sample(),
+            recipe=recipe,
             base=study.base,
             align=settings.align,
             precision=settings.precision,
@@ -234,6 +238,15 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
         queue.renew(study.storage, supervisor.attempt, supervisor.progress, config.lease_s)  # unless it was deleted
         log.exception("trial %d: attempt %d failed", supervisor.attempt.trial_number, supervisor.attempt.number)
         return judge(error, dataset.train.images.device, supervisor.progress.iteration)
+
+
+def _find_dropped(study: Study, trial_number: int) -> str | None:
+    """Explain why a trial of a confirmation is not trained; None if it must be, and in any other study."""
+    if not isinstance(study.space, Comparison) or not study.space.is_confirmation:
+        return None
+    from hpo.results.confirmation import find_dropped  # it loads scipy, which takes a second
+
+    return find_dropped(study, study.space, trial_number)
 
 
 def judge(error: Exception, device: torch.device, iteration: int) -> Outcome | Loss:

@@ -9,8 +9,8 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from hpo.algorithms import fixed_sampler
-from hpo.recipes.comparison import BASELINE, CANDIDATE, MAX_FRESH_SEEDS, SEEDS, Comparison
-from hpo.recipes.recipe import documented_runs
+from hpo.recipes.comparison import BASELINE, CANDIDATE, SEEDS, Comparison
+from hpo.recipes.recipe import MAX_BENCHMARK_SEEDS, documented_runs
 
 RUNS = documented_runs()
 RECIPES = {CANDIDATE: RUNS["smooth_lr"].recipe.at(iterations=640, seed=3), BASELINE: RUNS["baseline"].recipe}
@@ -89,7 +89,7 @@ def test_a_confirmation_and_a_benchmark_of_one_search_share_no_seed():
     assert PAIR.is_confirmation is False
     assert confirmation.is_confirmation is True
     assert len(confirmed) == 20
-    assert confirmed.isdisjoint({3, *(PAIR.seed(index) for index in range(MAX_FRESH_SEEDS))})
+    assert confirmed.isdisjoint({3, *(PAIR.seed(index) for index in range(MAX_BENCHMARK_SEEDS))})
 
 
 def test_a_benchmark_is_stored_as_benchmarks_were_before_there_were_confirmations():
