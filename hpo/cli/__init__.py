@@ -15,6 +15,7 @@ import typer
 from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
+from hpo.cli.confirm import confirm
 from hpo.cli.output import exit_without_device, say_error
 from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.settings import EXIT_INTERRUPTED, mask_passwords
@@ -46,6 +47,7 @@ for command in (
     studies.delete,
     results.best,
     results.verify,
+    confirm,
     benchmark,
     results.report,
     results.dashboard,

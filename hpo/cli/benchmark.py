@@ -30,7 +30,7 @@ from hpo.cli.options import (
     TimeoutOption,
     WorkersOption,
 )
-from hpo.cli.output import print_json, say, show
+from hpo.cli.output import print_json, say, say_unfinished, show
 from hpo.cli.run import choose_precision
 from hpo.errors import BadInput, StudyFailed
 from hpo.recipes.recipe import MAX_BENCHMARK_SEEDS, MIN_ITERATIONS
@@ -53,8 +53,6 @@ from hpo.settings import (
 )
 
 if TYPE_CHECKING:
-    from hpo.database.storage import Storage
-    from hpo.study import Study
     from hpo.training.data import Dataset
 
 
@@ -94,12 +92,14 @@ def benchmark(
     json_output: JsonOption = False,
 ) -> None:
     """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
+    from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
     from hpo.cli import view
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.results import benchmark as benchmarks
+    from hpo.results import confirmation
     from hpo.worker.stop import StopSignal
 
     of_the_data = {"--dataset": dataset, "--image-size": image_size, "--augment": augment, "--precision": precision}
@@ -118,8 +118,10 @@ def benchmark(
         database = open_storage(storage, "create", retry_policy)
         companion = benchmarks.begin_documented(database, seeds, settings, folder, name=name)
     else:
-        study = _load_study(open_storage(storage, retry_policy=retry_policy), study_name)
+        study = studies.load(open_storage(storage, retry_policy=retry_policy), study_name)
+        say_unfinished(study, "this is a benchmark of its best so far")
         companion = benchmarks.begin(study, seeds, folder, name=name, iterations=iterations)
+        say(confirmation.explain(study))
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     drive(companion, connected, timeout, options, worker_environment(storage, artifacts), stop)
     result = benchmarks.result(companion)
@@ -152,15 +154,3 @@ def _documented_settings(dataset: Dataset, precision: PrecisionChoice | None, it
         pruner="none",
         align="iteration",
     )
-
-
-def _load_study(storage: Storage, name: str | None) -> Study:
-    """Load the study to be benchmarked, and tell the user if it is not finished."""
-    from hpo import study as studies
-    from hpo.database import overview
-
-    study = studies.load(storage, name)
-    counts = overview.count(storage, study.study_id)
-    if left := counts.waiting + counts.running:
-        say(f"study {study.name} has {left} trials that are not finished; this is a benchmark of its best so far")
-    return study

@@ -1,4 +1,4 @@
-"""The drive of a study's workers, which `hpo run` and `hpo benchmark` have in common."""
+"""The drive of a study's workers, which `hpo run`, `hpo confirm` and `hpo benchmark` have in common."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSi
     if counts.waiting + counts.running == 0:
         return
     say(f"study {study.name}: {workers.summary}")
-    stop.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    if stop.deadline is None and timeout_s is not None:  # what is trained after a search has what is left of its time
+        stop.deadline = time.monotonic() + timeout_s
     with Progress(study) as progress:
         workers.run(stop, lambda counts, note: _look(study, counts, note, progress, stop))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 from rich.console import Console, RenderableType
 
 from hpo.errors import DeviceLost
 from hpo.worker.stop import EXIT_CODES, StopSignal, end_at_once
+
+if TYPE_CHECKING:
+    from hpo.study import Study
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
@@ -47,6 +50,15 @@ def print_json(document: object) -> None:
 def say(message: str) -> None:
     """Print a message for a person on stderr; stdout is kept for results."""
     print(message, file=sys.stderr)
+
+
+def say_unfinished(study: Study, then: str) -> None:
+    """Tell a person if trials of a study are not finished, and what follows from it."""
+    from hpo.database import overview
+
+    counts = overview.count(study.storage, study.study_id)
+    if left := counts.waiting + counts.running:
+        say(f"study {study.name} has {left} trials that are not finished; {then}")
 
 
 def say_error(message: str) -> None:

@@ -34,26 +34,29 @@ def best(
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show the best completed trial: its validation accuracy, recipe and curve."""
+    """Show the best completed trial, the confirmed one if there is one: validation accuracy, recipe and curve."""
     from dataclasses import asdict
 
     from hpo import study as studies
     from hpo.cli import view
     from hpo.database.storage import open_storage
+    from hpo.results import confirmation
 
     study = studies.load(open_storage(storage, "read" if export is None else "write"), study_name)
-    winner = studies.best(study)
+    winner = confirmation.load_best(study)
     if export is not None:
         _export(study, winner, export, artifacts, data_dir or default_data_dir())
     if json_output:
-        print_json(asdict(winner) | {"recipe": winner.recipe.to_dict()})
+        confirmed = confirmation.find(study)
+        found = {"recipe": winner.recipe.to_dict(), "confirmation": confirmed and confirmation.to_dict(confirmed)}
+        print_json(asdict(winner) | found)
     else:
-        show(view.best(winner, study.base.to_dict()))
+        show(view.best(winner, study.base.to_dict(), confirmation.explain(study)))
 
 
 def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Path) -> None:
     from hpo.artifacts import check_new_folder, open_artifacts, write_folder
-    from hpo.results import benchmark, export
+    from hpo.results import benchmark, confirmation, export
     from hpo.trial.checkpoints import Checkpoints
     from hpo.worker.verify import load_as_worker
 
@@ -61,7 +64,8 @@ def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Pa
     dataset = load_as_worker(study, data_dir)
     checkpoints = Checkpoints(study.storage, open_artifacts(artifacts))
     test = benchmark.find_sentence(study, winner.trial)
-    write_folder(path, export.files(export.load(study, winner, dataset, checkpoints, test, say)))
+    exported = export.load(study, winner, dataset, checkpoints, confirmation.explain(study), test, say)
+    write_folder(path, export.files(exported))
     say(f"wrote trial {winner.trial} to {path}")
 
 
@@ -76,13 +80,14 @@ def verify(
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
+    from hpo.results import confirmation
     from hpo.trial.checkpoints import Checkpoints
     from hpo.worker.verify import verify as verify_trial
 
     database = open_storage(storage)
     study = studies.load(database, study_name)
     checkpoints = Checkpoints(database, open_artifacts(artifacts))
-    number = studies.best(study).trial if trial is None else trial
+    number = confirmation.load_best(study).trial if trial is None else trial
     print(verify_trial(study, number, data_dir or default_data_dir(), checkpoints, say))
 
 

@@ -47,6 +47,9 @@ from hpo.settings import (
     DEFAULT_ALIGN,
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,
+    DEFAULT_CONFIRM,
+    DEFAULT_CONFIRM_SEEDS,
+    DEFAULT_CONFIRM_TOP,
     DEFAULT_DATASET,
     DEFAULT_DEVICE,
     DEFAULT_LAUNCHER,
@@ -100,6 +103,14 @@ def run(
         PrecisionChoice[DEFAULT_PRECISION]
     ),
     submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
+    confirm: Annotated[
+        bool | None,
+        typer.Option(
+            "--confirm/--no-confirm",
+            help="Train the best recipes on further seeds at the end, as `hpo confirm` does. "
+            f"[{'confirm' if DEFAULT_CONFIRM else 'no-confirm'}]",
+        ),
+    ] = None,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the study.")] = DEFAULT_SEED,
@@ -121,6 +132,7 @@ def run(
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
     from hpo.recipes.space_file import load_space
+    from hpo.results import confirmation
     from hpo.results.notes import study_note
     from hpo.worker.stop import StopSignal
 
@@ -129,6 +141,8 @@ def run(
     check_launcher(launcher, address, gpus_per_worker)
     if submit and launcher != LauncherChoice.local:
         raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
+    if submit and confirm:
+        raise BadInput("--confirm: allowed only without --submit; `hpo confirm` does it once the trials are finished")
     space = load_space(space_name)
     check_artifacts_url(artifacts)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
@@ -156,7 +170,11 @@ def run(
     else:
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
             drive(study, connected, timeout, options, environment, stop)
-    summary = studies.status(study)
+            companion = _begin_confirmation(study) if (DEFAULT_CONFIRM if confirm is None else confirm) else None
+            if companion is not None:
+                connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
+                drive(companion, connected, timeout, options, environment, stop)
+    summary = confirmation.status(study)
     if (total := summary["target"]) < trials:
         say(f"study {name}: {total} trials instead of {trials}, as its search space has no more distinct recipes")
     if json_output:
@@ -279,16 +297,28 @@ def status(
     """Show a study's progress."""
     from hpo import study as studies
     from hpo.database.storage import open_storage
+    from hpo.results import confirmation
 
     study = studies.load(open_storage(storage, "read"), study_name)
     if watch and not json_output:
         _watch(study)
     elif json_output:
-        print_json(studies.status(study))
+        print_json(confirmation.status(study))
     else:
         from hpo.cli import view
 
-        show(view.status(studies.status(study)))
+        show(view.status(confirmation.status(study)))
+
+
+def _begin_confirmation(study: Study) -> Study | None:
+    """Begin or continue the confirmation of a search if that is finished, and has something to confirm."""
+    from hpo.database import overview
+    from hpo.results import confirmation
+
+    counts = overview.count(study.storage, study.study_id)
+    if counts.waiting + counts.running or not counts.complete:
+        return None
+    return confirmation.begin(study, DEFAULT_CONFIRM_TOP, DEFAULT_CONFIRM_SEEDS)
 
 
 def _driver(given: str) -> int | None:
@@ -334,16 +364,17 @@ def _watch(study: Study) -> None:
 
 def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
     from hpo.cli import view
-    from hpo.study import best as load_best
+    from hpo.results import confirmation
 
     show(view.status(summary))
     if summary["best"] is None:
         return
     print()
-    show(view.best(load_best(study), study.base.to_dict()))
+    show(view.best(confirmation.load_best(study), study.base.to_dict(), confirmation.explain(study)))
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
-    steps = {
+    steps = {} if summary["confirmation"] else {f"hpo confirm --study {study.name}": "tries the best on further seeds"}
+    steps |= {
         f"hpo benchmark --study {study.name}": "tests the best recipe and the baseline on images that no search saw",
         f"hpo report --study {study.name} --out report": "writes what was found, with figures, as one page",
         "hpo dashboard": "shows all trials in a browser",

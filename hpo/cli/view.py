@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hpo.database.workers import LiveWorker
     from hpo.recipes.recipe import ParameterCounts
     from hpo.results.benchmark import Result, Run
+    from hpo.results.confirmation import Confirmation
     from hpo.results.significance import Estimate
     from hpo.study import Best
     from hpo.training.model import LayerRow
@@ -139,6 +140,9 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     if (recipes := summary["recipes"]) is not None:
         table.add_row("recipes", _tried(recipes))
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
+    if best and "confirmation" in summary:
+        confirmed = summary["confirmation"]
+        table.add_row("confirmed", confirmed["verdict"] if confirmed else "no; `hpo confirm` tries it on further seeds")
     table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table
 
@@ -165,8 +169,12 @@ def spent_line(spent: Mapping[str, int]) -> str:
     return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
 
 
-def best(winner: Best, base: Mapping[str, Any]) -> RenderableType:
-    """Draw the table of `hpo best`: the value, and the recipe with the base recipe's value where it differs."""
+def best(winner: Best, base: Mapping[str, Any], confirmed: str) -> RenderableType:
+    """Draw the table of `hpo best`: the value, and the recipe with the base recipe's value where it differs.
+
+    Args:
+        confirmed: How far the trial is confirmed on further seeds.
+    """
     table = _pairs()
     table.add_row("trial", str(winner.trial))
     table.add_row(
@@ -174,6 +182,7 @@ def best(winner: Best, base: Mapping[str, Any]) -> RenderableType:
         f"{winner.value:.4f} ± {winner.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
         "`hpo benchmark` tests it on new images.",
     )
+    table.add_row("further seeds", confirmed)
     for name, value in winner.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
         table.add_row(name, f"{value}{changed}")
@@ -196,6 +205,18 @@ def benchmark(result: Result, verdict: str) -> RenderableType:
         table.add_row(title, *(accuracy(summary.ci95 and summary.ci95[end]) for *_, summary in columns))
     table.add_row("documented", *_documented_cells(runs))
     return Group(*_benchmark_head(result), table, "", *_benchmark_notes(result), Text(verdict, style="bold"))
+
+
+def confirmation(result: Confirmation, verdict: str) -> RenderableType:
+    """Draw the table of `hpo confirm`: each recipe's validation accuracy on each further seed, and the verdict."""
+    table = _figures("seed", *(each.name for each in result.contenders))
+    for index, seed in enumerate(result.seeds):
+        cells = (each.accuracy[index : index + 1] for each in result.contenders)
+        table.add_row(str(seed), *(accuracy(cell[0]) if cell else "-" for cell in cells))
+    table.add_row("mean", *(accuracy(each.mean) for each in result.contenders), style="bold")
+    dropped = ("-" if each.dropped_after is None else str(each.dropped_after) for each in result.contenders)
+    table.add_row("dropped after seeds", *dropped)
+    return Group(table, "", Text(verdict, style="bold"))
 
 
 def documented_runs(result: Result) -> RenderableType:

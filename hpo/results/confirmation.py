@@ -189,8 +189,10 @@ def load_best(search: Study) -> Best:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Summarise a study and its confirmation, in the form of `hpo status --json`."""
+    """Summarise a study and, if it is a search, its confirmation, in the form of `hpo status --json`."""
     summary = studies.status(study)
+    if isinstance(study.space, Comparison):
+        return summary
     confirmation = find(study)
     if confirmation is None:
         return summary | {"confirmation": None}
@@ -236,14 +238,16 @@ def verdict(confirmation: Confirmation) -> str:
     )
 
 
-def explain(search: Study) -> str:
-    """State in a sentence how far the best recipe of a search is confirmed."""
-    confirmation = find(search)
+def explain(study: Study) -> str:
+    """State how far the best recipe of a study is confirmed."""
+    if isinstance(study.space, Comparison):
+        return "The study compares recipes: there is nothing to confirm."
+    confirmation = find(study)
     if confirmation is not None:
         return verdict(confirmation)
     return (
         "Not confirmed: the trial was picked by its value on one seed, where luck may decide. "
-        f"`hpo confirm --study {search.name}` trains the best recipes on further seeds."
+        f"`hpo confirm --study {study.name}` trains the best recipes on further seeds."
     )
 
 

@@ -47,6 +47,7 @@ class Exported:
     Attributes:
         training: The run at the iteration whose weights the trial ended with.
         val_accuracy: Measured again with these weights, in [0, 1].
+        confirmed: How far the trial is confirmed on further seeds, in a sentence.
         test: What a benchmark of the trial says about the test split, or None if there was no benchmark.
     """
 
@@ -55,6 +56,7 @@ class Exported:
     dataset: Dataset
     training: Training
     val_accuracy: float
+    confirmed: str
     test: str | None
 
 
@@ -63,6 +65,7 @@ def load(
     best: Best,
     dataset: Dataset,
     checkpoints: Checkpoints,
+    confirmed: str,
     test: str | None,
     announce: Callable[[str], None],
 ) -> Exported:
@@ -80,7 +83,15 @@ def load(
         )
         training = training_at(best.recipe, iteration, dataset, study.settings.precision, checkpoints)
     val_accuracy = training.evaluate(dataset.validation).accuracy
-    return Exported(study=study, best=best, dataset=dataset, training=training, val_accuracy=val_accuracy, test=test)
+    return Exported(
+        study=study,
+        best=best,
+        dataset=dataset,
+        training=training,
+        val_accuracy=val_accuracy,
+        confirmed=confirmed,
+        test=test,
+    )
 
 
 def _from_its_checkpoint(study: Study, best: Best, dataset: Dataset, checkpoints: Checkpoints) -> Training | None:
@@ -189,6 +200,7 @@ def model_card(exported: Exported) -> str:
         value=show_measured(best.value, best.standard_error),
         validation_images=len(dataset.validation),
         again=f"{exported.val_accuracy:.4f}",
+        confirmed=exported.confirmed,
         test=exported.test or "not opened; `hpo benchmark` does that, on fresh seeds",
         command=_command(exported),
         rows="\n".join(f"| {name} | {value} |" for name, value in best.recipe.to_dict().items()),

@@ -31,6 +31,7 @@ def test_status_says_what_the_contract_names(finished: Shell) -> None:
         "state": "done",
         "waiting_at_rungs": {},
         "recipes": {"tried": 6, "possible": 22_680},
+        "confirmation": None,
     }
     assert list(trials) == ["complete", "pruned", "failed", "running", "waiting"]
     assert (trials["complete"] + trials["pruned"], trials["failed"], trials["running"], trials["waiting"]) == (
@@ -47,7 +48,7 @@ def test_status_says_what_the_contract_names(finished: Shell) -> None:
 
 def test_best_says_what_the_contract_names(finished: Shell) -> None:
     found, status = finished.hpo("best", "--json").json, finished.hpo("status", "--json").json
-    assert list(found) == ["trial", "value", "standard_error", "recipe", "curve"]
+    assert list(found) == ["trial", "value", "standard_error", "recipe", "curve", "confirmation"]
     assert {name: found[name] for name in ("trial", "value", "recipe")} == status["best"]
     assert found["standard_error"] == pytest.approx((found["value"] * (1 - found["value"]) / 144) ** 0.5)
     assert [list(point) for point in found["curve"]] == [
@@ -186,7 +187,9 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert {path.name for path in shell.folder.iterdir()} == {"bad.yaml"}
 
 
-@pytest.mark.parametrize("command", ["status", "best", "worker", "verify", "report", "gc", "dashboard", "workers"])
+@pytest.mark.parametrize(
+    "command", ["status", "best", "confirm", "worker", "verify", "report", "gc", "dashboard", "workers"]
+)
 def test_commands_that_read_make_no_database(shell: Shell, command: str) -> None:
     refused = shell.run("hpo", command)
     assert (refused.code, refused.out) == (2, "")

@@ -209,7 +209,7 @@ def _be_asked(line: socket.socket) -> None:
     line.send(b"ready")
     order = _take_orders(line)
     exec(order["before"], {})
-    if order["arguments"][0] in ("run", "benchmark"):
+    if order["arguments"][0] in ("run", "confirm", "benchmark"):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             ours.close()

@@ -324,7 +324,7 @@ def test_exported_weights_are_those_that_the_best_trial_was_measured_with(
     store = checkpoints if kept else Checkpoints(storage, open_artifacts(str(tmp_path / "elsewhere")))
 
     said: list[str] = []
-    exported = export.load(search, best, dataset, store, None, said.append)
+    exported = export.load(search, best, dataset, store, "Not confirmed.", None, said.append)
 
     assert [line.partition(" is ")[0] for line in said] == ([] if kept else [f"the checkpoint of trial {best.trial}"])
     assert exported.val_accuracy == best.value

@@ -19,7 +19,7 @@ from hpo.recipes.comparison import Comparison
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import CurvePoint, distinct_iterations
 from hpo.recipes.space_file import load_space
-from hpo.results import benchmark
+from hpo.results import benchmark, confirmation
 from hpo.results.figures import to_svg
 from hpo.results.report import charts, write_report
 from hpo.results.report.document import Grid, Heading, Paragraph, Plate
@@ -27,7 +27,7 @@ from hpo.results.report.facts import Benchmarked, Facts, find_test_results, load
 from hpo.results.report.pages import network_counts, write_blocks
 from hpo.settings import StudySettings
 from hpo.study import Study, continue_or_create
-from tests.integration.support import NOTHING, SETTINGS, claim, make_study, suggest
+from tests.integration.support import NOTHING, SETTINGS, claim, complete, make_study, suggest
 
 SMOOTH_LR = replace(
     SETTINGS, space=load_space("smooth_lr").model_dump(mode="json", exclude_none=True), sampler="random"
@@ -116,6 +116,26 @@ def test_a_benchmark_beside_the_study_gives_the_test_results_of_its_recipes(stor
     )
     assert find_test_results(made, replace(made.base, head="dense", dropout=0.1)) == ()
     assert ("test accuracy", "0.8950 ± 0.0071 (standard deviation) over 2 seeds") in cells_of(load_facts(made))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_describes_the_confirmed_recipe(storage: Storage) -> None:
+    made = write_study(storage)
+    assert load_facts(made).confirmed.startswith("Not confirmed: ")
+    companion = confirmation.begin(made, 2, 1)
+    assert companion is not None
+    assert isinstance(companion.space, Comparison)
+    numbers = [trial for run, trial in companion.space.trials.items() if run != "baseline"]
+    for value in (0.5, *(0.6 + number / 100 for number in numbers)):
+        attempt = claim(companion)
+        suggest(companion, attempt)
+        complete(companion, attempt, value)
+
+    facts = load_facts(made)
+
+    assert facts.best is not None and facts.best.number == facts.shown[0].trial.number == max(numbers)
+    assert facts.confirmed.startswith(f"Trial {max(numbers)} has the highest mean validation accuracy on 1 seed ")
+    assert Paragraph(facts.confirmed) in write_blocks(facts)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -11,12 +11,11 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import study as studies
 from hpo.database import overview
 from hpo.errors import StudyNotFound
 from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
 from hpo.recipes.schedule import CurvePoint
-from hpo.results import benchmark
+from hpo.results import benchmark, confirmation
 from hpo.results.benchmark import DOCUMENTED_DATASET
 from hpo.results.report.tree import Branch, grow
 from hpo.settings import StudySettings
@@ -91,6 +90,7 @@ class Facts:
 
     Attributes:
         status: As in `hpo status --json`.
+        confirmed: How far the best trial is confirmed on further seeds, in a sentence.
         trials: The finished trials that were trained here, in the order of their numbers.
         importances: Importance of each parameter, the highest first; empty while too few trials are complete.
         branches: The tree of the trials' paths, from its top row down.
@@ -101,6 +101,7 @@ class Facts:
     name: str
     settings: StudySettings
     status: Mapping[str, Any]
+    confirmed: str
     trials: tuple[Trial, ...]
     best: Trial | None
     importances: Mapping[str, float]
@@ -135,8 +136,8 @@ def load_facts(study: Study) -> Facts:
     if not frozen:
         raise StudyNotFound(f"study {study.name} has no finished trial yet")
     trials = tuple(_trial(study, trial, recipe) for trial, recipe in recipes if recipe is not None)
-    highest = studies.find_best_trial(frozen)
-    best = None if highest is None else next(trial for trial in trials if trial.number == highest.number)
+    status = confirmation.status(study)
+    best = next((trial for trial in trials if status["best"] and trial.number == status["best"]["trial"]), None)
     shown = _shown(study, trials, best)
     seen = {run.documented.name for run in shown if run.documented}
     same_data = study.settings.dataset == DOCUMENTED_DATASET
@@ -144,7 +145,8 @@ def load_facts(study: Study) -> Facts:
     return Facts(
         name=study.name,
         settings=study.settings,
-        status=studies.status(study),
+        status=status,
+        confirmed=confirmation.explain(study),
         trials=trials,
         best=best,
         importances=_importances(frozen),

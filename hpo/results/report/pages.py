@@ -45,6 +45,7 @@ def _overview(facts: Facts) -> Iterator[Block]:
             "The best trial was picked for being high among many, on images that the search has seen: expect less on "
             "new ones. The final benchmark measures that."
         )
+        yield Paragraph(facts.confirmed)
 
 
 def _search(facts: Facts) -> Iterator[Block]:

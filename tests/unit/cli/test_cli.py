@@ -88,6 +88,7 @@ COMMANDS = {
     ("stop",): ("--study", "--timeout", "--storage"),
     ("delete",): ("--study", "--storage", "--artifacts"),
     ("best",): ("--study", "--storage"),
+    ("confirm",): ("--study", "--top", "--seeds", "--workers", "--timeout", *PLACES),
     ("verify",): ("--trial", "--study", *PLACES),
     ("gc",): ("--checkpoint-budget", "--storage", "--artifacts"),
     ("dashboard",): ("--host", "--port", "--auth", "--storage"),

@@ -15,6 +15,7 @@ from hpo.database.study_state import Stopped
 from hpo.database.workers import LiveWorker
 from hpo.recipes.recipe import ParameterCounts, documented_runs
 from hpo.results.benchmark import Result, Run
+from hpo.results.confirmation import Confirmation, Contender
 from hpo.study import Best
 from hpo.training.model import LayerRow
 
@@ -227,6 +228,49 @@ def test_the_status_says_how_much_of_the_space_was_tried(recipes, line):
     assert [row for row in lines_of(view.status(STATUS | {"recipes": recipes})) if row.startswith("recipes")] == line
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, []),
+        ({"confirmation": None}, ["confirmed   no; `hpo confirm` tries it on further seeds"]),
+        ({"confirmation": {"verdict": "Trial 11 holds."}}, ["confirmed   Trial 11 holds."]),
+        ({"confirmation": None, "best": None}, []),
+    ],
+    ids=["a benchmark", "not confirmed", "confirmed", "nothing to confirm"],
+)
+def test_the_status_says_whether_the_best_recipe_is_confirmed(change, line):
+    assert [row for row in lines_of(view.status(STATUS | change)) if row.startswith("confirmed")] == line
+
+
+def test_a_confirmation_is_a_table_of_accuracies_by_seed_with_the_verdict_below():
+    recipe = documented_runs()["smooth_lr"].recipe
+
+    def contender(name, *accuracy, trial, dropped_after=None):
+        return Contender(name=name, trial=trial, recipe=recipe, accuracy=accuracy, dropped_after=dropped_after)
+
+    result = Confirmation(
+        study="s.confirm",
+        seeds=(11, 12, 13),
+        contenders=(
+            contender("trial 7", 0.95, 0.94, 0.96, trial=7),
+            contender("baseline", 0.93, 0.94, 0.92, trial=0),
+            contender("trial 3", 0.5, 0.51, trial=3, dropped_after=2),
+        ),
+        waiting=0,
+    )
+
+    assert lines_of(view.confirmation(result, "Trial 7 holds.")) == [
+        "seed                 trial 7  baseline  trial 3",
+        "11                    0.9500    0.9300   0.5000",
+        "12                    0.9400    0.9400   0.5100",
+        "13                    0.9600    0.9200        -",
+        "mean                  0.9500    0.9300   0.5050",
+        "dropped after seeds        -         -        2",
+        "",
+        "Trial 7 holds.",
+    ]
+
+
 def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
     base = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=7)
     found = Best(
@@ -237,10 +281,11 @@ def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
         curve=(),
     )
 
-    assert lines_of(view.best(found, base.to_dict()), width=140) == [
+    assert lines_of(view.best(found, base.to_dict(), "Not confirmed."), width=140) == [
         "trial                11",
         "validation accuracy  0.9877 ± 0.0092 (standard error). It is optimistic, as the best of many: "
         "`hpo benchmark` tests it on new images.",
+        "further seeds        Not confirmed.",
         "head                 linear   (base recipe: dropout)",
         "dropout              0.0   (base recipe: 0.5)",
         "shortcut_norm        True",

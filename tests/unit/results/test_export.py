@@ -48,6 +48,7 @@ def exported(few_digits):
         dataset=few_digits,
         training=training,
         val_accuracy=0.7,
+        confirmed="Not confirmed: the trial was picked on one seed.",
         test=None,
     )
 
@@ -91,6 +92,7 @@ def test_the_model_card_says_that_the_accuracy_is_optimistic_and_the_test_split_
 
     assert "- **Validation accuracy**: 0.7500 ± 0.0500 (standard error) on 20 images. This is optimistic" in card
     assert "measured when the folder was written: 0.7000." in card
+    assert "- **Further seeds**: Not confirmed: the trial was picked on one seed." in card
     assert "- **Test split**: not opened; `hpo benchmark` does that, on fresh seeds." in card
     assert "| head | dense |" in card
 

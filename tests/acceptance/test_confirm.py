@@ -1,0 +1,46 @@
+"""Confirm a search as a user would."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.support import Shell
+
+SPACE = """
+name: two
+base:
+  {head: linear, dropout: 0, shortcut_norm: false, boundaries: [32000], values: [0.05, 0.01], batch_size: 8}
+search: {values: [[0.05, 0.1], [0.01]]}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_confirmed_and_every_command_names_the_same_winner(shell: Shell) -> None:
+    shell.folder.joinpath("two.yaml").write_text(SPACE)
+    command = ("run", "--space", "two.yaml", "--dataset", "digits", "--iterations", "32", "--workers", "1")
+
+    done = shell.hpo(*command, "--trials", "2", "--confirm", "--json")
+    assert done.code == 0, done.err
+    confirmation = done.json["confirmation"]
+    assert (confirmation["study"], len(confirmation["seeds"]), confirmation["waiting"]) == ("two-digits.confirm", 3, 0)
+    assert {each["name"] for each in confirmation["recipes"]} == {"baseline", "trial 1"}
+    assert done.json["best"]["trial"] == confirmation["winner"] == confirmation["recipes"][0]["trial"]
+
+    again = shell.hpo("confirm", "--json")
+    assert (again.code, again.json) == (0, confirmation)
+    best = shell.hpo("best", "--json").json
+    assert (best["trial"], best["confirmation"]) == (confirmation["winner"], confirmation)
+    for shown in ("status", "best", "confirm"):
+        assert confirmation["verdict"] in " ".join(shell.hpo(shown).out.split())
+
+
+def test_only_a_run_that_trains_is_confirmed(shell: Shell) -> None:
+    shell.folder.joinpath("two.yaml").write_text(SPACE)
+
+    refused = shell.hpo("run", "--space", "two.yaml", "--trials", "1", "--submit", "--confirm")
+
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == (
+        "error: --confirm: allowed only without --submit; `hpo confirm` does it once the trials are finished\n"
+    )
+    assert {path.name for path in shell.folder.iterdir()} == {"two.yaml"}
