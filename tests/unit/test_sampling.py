@@ -13,7 +13,7 @@ from hpo.algorithms import fixed_sampler
 from hpo.database import overview, queue
 from hpo.database import studies as study_rows
 from hpo.database.attempt import Outcome, Progress, WorkerId
-from hpo.database.optuna_tables import FIXED_PARAMS, TrialSystemAttributeModel
+from hpo.database.optuna_tables import TrialSystemAttributeModel
 from hpo.database.recipe_index import RECIPE_KEY
 from hpo.database.storage import open_storage
 from hpo.errors import LeaseLost, SpaceUsedUp
