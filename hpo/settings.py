@@ -73,7 +73,6 @@ _EARLIER_SHAPES: dict[str, tuple[int, int, int]] = {
 }
 """The image shapes of studies that do not state them: all that could be searched, each of 10 classes."""
 
-_PASSWORDS = re.compile(r"(://[^:/?#@\s]*:)\S*(?=@)|([?&]password=)[^\s&]*")
 _ALLOWED: dict[Any, str] = {
     str: "text",
     int: "whole numbers from 0",
@@ -191,11 +190,6 @@ def _difference(name: str, stored: object, asked: object) -> str:
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         return f"the {_title(name)} differs in {', '.join(keys)}"
     return f"{_title(name)} is {stored} in the study and {asked} here"
-
-
-def mask_passwords(text: str) -> str:
-    """Replace the passwords of all URLs in a text by `***`."""
-    return _PASSWORDS.sub(r"\1\2***", text)
 
 
 def check_study_name(name: str) -> str:

@@ -16,9 +16,10 @@ from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.confirm import confirm
-from hpo.cli.output import exit_without_device, say_error
+from hpo.cli.output import exit_without_device, prepare_output, say_error
 from hpo.errors import BadInput, DeviceLost, HpoError
-from hpo.settings import EXIT_INTERRUPTED, mask_passwords
+from hpo.masking import mask_secrets
+from hpo.settings import EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="hpo",
@@ -81,20 +82,22 @@ def options(
 
 def main() -> Never:
     """Run the command line; an error is one line on stderr, and each kind has its exit code."""
-    _hide_passwords(sys.orig_argv)
+    prepare_output()
+    _hide_secrets(sys.orig_argv)
     code = _run()
     gc.freeze()  # or the interpreter searches all of torch and scipy for garbage before it ends, for a second
     sys.exit(code)
 
 
-def _hide_passwords(command: Sequence[str]) -> None:
-    """Mask the passwords of URLs in this command's line in process lists.
+def _hide_secrets(command: Sequence[str]) -> None:
+    """Mask the secrets of this command's line in process lists.
 
     Side effects:
         Sets the process title.
     """
-    shown = [mask_passwords(word) for word in command]
-    if shown != list(command):
+    words = ["_".join(word.split()) for word in command]  # a secret of several words would end with the first
+    shown = [mask_secrets(word) for word in words]
+    if shown != words:
         from setproctitle import setproctitle
 
         setproctitle(" ".join(shown))

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Never
 
 from rich.console import Console, RenderableType
 
 from hpo.errors import DeviceLost
+from hpo.masking import mask_secrets
 from hpo.worker.stop import EXIT_CODES, StopSignal, end_at_once
 
 if TYPE_CHECKING:
     from hpo.study import Study
+
+PLAIN = {"±": "+/-", "·": "*", "×": "x", "→": "->", "–": "-", "—": "-", "…": "...", "━": "-", "─": "-", "│": "|"}
+"""What takes the place of characters that a terminal's encoding lacks."""
+
+
+class MaskingFormatter(logging.Formatter):
+    """A format of log lines that shows no secret, in tracebacks neither."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record without its secrets."""
+        return mask_secrets(super().format(record))
+
+
+def log_to_stderr(line_format: str) -> None:
+    """Log everything to stderr, in a line format of the standard library's."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter(line_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def prepare_output() -> None:
+    """Let the process print every text, whatever its encoding, and warn without secrets.
+
+    Side effects:
+        Sets how stdout and stderr write what their encoding lacks, and the format of the last resort of logging.
+    """
+    codecs.register_error("plain", _write_plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(MaskingFormatter())
+
+
+def plain(text: str) -> str:
+    """Write a text in ASCII: with a sign that reads alike, or else as Python escapes it."""
+    return "".join(character if character.isascii() else _plain_sign(character) for character in text)
+
+
+def _plain_sign(character: str) -> str:
+    return PLAIN.get(character) or ascii(character)[1:-1]
+
+
+def _write_plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError), "only output is written so"
+    return plain(error.object[error.start : error.end]), error.end
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
@@ -49,7 +99,7 @@ def print_json(document: object) -> None:
 
 def say(message: str) -> None:
     """Print a message for a person on stderr; stdout is kept for results."""
-    print(message, file=sys.stderr)
+    print(mask_secrets(message), file=sys.stderr)
 
 
 def say_unfinished(study: Study, then: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ from hpo.cli.options import (
     TimeoutOption,
     WorkersOption,
 )
-from hpo.cli.output import exit_if_stopped, print_json, say, show
+from hpo.cli.output import exit_if_stopped, log_to_stderr, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
 from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
@@ -213,7 +212,7 @@ def worker(
     from hpo.worker.stop import StopSignal
     from hpo.worker.work import WorkerConfig
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(process)d %(levelname)s %(message)s")
     if study_name is not None:
         check_study_name(study_name)
     if dataset is not None and forever:

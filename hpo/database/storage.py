@@ -30,9 +30,13 @@ from hpo.database.optuna_view import OptunaView
 from hpo.database.retry import RetryPolicy, connector, first_line, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
 from hpo.errors import BadInput, StorageUnavailable
+from hpo.masking import mask_secrets
 
 SQLITE_BUSY_S = 60.0
 """The longest wait for SQLite's write lock."""
+
+ESCAPES = "in a user or a password, @ is written as %40, % as %25, : as %3A and / as %2F"
+"""A hint for whoever writes a URL by hand."""
 
 CREATE_TRIES = 10
 """Number of tries to create the tables in an SQLite file that other processes are creating, too."""
@@ -106,7 +110,7 @@ def open_storage(
         With `create`, creates the SQLite file, Optuna's tables and ours.
     """
     parsed = parse_url(url)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = show_url(parsed)
     retry_policy = retry_policy or RetryPolicy()
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), access)
@@ -144,7 +148,7 @@ def upgrade_storage(url: str) -> list[str]:
         StorageUnavailable: The database did not answer within its deadline.
     """
     parsed = parse_url(url)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = show_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite_file(Path(str(parsed.database)), "write")
     try:
@@ -170,10 +174,14 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, NoSuchModuleError, ValueError):
-        raise BadInput(f"storage: not a database URL; allowed: {allowed}") from None
+        hint = f" ({ESCAPES})" if "@" in url else ""
+        raise BadInput(f"storage: not a database URL{hint}; allowed: {allowed}") from None
+    server = "" if parsed.get_backend_name() == "sqlite" else f"{parsed.host}{parsed.database}"
+    if "@" in server:
+        raise BadInput(f"storage {mask_secrets(url)}: an @ too many, or a / before it; {ESCAPES}")
     if isinstance(hidden := parsed.query.get("password"), str):  # messages would show it there
         parsed = parsed.set(password=hidden).difference_update_query(["password"])
-    shown = parsed.render_as_string(hide_password=True)
+    shown = show_url(parsed)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
@@ -181,6 +189,11 @@ def parse_url(url: str) -> URL:
     if not parsed.database or (parsed.drivername == "sqlite" and parsed.database.startswith((":memory:", "file:"))):
         raise BadInput(f"storage {shown}: names no database that processes could share; allowed: {allowed}")
     return parsed
+
+
+def show_url(url: URL) -> str:
+    """Write a URL for messages, without its secrets."""
+    return mask_secrets(url.render_as_string(hide_password=True))
 
 
 def is_one_file(url: str) -> bool:

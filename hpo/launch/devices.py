@@ -85,7 +85,9 @@ def find_gpus() -> list[WorkerDevice]:
 
 
 def _list_devices() -> str:
-    return subprocess.run(LISTING, capture_output=True, text=True, timeout=LISTING_S, check=True).stdout
+    return subprocess.run(
+        LISTING, capture_output=True, encoding="utf-8", errors="replace", timeout=LISTING_S, check=True
+    ).stdout
 
 
 def parse_listing(text: str) -> list[Listed]:

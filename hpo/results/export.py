@@ -222,7 +222,7 @@ def _command(exported: Exported) -> str:
 def _processor() -> str:
     """Read the processor's name as Linux reports it, or as Python does on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -231,6 +231,11 @@ def _processor() -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True, timeout=GIT_S
+        ["git", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=GIT_S,
     )
     return done.stdout.strip()

@@ -237,11 +237,11 @@ def _require_memory(path: Path, collection: Collection, available_bytes: int) ->
 
 def _available_bytes() -> int:
     """Read how much memory a process of this machine, or of its container, may still take."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+    if limit.is_file() and (text := limit.read_text("utf-8").strip()) != "max":
+        free = min(free, int(text) - int(used.read_text("utf-8")))
     return free
 
 

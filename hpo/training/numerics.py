@@ -185,7 +185,7 @@ def _cpuinfo() -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8", errors="replace")
     except OSError:  # another system than Linux, or a container that hides it
         return ""
 

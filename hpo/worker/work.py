@@ -14,6 +14,7 @@ from hpo.database import overview, queue, rungs, study_state
 from hpo.database.attempt import Attempt, FinalState, Loss, Outcome, WorkerId
 from hpo.database.overview import Counts
 from hpo.errors import BadInput, DeviceLost, LeaseLost, RecipeRefused, StorageUnavailable, StudyFailed
+from hpo.masking import mask_secrets
 from hpo.recipes.comparison import Comparison
 from hpo.settings import PROMOTING, StudySettings
 from hpo.study import Study, is_hopeless
@@ -256,7 +257,7 @@ def judge(error: Exception, device: torch.device, iteration: int) -> Outcome | L
         iteration: The last one that the trial reached.
     """
     last = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    reason = mask_secrets(f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
     if isinstance(error, torch.OutOfMemoryError) and device.type in SHARED_MEMORY:
         return Loss(kind="device full", reason=reason)
     return Outcome(state="failed", value=None, attrs={"outcome": f"failed: {reason}", "iterations": iteration})

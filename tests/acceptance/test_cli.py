@@ -69,6 +69,25 @@ def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: S
         assert str(before["best"]["trial"]) in finished.hpo(command).out
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["terminal", "locale"],
+)
+@pytest.mark.parametrize("command", [["best"], ["status", "--watch"]])
+def test_every_character_has_a_plain_form_where_a_terminal_lacks_it(
+    finished: Shell, settings: dict[str, str], command: list[str]
+) -> None:
+    done = finished.run("hpo", *command, **settings)
+
+    assert (done.code, "Traceback" in done.err) == (0, False)
+    assert (done.out + done.err).isascii()
+    assert command != ["best"] or "+/-" in done.out
+
+
 @pytest.mark.slow
 def test_one_trial_trains_the_documented_recipe_and_more_continue_the_study(shell: Shell) -> None:
     first = shell.hpo("run", *SMALL, "--trials", "1", "--workers", "1", "--json")

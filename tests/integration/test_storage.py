@@ -21,7 +21,7 @@ from hpo import study
 from hpo.database import overview, queue, schema, studies
 from hpo.database.attempt import WorkerId
 from hpo.database.schema import NEWER, UPGRADE, VERSION_TABLE
-from hpo.database.storage import Storage, open_storage, upgrade_storage
+from hpo.database.storage import ESCAPES, Storage, open_storage, upgrade_storage
 from hpo.database.tables import now_s
 from hpo.errors import BadInput, HpoError, StorageUnavailable
 from hpo.recipes.schedule import CurvePoint
@@ -128,8 +128,22 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     [
         ("", f"storage: not a database URL; {ALLOWED}"),
         ("hpo.db", f"storage: not a database URL; {ALLOWED}"),
-        (f"postgresql//hpo:{PASSWORD}@host/hpo", f"storage: not a database URL; {ALLOWED}"),
-        (f"postgresql://hpo:{PASSWORD}@host:port/hpo", f"storage: not a database URL; {ALLOWED}"),
+        (f"postgresql//hpo:{PASSWORD}@host/hpo", f"storage: not a database URL ({ESCAPES}); {ALLOWED}"),
+        (f"postgresql://hpo:{PASSWORD}@host:port/hpo", f"storage: not a database URL ({ESCAPES}); {ALLOWED}"),
+        (f"hpo:{PASSWORD}@tail@host", f"storage: not a database URL ({ESCAPES}); {ALLOWED}"),
+        (f"host=h user=hpo password={PASSWORD}", f"storage: not a database URL; {ALLOWED}"),
+        (
+            f"postgresql://hpo:{PASSWORD}@tail@host/hpo",
+            f"storage postgresql://hpo:***@host/hpo: an @ too many, or a / before it; {ESCAPES}",
+        ),
+        (
+            f"postgresql://h/po:{PASSWORD}@host/hpo",
+            f"storage postgresql://h/po:***@host/hpo: an @ too many, or a / before it; {ESCAPES}",
+        ),
+        (
+            f"mysql://host/hpo?sslpassword={PASSWORD}&x=y",
+            f"storage mysql://host/hpo?sslpassword=***&x=y: 'mysql' is not supported; {ALLOWED}",
+        ),
         (
             f"mysql://hpo:{PASSWORD}@host/hpo",
             f"storage mysql://hpo:***@host/hpo: 'mysql' is not supported; {ALLOWED}",

@@ -32,6 +32,7 @@ LAYERS = (
     "waiting",
     "recipes",
     "artifacts",
+    "masking",
     "errors",
     "__init__",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import BadInput, StudyMismatch
-from hpo.settings import StudySettings, check_study_name, default_data_dir, mask_passwords
+from hpo.settings import StudySettings, check_study_name, default_data_dir
 
 SETTINGS = StudySettings(
     space={"name": "mine", "base": "dropout", "search": {"head": ["linear", "dropout"]}},
@@ -163,25 +163,6 @@ def test_data_sets_are_kept_in_the_users_cache(monkeypatch, cache, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
 
     assert default_data_dir() == Path(folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ("postgresql://u:secret@h:5432/d", "postgresql://u:***@h:5432/d"),
-        ("--storage=postgresql+psycopg://u:se/cr:et@h/d?x=y", "--storage=postgresql+psycopg://u:***@h/d?x=y"),
-        ("postgresql://u:se@cret@h/d", "postgresql://u:***@h/d"),
-        ("postgresql://:secret@h/d", "postgresql://:***@h/d"),
-        ("postgresql://h/d?user=u&password=secret", "postgresql://h/d?user=u&password=***"),
-        ("postgresql://h/d?password=secret&user=u", "postgresql://h/d?password=***&user=u"),
-        ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
-        ("postgresql://h:5432/d", "postgresql://h:5432/d"),
-        ("sqlite:///C:/x.db", "sqlite:///C:/x.db"),
-        ("run --trials 5", "run --trials 5"),
-    ],
-)
-def test_passwords_of_urls_are_masked(text, masked):
-    assert mask_passwords(text) == masked
 
 
 def test_a_study_made_with_an_option_that_was_withdrawn_is_refused():
