@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from hpo.errors import BadInput, StudyMismatch, short
+from hpo.paths import expand
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.recipes.schedule import Align
 
@@ -206,5 +207,12 @@ def check_study_name(name: str) -> str:
 
 
 def default_data_dir() -> Path:
-    """Return the folder in which data sets are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"
+    """Return the folder in which data sets are kept between runs.
+
+    Raises:
+        BadInput: The user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache")) / "hpo"
+    except BadInput:
+        raise BadInput("data sets: you have no home folder, as HOME is not set; give --data-dir or HPO_DATA") from None

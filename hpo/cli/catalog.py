@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from hpo.cli.options import DataOption, FetchableDataset, HeadChoice, JsonOption
 from hpo.cli.output import print_json, show
 from hpo.errors import BadInput, RecipeError
+from hpo.paths import expand_path
 from hpo.settings import DatasetName, default_data_dir
 
 
@@ -67,7 +67,7 @@ def spaces_show(name: str) -> None:
 
     load_space(name)
     path = shipped_dir() / f"{name}.yaml"
-    print((path if path.is_file() else Path(name)).read_text("utf-8"), end="")
+    print((path if path.is_file() else expand_path(name)).read_text("utf-8"), end="")
 
 
 def spaces_check(file: str) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from hpo.cli.output import say
 from hpo.errors import BadInput
+from hpo.paths import expand_path
 from hpo.settings import Augment, DatasetName
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _find_own(wanted: str, data_dir: Path, image_size: int | None) -> tuple[str,
     from hpo.training.images import name_of
     from hpo.training.tensor_file import list_own
 
-    path = Path(wanted)
+    path = expand_path(wanted)
     try:
         exists = path.exists()
     except OSError as error:

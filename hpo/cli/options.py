@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hpo.paths import expand, expand_path
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_SIDE
 
@@ -114,7 +115,14 @@ AugmentOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="HPO_DATA", show_envvar=True, help="Folder of the data sets. [~/.cache/hpo]"),
+    typer.Option(
+        "--data-dir",
+        envvar="HPO_DATA",
+        show_envvar=True,
+        parser=expand_path,
+        metavar="PATH",
+        help="Folder of the data sets. [~/.cache/hpo]",
+    ),
 ]
 ArtifactsOption = Annotated[
     str,
@@ -122,6 +130,8 @@ ArtifactsOption = Annotated[
         "--artifacts",
         envvar="HPO_ARTIFACTS",
         show_envvar=True,
+        parser=expand,
+        metavar="FOLDER|URL",
         help="Where checkpoints and figures go: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
     ),
 ]

@@ -10,6 +10,7 @@ import typer
 
 from hpo.cli.options import ArtifactsOption, BudgetOption, DataOption, JsonOption, StorageOption, StudyOption
 from hpo.cli.output import print_json, say, show
+from hpo.paths import expand_path
 from hpo.settings import (
     DEFAULT_ARTIFACTS,
     DEFAULT_CHECKPOINT_GB,
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 def best(
     study_name: StudyOption = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write weights, recipe, metrics and a model card to a new folder.")
+        Path | None,
+        typer.Option(
+            parser=expand_path, metavar="PATH", help="Write weights, recipe, metrics and a model card to a new folder."
+        ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
@@ -93,7 +97,9 @@ def verify(
 
 def report(
     study_name: StudyOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report. [STUDY-report]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=expand_path, metavar="PATH", help="Folder of the report. [STUDY-report]")
+    ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """Write a report of a study with figures: one HTML page that needs no network, and the same in Markdown."""
@@ -127,7 +133,9 @@ def dashboard(
     auth: Annotated[
         Path | None,
         typer.Option(
-            help="File of one line USER:PASSWORD, for you alone to read. [HPO_DASHBOARD_USER, HPO_DASHBOARD_PASSWORD]"
+            parser=expand_path,
+            metavar="PATH",
+            help="File of one line USER:PASSWORD, for you alone to read. [HPO_DASHBOARD_USER, HPO_DASHBOARD_PASSWORD]",
         ),
     ] = None,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,

@@ -41,6 +41,7 @@ from hpo.cli.options import (
 )
 from hpo.cli.output import exit_if_stopped, log_to_stderr, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
+from hpo.paths import expand_path
 from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
     DEFAULT_ALIGN,
@@ -199,7 +200,12 @@ def worker(
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="The study's folder of images or .npz file, if --data-dir lacks them.")
+        Path | None,
+        typer.Option(
+            parser=expand_path,
+            metavar="PATH",
+            help="The study's folder of images or .npz file, if --data-dir lacks them.",
+        ),
     ] = None,
 ) -> None:
     """Train trials of a study, on any machine that reaches its storage, until none is left."""

@@ -31,6 +31,7 @@ from hpo.database.retry import RetryPolicy, connector, first_line, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.masking import mask_secrets
+from hpo.paths import expand
 
 SQLITE_BUSY_S = 60.0
 """The longest wait for SQLite's write lock."""
@@ -188,7 +189,7 @@ def parse_url(url: str) -> URL:
         raise BadInput(f"storage {shown}: {parsed.drivername!r} is not supported; allowed: {allowed}")
     if not parsed.database or (parsed.drivername == "sqlite" and parsed.database.startswith((":memory:", "file:"))):
         raise BadInput(f"storage {shown}: names no database that processes could share; allowed: {allowed}")
-    return parsed
+    return parsed.set(database=expand(parsed.database)) if parsed.drivername == "sqlite" else parsed
 
 
 def show_url(url: URL) -> str:

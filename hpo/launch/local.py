@@ -11,6 +11,7 @@ from pathlib import Path
 from hpo.launch.devices import WorkerDevice, choose_devices, find_gpus
 from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
+from hpo.paths import choose_log
 from hpo.study import Study
 from hpo.worker.registration import worker_name
 
@@ -80,7 +81,7 @@ class LocalLauncher:
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Choose devices for workers of a study."""
         devices = choose_devices(self.workers, find_gpus(), cores=len(os.sched_getaffinity(0)))
-        log_path = Path(f"{study.name}.log").absolute()
+        log_path = choose_log(f"{study.name}.log")
         return Workers(
             study=study,
             places=[LocalPlace(device, options, environment, log_path) for device in devices],

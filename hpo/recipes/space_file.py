@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from hpo.errors import SpaceError
+from hpo.paths import expand_path
 from hpo.recipes.ranges import IntRange
 from hpo.recipes.recipe import short_repr
 from hpo.recipes.space import Search, SearchSpace
@@ -36,7 +37,7 @@ def load_space(name_or_file: str) -> SearchSpace:
     """
     if name_or_file in list_shipped():
         return parse_space((shipped_dir() / f"{name_or_file}.yaml").read_text("utf-8"), f"{name_or_file}.yaml")
-    path = Path(name_or_file)
+    path = expand_path(name_or_file)
     if not path.is_file():
         raise SpaceError(
             f"space {name_or_file!r} is neither a file nor a shipped space; shipped: {', '.join(list_shipped())}"

@@ -88,6 +88,18 @@ def test_every_character_has_a_plain_form_where_a_terminal_lacks_it(
     assert command != ["best"] or "+/-" in done.out
 
 
+def test_a_home_folder_and_variables_in_paths_are_those_of_the_shell(copied: Shell) -> None:
+    settings = {"HOME": str(copied.folder), "PLACE": "hpo"}
+
+    done = copied.hpo("gc", "--storage", "sqlite:///~/$PLACE.db", "--artifacts", "~/${PLACE}-artifacts", **settings)
+    refused = copied.hpo("report", "--out", "$NOPE/report", **settings)
+
+    assert (done.code, done.err) == (0, "")
+    assert not done.out.startswith("0.000 GB"), "the checkpoints are there"
+    assert (refused.code, refused.err) == (2, "error: path '$NOPE/report': the variable NOPE is not set\n")
+    assert not {"~", "$NOPE"} & {path.name for path in copied.folder.iterdir()}
+
+
 @pytest.mark.slow
 def test_one_trial_trains_the_documented_recipe_and_more_continue_the_study(shell: Shell) -> None:
     first = shell.hpo("run", *SMALL, "--trials", "1", "--workers", "1", "--json")

@@ -33,6 +33,7 @@ LAYERS = (
     "recipes",
     "artifacts",
     "masking",
+    "paths",
     "errors",
     "__init__",
 )
