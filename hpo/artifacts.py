@@ -201,6 +201,20 @@ def check_artifacts_url(url: str) -> None:
         raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
 
 
+def check_artifacts_folder(url: str) -> None:
+    """Refuse a folder that this process cannot write or make, without side effects.
+
+    Raises:
+        BadInput: It is such a folder.
+    """
+    if "://" in url:
+        return
+    path = Path(url).absolute()
+    folder = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112
+        raise BadInput(f"artifacts {url!r}: {folder} is no folder that you may write to; --artifacts names another")
+
+
 def parse_bucket(url: str) -> Bucket | None:
     """Parse the URL of a bucket, with or without a prefix; return None for any other URL."""
     matched = _BUCKET.fullmatch(url)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo.cli.data import choose_data, data_settings
-from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
+from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
     MAX_ITERATIONS,
     AddressOption,
@@ -93,7 +93,6 @@ def benchmark(
 ) -> None:
     """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
     from hpo import study as studies
-    from hpo.artifacts import check_artifacts_url
     from hpo.cli import view
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
@@ -107,7 +106,7 @@ def benchmark(
     check_launcher(launcher, address, gpus_per_worker)
     if name is not None:
         check_study_name(name)
-    check_artifacts_url(artifacts)
+    check_artifacts(artifacts, local=launcher == LauncherChoice.local)
     folder = data_dir or default_data_dir()
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)

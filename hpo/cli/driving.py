@@ -32,6 +32,19 @@ def check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worke
             raise BadInput(f"{option} {value}: allowed only with --launcher ray")
 
 
+def check_artifacts(url: str, *, local: bool) -> None:
+    """Refuse artifacts that workers could not write; elsewhere than on this machine a folder may be another.
+
+    Raises:
+        BadInput: The URL is of another kind, or the folder cannot be written.
+    """
+    from hpo.artifacts import check_artifacts_folder, check_artifacts_url
+
+    check_artifacts_url(url)
+    if local:
+        check_artifacts_folder(url)
+
+
 def connect(
     launcher: LauncherChoice,
     address: str | None,

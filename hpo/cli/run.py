@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hpo.cli.data import choose_data, data_settings, decode_for
-from hpo.cli.driving import check_launcher, connect, drive, worker_environment, worker_options
+from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.options import (
     DEFAULT_PRUNER_CHOICE,
     MAX_ITERATIONS,
@@ -127,7 +127,6 @@ def run(
 ) -> None:
     """Create a study or continue one, and train until it has TRIALS finished trials."""
     from hpo import study as studies
-    from hpo.artifacts import check_artifacts_url
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
     from hpo.launch.supervise import DRIVER_LAST_CALL_S
@@ -144,7 +143,7 @@ def run(
     if submit and confirm:
         raise BadInput("--confirm: allowed only without --submit; `hpo confirm` does it once the trials are finished")
     space = load_space(space_name)
-    check_artifacts_url(artifacts)
+    check_artifacts(artifacts, local=launcher == LauncherChoice.local and not submit)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
     connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     folder = data_dir or default_data_dir()

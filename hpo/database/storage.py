@@ -29,12 +29,10 @@ from sqlalchemy.orm import Session
 from hpo.database.optuna_view import OptunaView
 from hpo.database.retry import RetryPolicy, connector, first_line, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
+from hpo.database.sqlite_file import check_file, file_options, place_options
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.masking import mask_secrets
 from hpo.paths import expand
-
-SQLITE_BUSY_S = 60.0
-"""The longest wait for SQLite's write lock."""
 
 ESCAPES = "in a user or a password, @ is written as %40, % as %25, : as %3A and / as %2F"
 """A hint for whoever writes a URL by hand."""
@@ -114,7 +112,7 @@ def open_storage(
     shown = show_url(parsed)
     retry_policy = retry_policy or RetryPolicy()
     if parsed.get_backend_name() == "sqlite":
-        _check_sqlite_file(Path(str(parsed.database)), access)
+        check_file(Path(str(parsed.database)), access)
     try:
         if access != "create":
             _check_our_tables(parsed, shown, retry_policy, require_revision)
@@ -151,7 +149,7 @@ def upgrade_storage(url: str) -> list[str]:
     parsed = parse_url(url)
     shown = show_url(parsed)
     if parsed.get_backend_name() == "sqlite":
-        _check_sqlite_file(Path(str(parsed.database)), "write")
+        check_file(Path(str(parsed.database)), "write")
     try:
         _check_our_tables(parsed, shown, RetryPolicy(), require_tables)
         backend = _RetriedStorage(
@@ -214,13 +212,6 @@ def absolute_url(url: str) -> str:
     return parsed.set(database=str(Path(str(parsed.database)).absolute())).render_as_string(hide_password=False)
 
 
-def _check_sqlite_file(path: Path, access: str) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")
-    if access != "create" and not path.is_file():
-        raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
-
-
 class _RetriedStorage(RDBStorage):
     """Optuna's storage with retried calls, which leaves no connection open if it refuses a database."""
 
@@ -258,7 +249,7 @@ def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connectio
     pool = {"pool_pre_ping": not retry_policy.timeout_s}
     plain_url = url.render_as_string(hide_password=False)
     if url.get_backend_name() == "sqlite":
-        kwargs = pool | _sqlite_options(access)
+        kwargs = pool | file_options(Path(str(url.database)), access)
         backend = _RetriedStorage(plain_url, kwargs, skip_table_creation=access != "create", retry_policy=retry_policy)
         _begin_immediately(backend.engine, access)
         return backend
@@ -272,19 +263,6 @@ def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connectio
     if one_connection:
         kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": retry_policy.call_s}
     return _RetriedStorage(plain_url, kwargs, skip_table_creation=True, retry_policy=retry_policy)
-
-
-def _sqlite_options(access: str) -> dict[str, Any]:
-    def prepare(connection: Any, _record: object) -> None:
-        """Set the options of a new connection."""
-        connection.isolation_level = None  # transactions are begun below, not by the driver
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if access == "read":
-            connection.execute("PRAGMA query_only = ON")
-
-    return {"connect_args": {"timeout": SQLITE_BUSY_S}, "pool_events": [(prepare, "connect")]}
 
 
 def _begin_immediately(engine: Engine, access: str) -> None:
@@ -329,8 +307,9 @@ def _closed_if_refused(engine: Engine) -> Iterator[None]:
 def _check_our_tables(
     url: URL, shown: str, retry_policy: RetryPolicy, check: Callable[[Connection, str], object]
 ) -> None:
-    options = {} if url.get_backend_name() == "sqlite" else _postgresql_options(url, "read", retry_policy)
-    engine = create_engine(url, poolclass=NullPool, **options)
+    sqlite = url.get_backend_name() == "sqlite"
+    options = place_options(Path(str(url.database))) if sqlite else _postgresql_options(url, "read", retry_policy)
+    engine = create_engine(url, **options | {"poolclass": NullPool})
     with engine.connect() as connection:
         check(connection, shown)
 

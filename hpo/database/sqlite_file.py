@@ -1,0 +1,77 @@
+"""A database in a file: whether it can be opened, and how."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import NullPool
+
+from hpo.errors import BadInput
+
+SQLITE_BUSY_S = 60.0
+"""The longest wait for SQLite's write lock."""
+
+
+def check_file(path: Path, access: str) -> None:
+    """Refuse a file that cannot be opened as a database, without side effects.
+
+    Raises:
+        BadInput: It or its folder does not exist, or its access does not suffice.
+    """
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):  # noqa: PTH112 - pathlib may raise
+        raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")
+    if access != "create" and not os.path.isfile(path):  # noqa: PTH113 - pathlib may raise
+        raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
+    if access != "read" and not _is_writable(path):
+        raise BadInput(
+            f"storage: {path} cannot be written, the file or its folder; commands that only read need not write it"
+        )
+    if access == "read" and not os.access(path, os.R_OK, effective_ids=True):
+        raise BadInput(f"storage: you may not read {path}")
+
+
+def _is_writable(path: Path) -> bool:
+    """Return whether this user may write an SQLite file, or make it, and its journal beside it."""
+    wanted = [path.absolute().parent, *([path] if path.exists() else [])]
+    return all(os.access(place, os.W_OK, effective_ids=True) for place in wanted)
+
+
+def file_options(path: Path, access: str) -> dict[str, Any]:
+    """Return the options of an engine for a file."""
+    pragmas = ["synchronous = NORMAL", "foreign_keys = ON"]
+    pragmas += ["query_only = ON"] if access == "read" else ["journal_mode = WAL"]
+
+    def prepare(connection: Any, _record: object) -> None:
+        """Set the options of a new connection."""
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    return place_options(path) | {"pool_events": [(prepare, "connect")]}
+
+
+def place_options(path: Path) -> dict[str, Any]:
+    """Return an engine's options for a file; one that cannot be written is looked at anew for each transaction."""
+    if _is_writable(path):
+        return {"connect_args": {"timeout": SQLITE_BUSY_S}}
+
+    def connect() -> sqlite3.Connection:
+        """Open the file for reading."""
+        uri = reading_uri(path, has_log=path.with_name(f"{path.name}-wal").exists())
+        return sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_S, check_same_thread=False)
+
+    return {"creator": connect, "poolclass": NullPool}
+
+
+def reading_uri(path: Path, *, has_log: bool) -> str:
+    """Write the URI of an SQLite file that can only be read.
+
+    Args:
+        has_log: Whether there is a write-ahead log, as while somebody has the file open. Without one SQLite would
+            create it, and the file is taken as it is.
+    """
+    return f"file:{quote(str(path.absolute()))}?mode=ro{'' if has_log else '&immutable=1'}"
