@@ -7,6 +7,7 @@ been lost, so it is written to have the same result then.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Generator
 from functools import wraps
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from hpo.errors import StorageUnavailable
+from hpo.errors import BadInput, StorageUnavailable
 from hpo.waiting import wait
 
 CONNECT_S = 10.0
@@ -32,6 +33,16 @@ CALLS_PER_TIMEOUT = 4
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+
+REFUSALS = ("28", "3D", "42501")
+"""Beginnings of PostgreSQL's codes for a wrong user or password, a database that is not there, and missing rights."""
+
+_REFUSAL = re.compile(
+    "password authentication failed|no password supplied|no pg_hba.conf entry|is not permitted to log in"
+    '|permission denied for (?:database|schema)|(?:database|role|user) "[^"]*" does not exist'
+    "|no such (?:database|user)|(?:Peer|Ident|GSSAPI|LDAP|PAM|certificate) authentication failed"
+)
+"""What the server, or a pooler before it, says to a connection that it refuses; the driver passes on no code then."""
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +141,21 @@ def retried(function: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S,
 
 def is_transient(error: BaseException | None) -> bool:
     """Return whether an error, or its cause, is a failure to reach the database, so that a later call may succeed."""
-    while error is not None:
+    while error is not None and not isinstance(error, BadInput):
         if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
         error = error.__cause__
+    return False
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Return whether an error, or its cause, is the server's refusal of a user, a password or a database."""
+    while error is not None:
+        if (getattr(error, "sqlstate", None) or "").startswith(REFUSALS) or _REFUSAL.search(str(error)):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
     return False
 
 

@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from hpo.database.optuna_view import OptunaView
-from hpo.database.retry import RetryPolicy, connector, first_line, retried
+from hpo.database.retry import RetryPolicy, connector, first_line, is_refusal, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
 from hpo.database.sqlite_file import check_file, file_options, place_options
 from hpo.errors import BadInput, StorageUnavailable
@@ -102,7 +102,7 @@ def open_storage(
 
     Raises:
         BadInput: The URL is malformed, of another kind of database, or names a file that does not exist; or the tables
-            are of another release.
+            are of another release; or the server refuses the user, the password or the database.
         StorageUnavailable: The database did not answer within its deadline.
 
     Side effects:
@@ -122,7 +122,7 @@ def open_storage(
             if access == "create":
                 create_tables(backend.engine, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise _unavailable(shown, error) from error
+        raise _opening_error(url, shown, error) from error
     # Closed at the latest when the process ends: SQLite then leaves a single file, which people may copy.
     weakref.finalize(backend.engine, backend.engine.pool.dispose)
     return Storage(
@@ -160,7 +160,7 @@ def upgrade_storage(url: str) -> list[str]:
         finally:
             backend.engine.dispose()
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise _unavailable(shown, error) from error
+        raise _opening_error(url, shown, error) from error
 
 
 def parse_url(url: str) -> URL:
@@ -312,6 +312,13 @@ def _check_our_tables(
     engine = create_engine(url, **options | {"poolclass": NullPool})
     with engine.connect() as connection:
         check(connection, shown)
+
+
+def _opening_error(url: str, shown: str, error: Exception) -> BadInput | StorageUnavailable:
+    """Translate an error of a database that is opened: a refusal is final, and all else may pass."""
+    if not is_refusal(error):
+        return _unavailable(shown, error)
+    return BadInput(f"storage {shown}: {first_line(error)}{f' ({ESCAPES})' if '%' in url else ''}")
 
 
 def _unavailable(shown: str, error: Exception) -> StorageUnavailable:

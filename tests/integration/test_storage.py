@@ -20,6 +20,7 @@ from sqlalchemy import select, text
 from hpo import study
 from hpo.database import overview, queue, schema, studies
 from hpo.database.attempt import WorkerId
+from hpo.database.retry import RetryPolicy
 from hpo.database.schema import NEWER, UPGRADE, VERSION_TABLE
 from hpo.database.storage import ESCAPES, Storage, open_storage, upgrade_storage
 from hpo.database.tables import now_s
@@ -183,17 +184,26 @@ def test_a_closed_port_is_named_without_the_password(form: str, access: Literal[
     assert PASSWORD not in message
 
 
-def test_a_wrong_password_is_refused_without_showing_it(postgresql: PostgreSQL) -> None:
-    url = postgresql.make_database().replace(PASSWORD, "battery-staple")
-    with pytest.raises(StorageUnavailable, match='password authentication failed for user "hpo"') as failed:
-        open_storage(url, "create")
-    assert "battery-staple" not in str(failed.value)
-
-
-def test_a_database_that_is_not_there_is_named(postgresql: PostgreSQL) -> None:
-    with pytest.raises(StorageUnavailable, match='database "none" does not exist') as failed:
-        open_storage(postgresql.url("none"), "create")
-    assert PASSWORD not in str(failed.value)
+@pytest.mark.parametrize("access", ["create", "write", "read"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("hpo:battery-staple@SERVER/postgres", 'password authentication failed for user "hpo"'),
+        ("hpo:battery%zstaple@SERVER/postgres", f'password authentication failed for user "hpo" ({ESCAPES})'),
+        ("nobody:battery-staple@SERVER/postgres", 'password authentication failed for user "nobody"'),
+        ("hpo@SERVER/postgres", "no password supplied"),
+        (f"hpo:{PASSWORD}@SERVER/none", 'database "none" does not exist'),
+    ],
+)
+def test_what_the_server_refuses_is_not_tried_again(
+    postgresql: PostgreSQL, wrong: str, message: str, access: Literal["create", "write", "read"]
+) -> None:
+    policy, url = RetryPolicy(600.0), f"postgresql://{wrong.replace('SERVER', f'127.0.0.1:{postgresql.port}')}"
+    with pytest.raises(BadInput) as refused:
+        policy.call(lambda: open_storage(url, access, policy))
+    assert str(refused.value).endswith(message)
+    assert "\n" not in str(refused.value)
+    assert "battery" not in str(refused.value) and PASSWORD not in str(refused.value)
 
 
 def test_a_database_that_optuna_alone_uses_holds_no_studies_of_ours(

@@ -2,12 +2,13 @@
 
 import sqlite3
 
+import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from hpo.database.retry import CALL_S, RetryPolicy, is_transient, retried
+from hpo.database.retry import CALL_S, RetryPolicy, is_refusal, is_transient, retried
 from hpo.errors import BadInput, StorageUnavailable
 
 GONE = OperationalError("SELECT 1", {}, sqlite3.OperationalError("the server is gone"))
@@ -28,12 +29,45 @@ def caused(error, cause):
         (ProgrammingError("SELEC 1", {}, sqlite3.Error("syntax")), False),
         (IntegrityError("INSERT", {}, sqlite3.Error("taken")), False),
         (StorageUnavailable("storage x: syntax"), False),
+        (caused(BadInput("storage x: password authentication failed"), GONE), False),
         (BadInput("storage: not a database URL"), False),
         (None, False),
     ],
 )
 def test_only_errors_of_reaching_the_database_are_worth_another_try(error, transient):
     assert is_transient(error) is transient
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ('FATAL:  password authentication failed for user "hpo"', True),
+        ("fe_sendauth: no password supplied", True),
+        ('FATAL:  database "none" does not exist', True),
+        ('FATAL:  role "nobody" does not exist', True),
+        ('FATAL:  role "hpo" is not permitted to log in', True),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "hpo", database "hpo", no encryption', True),
+        ('FATAL:  Peer authentication failed for user "hpo"', True),
+        ("FATAL: no such database: none", True),
+        ("permission denied for schema public", True),
+        ("connection refused", False),
+        ("failed to resolve host 'nohost': [Errno -2] Name or service not known", False),
+        ("FATAL:  the database system is starting up", False),
+        ("FATAL:  sorry, too many clients already", False),
+        ('relation "hpo_studies" does not exist', False),
+    ],
+)
+def test_a_refusal_is_told_from_a_server_that_cannot_be_reached(message, refused):
+    error = OperationalError("", {}, psycopg.OperationalError(f"connection failed: {message}"))
+
+    assert is_refusal(error) is is_refusal(caused(StorageInternalError("Optuna says"), error)) is refused
+
+
+def test_a_refusal_is_known_by_its_code_as_well():
+    assert is_refusal(ProgrammingError("", {}, psycopg.errors.InsufficientPrivilege("verboten")))
+    assert is_refusal(OperationalError("", {}, psycopg.errors.InvalidCatalogName("gibt es nicht")))
+    assert not is_refusal(OperationalError("", {}, psycopg.errors.AdminShutdown("going down")))
+    assert not is_refusal(None)
 
 
 @pytest.mark.parametrize(("timeout_s", "call_s"), [(0.0, CALL_S), (600.0, CALL_S), (20.0, 5.0)])
