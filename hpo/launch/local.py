@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpo.launch.cores import count_cores
 from hpo.launch.devices import WorkerDevice, choose_devices, find_gpus
 from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
@@ -80,7 +80,7 @@ class LocalLauncher:
 
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Choose devices for workers of a study."""
-        devices = choose_devices(self.workers, find_gpus(), cores=len(os.sched_getaffinity(0)))
+        devices = choose_devices(self.workers, find_gpus(), cores=count_cores())
         log_path = choose_log(f"{study.name}.log")
         return Workers(
             study=study,

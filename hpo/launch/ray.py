@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from hpo.database.storage import is_one_file
 from hpo.errors import ClusterUnavailable
+from hpo.launch.cores import count_cores
 from hpo.launch.ray_cluster import (
     Head,
     Share,
@@ -232,7 +233,7 @@ def _init(address: str, beside: Executor) -> str:
     In the main thread, Ray would take SIGTERM for itself, and let no signal through while it tries to connect.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     options = {"log_to_driver": False, "logging_level": logging.ERROR} | (local if address == "local" else {})
     try:

@@ -29,6 +29,9 @@ EXIT_CODES: dict[Reason, int] = {
 }
 """The exit codes of a process that did not choose to stop."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a process to stop; the last two are what Slurm, SGE and others send some time before a limit."""
+
 log = logging.getLogger(__name__)
 
 
@@ -75,10 +78,10 @@ class StopSignal:
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Treat SIGTERM and SIGINT as requests to stop; a second SIGINT ends the process at once.
+        """Treat the signals as requests to stop; a second SIGINT ends the process at once.
 
         Side effects:
-            Replaces both signal handlers while the context lasts, and ends the process where it lasts too long
+            Replaces the signals' handlers while the context lasts, and ends the process where it lasts too long
             after a signal: a database or a disk that hangs must not keep it.
         """
 
@@ -87,7 +90,7 @@ class StopSignal:
             self.reason = "interrupted" if number == signal.SIGINT else "terminated"
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
         left = threading.Event()
         threading.Thread(target=self._end_at_last, args=[left], name="last call", daemon=True).start()
         try:

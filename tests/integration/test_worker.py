@@ -56,6 +56,8 @@ def first_trial(made: study.Study) -> FrozenTrial:
         ("sqlite", signal.SIGTERM, 143, "terminated"),
         ("sqlite", signal.SIGINT, 130, "interrupted"),
         ("postgresql", signal.SIGTERM, 143, "terminated"),
+        ("sqlite", signal.SIGUSR1, 143, "terminated"),
+        ("sqlite", signal.SIGUSR2, 143, "terminated"),
     ],
 )
 def test_a_worker_that_is_asked_to_stop_hands_back_its_trial_which_another_finishes(
