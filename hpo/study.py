@@ -248,7 +248,11 @@ def load(storage: Storage, name: str | None) -> Study:
         raise StudyNotFound(
             f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours.keys() - {name}) or ' none'}"
         )
-    settings = _settings(studies.load_settings(storage, study_id, name), name)
+    made_with = studies.find_settings(storage, study_id)
+    if made_with is None:
+        with storage.opened_to_write() as writable:
+            made_with = studies.adopt_copy(writable, study_id, name)
+    settings = _settings(made_with, name)
     return Study(storage=storage, study_id=study_id, name=name, settings=settings)
 
 

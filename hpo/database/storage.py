@@ -80,6 +80,15 @@ class Storage:
         backend = self.view._backend
         return replace(self, optuna=get_storage(backend), view=OptunaView(backend, self.retry_policy))
 
+    @contextmanager
+    def opened_to_write(self) -> Iterator[Storage]:
+        """Open the same database once more, to write although this one may only read."""
+        other = open_storage(self.engine.url.render_as_string(hide_password=False), "write", self.retry_policy)
+        try:
+            yield other
+        finally:
+            other.close()
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()

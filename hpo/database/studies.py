@@ -80,20 +80,24 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
 
 
 @retried
-def load_settings(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
-    """Load the attributes with which a study was made; the copy of a study becomes one of ours, and is stopped.
+def find_settings(storage: Storage, study_id: int) -> dict[str, Any] | None:
+    """Find the attributes with which a study was made; None for a copy that another client has made."""
+    with storage.transaction() as session:
+        return _find_settings(session, study_id)
+
+
+@retried
+def adopt_copy(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
+    """Make a copy that another client has made one of our studies, which is stopped, and return what it was made with.
 
     Raises:
         BadInput: The copy lacks some of them, or has others.
         StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
-        settings = _find_settings(session, study_id)
-        if settings is None:
-            _lock_study(session, study_id)
-            _require_settings(session, study_id, name)  # the client may still be about to copy them
-            settings = _adopt(session, study_id, UNCLAIMED)
-    return settings
+        _lock_study(session, study_id)
+        _require_settings(session, study_id, name)  # the client may still be about to copy them
+        return _adopt(session, study_id, UNCLAIMED)
 
 
 @retried

@@ -396,21 +396,22 @@ def test_a_study_that_a_client_renames_or_copies_keeps_curves_figures_and_counts
 
     client(made, theirs)
 
-    storage = opened(str(made.storage.engine.url.render_as_string(hide_password=False)))
-    renamed = study.load(storage, "renamed")
+    url = made.storage.engine.url.render_as_string(hide_password=False)
+    renamed = study.load(opened(url, "read"), "renamed")
     assert renamed.settings == made.settings
     assert study.status(renamed) == before[0] | {"study": "renamed"}
     assert study.best(renamed) == before[1]
     assert facts.load_facts(renamed).trials == before[2]
     require_readable(renamed, tmp_path)
     if client is rename:
+        storage = renamed.storage
         attrs = storage.optuna.get_study_system_attrs(renamed.study_id)
         assert attrs["study:metric_names"] == ["validation accuracy"]
         for trial in storage.optuna.get_all_trials(renamed.study_id):
             assert (
                 f"/artifacts/{renamed.study_id}/{trial._trial_id}/" in attrs[f"dashboard:{trial._trial_id}:note_str:0"]
             )
-    longer = study.continue_or_create(storage, "renamed", RANDOM, TRIALS + 1)
+    longer = study.continue_or_create(opened(url), "renamed", RANDOM, TRIALS + 1)
     assert train(longer, tmp_path) == 1
     assert count(longer) == Counts(complete=TRIALS + 1)
 
