@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 
 def show_value(value: object) -> str:
     """Write the value of a recipe's field or of a setting.
@@ -26,3 +28,8 @@ def show_value(value: object) -> str:
 def show_measured(value: float, standard_error: float) -> str:
     """Write an accuracy in [0, 1] with its standard error."""
     return f"{value:.4f} ± {standard_error:.4f} (standard error)"
+
+
+def in_markdown(text: str) -> str:
+    """Write what somebody else wrote as text of one line in Markdown, in which HTML would be HTML."""
+    return escape(" ".join(text.split()), quote=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.recipes.recipe import Recipe
-from hpo.results.formatting import show_value
+from hpo.results.formatting import in_markdown, show_value
 from hpo.settings import (
     DEFAULT_ALIGN,
     DEFAULT_PRUNER,
@@ -50,14 +50,16 @@ def study_note(name: str, settings: StudySettings, space_name: str) -> str:
     }
     return "\n".join(
         (
-            f"# {name}",
+            f"# {in_markdown(name)}",
             "",
-            f"Search space **{space['name']}** ({space.get('description') or 'no description'}) around "
-            f"{space['base'] if isinstance(space['base'], str) else 'a recipe of its own'}, which is trial 0.",
+            f"Search space **{in_markdown(space['name'])}** "
+            f"({in_markdown(space.get('description') or 'no description')}) around "
+            f"{in_markdown(space['base']) if isinstance(space['base'], str) else 'a recipe of its own'}, "
+            "which is trial 0.",
             "",
             "| | |",
             "| --- | --- |",
-            f"| data set | {settings.dataset}; accuracy is that on its validation split |",
+            f"| data set | {in_markdown(settings.dataset)}; accuracy is that on its validation split |",
             f"| budget of a trial | {budget}, {settings.precision} |",
             f"| recipes chosen by | {settings.sampler}, seed {settings.seed} |",
             f"| poor trials ended by | {settings.pruner} |",
@@ -119,7 +121,8 @@ def trial_note(
 
 
 def _sentence(outcome: str) -> str:
-    return f"{outcome[:1].upper()}{outcome[1:]}."
+    text = in_markdown(outcome)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _reason(outcome: str, pruner: str) -> str:

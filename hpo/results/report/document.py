@@ -9,6 +9,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from hpo.results.figures import DARK, LIGHT, css_variables, to_svg
+from hpo.results.formatting import in_markdown
 
 CSS = """
 :root { color-scheme: light dark; %(light)s }
@@ -114,12 +115,14 @@ def _html_rows(grid: Grid) -> str:
 def _markdown(block: Block, image_path: Callable[[str], str]) -> str:
     match block:
         case Heading(level, text):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {in_markdown(text)}"
         case Paragraph(text):
-            return text
+            return in_markdown(text)
         case Grid():
             header = block.header or [""] * len(block.rows[0])
             lines = [header, ["---"] * len(header), *block.rows]
-            return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+            cells = ([in_markdown(cell).replace("|", "&#124;") for cell in line] for line in lines)
+            return "\n".join(f"| {' | '.join(line)} |" for line in cells)
         case Plate():
-            return f"![{block.caption}]({image_path(block.name)})\n\n*{block.caption}*"
+            caption = in_markdown(block.caption)
+            return f"![{caption}]({image_path(block.name)})\n\n*{caption}*"

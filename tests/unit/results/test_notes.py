@@ -261,3 +261,21 @@ def test_every_pruner_has_a_reason(pruner):
 
 def test_a_trial_that_failed_before_it_had_a_recipe_has_a_note_all_the_same():
     assert trial_note(None, BASE, {"outcome": "failed: no"}, "median") == "**Failed: no.**\n"
+
+
+HOSTILE = "<script>alert(1)</script>\n<img src=x onerror=alert(2)> & co"
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        study_note("mine", replace(SETTINGS, space=SETTINGS.space | {"description": HOSTILE}), "smooth_lr"),
+        study_note("mine", replace(SETTINGS, space=SETTINGS.space | {"name": HOSTILE}), "smooth_lr"),
+        study_note("mine", replace(SETTINGS, dataset=HOSTILE), "smooth_lr").split("To continue")[0],
+        trial_note(None, BASE, {"outcome": f"failed: {HOSTILE}"}, "none"),
+    ],
+    ids=["description", "name of a space", "data set", "outcome"],
+)
+def test_html_that_somebody_wrote_is_text_in_a_note(note):
+    assert "<" not in note
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &lt;img src=x onerror=alert(2)&gt; &amp; co" in note

@@ -17,15 +17,15 @@ BLOCKS = [
 ]
 
 
-def test_markdown_has_headings_tables_and_images():
+def test_markdown_has_headings_tables_and_images_and_what_it_was_given_is_text():
     assert to_markdown(BLOCKS, lambda name: f"figures/{name}.png").splitlines() == [
-        "# Study <a> & b",
+        "# Study &lt;a&gt; &amp; b",
         "",
-        "1 < 2",
+        "1 &lt; 2",
         "",
         "|  |  |",
         "| --- | --- |",
-        "| a&#124;b | <1> |",
+        "| a&#124;b | &lt;1&gt; |",
         "| c | 2 |",
         "",
         "| name | number |",
