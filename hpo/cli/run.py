@@ -61,6 +61,7 @@ from hpo.settings import (
     DEFAULT_STORAGE,
     DEFAULT_STORAGE_TIMEOUT_S,
     GIGABYTE,
+    MAX_TRIALS,
     Precision,
     StudySettings,
     check_study_name,
@@ -81,7 +82,7 @@ WATCH_EVERY_S = 1.0
 
 def run(
     space_name: Annotated[str, typer.Option("--space", help="A shipped space's name, or a YAML file.")],
-    trials: Annotated[int, typer.Option(min=1, help="Total number of trials of the study.")],
+    trials: Annotated[int, typer.Option(min=1, max=MAX_TRIALS, help="Total number of trials of the study.")],
     study_name: Annotated[str | None, typer.Option("--study", help="Name of the study. [SPACE-DATASET]")] = None,
     dataset: DatasetOption = DEFAULT_DATASET,
     image_size: ImageSizeOption = None,
