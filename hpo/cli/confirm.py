@@ -81,7 +81,7 @@ def confirm(
     say_unfinished(search, "this confirms its best so far")
     companion = confirmation.begin(search, top, seeds)
     if companion is None:
-        raise BadInput(f"study {search.name}: its base recipe is the only one that completed; there is none to confirm")
+        raise BadInput(confirmation.nothing_to_confirm(search))
     options = worker_options(data_dir or default_data_dir(), checkpoint_budget, storage_timeout, lease, reuse)
     drive(companion, connected, timeout, options, worker_environment(storage, artifacts), stop)
     result = confirmation.result(companion)

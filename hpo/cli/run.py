@@ -319,11 +319,15 @@ def _begin_confirmation(study: Study) -> Study | None:
     """Begin or continue the confirmation of a search if that is finished, and has something to confirm."""
     from hpo.database import overview
     from hpo.results import confirmation
+    from hpo.study import find_best_trial
 
     counts = overview.count(study.storage, study.study_id)
-    if counts.waiting + counts.running or not counts.complete:
+    if counts.waiting + counts.running or find_best_trial(study.trained_trials()) is None:
         return None
-    return confirmation.begin(study, DEFAULT_CONFIRM_TOP, DEFAULT_CONFIRM_SEEDS)
+    companion = confirmation.begin(study, DEFAULT_CONFIRM_TOP, DEFAULT_CONFIRM_SEEDS)
+    if companion is None:
+        say(confirmation.nothing_to_confirm(study))
+    return companion
 
 
 def _driver(given: str) -> int | None:

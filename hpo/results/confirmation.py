@@ -115,6 +115,11 @@ def begin(search: Study, top: int, seeds: int) -> Study | None:
     return studies.continue_or_create(search.storage, name, settings, seeds * len(comparison.runs), note=_note(search))
 
 
+def nothing_to_confirm(search: Study) -> str:
+    """State why a search has no confirmation."""
+    return f"study {search.name}: its base recipe is the only one that completed; there is none to confirm"
+
+
 def require_search(study: Study) -> None:
     """Refuse a study that compares recipes.
 
@@ -130,7 +135,7 @@ def find(search: Study) -> Confirmation | None:
     """Find the finished confirmation of a search's present best recipes; None if there is none."""
     if isinstance(search.space, Comparison):
         return None
-    ranking = studies.ranking(search.trained_trials())
+    ranking = _ranking(search)
     complete = {trial.number for trial in ranking}
     latest = None
     for companion in _companions(search):
@@ -291,15 +296,20 @@ def _contending(search: Study, top: int) -> list[FrozenTrial]:
     """List the best completed trial of each of the best distinct recipes, and of the base recipe."""
     base = recipe_key(search.base)
     distinct: dict[str, FrozenTrial] = {}
-    for trial in studies.ranking(search.trained_trials()):
+    for trial in _ranking(search):
         distinct.setdefault(search.key_of(trial.params), trial)
     best = list(distinct)[:top]
     return [trial for key, trial in distinct.items() if key in best or key == base]
 
 
+def _ranking(search: Study) -> list[FrozenTrial]:
+    """Sort the trials that were completed here, the best first."""
+    return [trial for trial in studies.ranking(search.trained_trials()) if search.find_recipe(trial) is not None]
+
+
 def _compare(search: Study, numbers: Iterable[int]) -> Comparison:
     """Create the comparison of the recipes of a search's trials and its base recipe, which has the first turn."""
-    trials, base = {trial.number: trial for trial in search.trained_trials()}, recipe_key(search.base)
+    trials, base = {trial.number: trial for trial in _ranking(search)}, recipe_key(search.base)
     keys = {number: search.key_of(trials[number].params) for number in numbers}
     names = {BASELINE if key == base else f"trial {number}": number for number, key in keys.items()}
     recipes = {name: search.recipe_of(trials[number]) for name, number in names.items()}
@@ -342,7 +352,7 @@ def _score(trial: FrozenTrial) -> Score:
 def _accuracies(entries: Sequence[Entry], seeds: Sequence[int], dropped_after: int | None) -> Iterator[float]:
     """Yield a recipe's accuracies on the seeds that count, up to where it dropped out."""
     for index in seeds:
-        if isinstance(entry := entries[index], Score) and (dropped_after is None or index < dropped_after):
+        if (dropped_after is None or index < dropped_after) and isinstance(entry := entries[index], Score):
             yield entry.accuracy
 
 

@@ -12,6 +12,7 @@ import torch
 
 from hpo import cli, study
 from hpo.artifacts import open_artifacts
+from hpo.cli.run import _begin_confirmation
 from hpo.database import overview, queue, removal
 from hpo.database.attempt import Outcome
 from hpo.database.overview import Counts
@@ -49,12 +50,10 @@ def confirm(search: study.Study, accuracies: Mapping[str, float], seeds: int = 2
     """Confirm a search without training: each recipe gets its accuracy, and a part of it more from seed to seed."""
     companion = confirmation.begin(search, top, seeds)
     assert companion is not None
-    for trial in companion.trials():
-        if not trial.state.is_finished():
-            run = run_of(companion, trial.number)
-            attempt = claim(companion)
-            assert suggest(companion, attempt)["run"] == run
-            complete(companion, attempt, accuracies[run] * (1 + trial.number**2 / 10_000))
+    for _ in range(overview.count(companion.storage, companion.study_id).waiting):
+        attempt = claim(companion)
+        run = suggest(companion, attempt)["run"]
+        complete(companion, attempt, accuracies[run] * (1 + attempt.trial_number**2 / 10_000))
     return companion
 
 
@@ -259,6 +258,51 @@ def test_what_cannot_be_confirmed_is_refused(storage: Storage) -> None:
         confirmation.begin(companion, 2, 1)
     with pytest.raises(BadInput, match=r"^--study small\.confirm: it is a confirmation itself"):
         benchmark.begin(companion, 1, DATA)
+
+
+@sqlite_only
+def test_at_the_end_of_a_run_only_a_finished_search_with_a_choice_is_confirmed(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = make_study(storage, 1, SEARCH)
+    assert _begin_confirmation(search) is None, "it is not finished"
+    lost = Outcome(state="pruned", value=None, attrs={"outcome": "diverged", "iterations": 8})
+    attempt = claim(search)
+    suggest(search, attempt)
+    queue.finish(storage, attempt, NOTHING, lost)
+    assert _begin_confirmation(search) is None, "it completed no trial"
+    assert capsys.readouterr().err == ""
+
+    other = study.continue_or_create(storage, "other", SEARCH, 1)
+    attempt = claim(other)
+    suggest(other, attempt)
+    complete(other, attempt, 0.5)
+    assert _begin_confirmation(other) is None
+    assert capsys.readouterr().err == (
+        "study other: its base recipe is the only one that completed; there is none to confirm\n"
+    )
+
+    made = study.continue_or_create(storage, "other", SEARCH, 2)
+    attempt = claim(made)
+    suggest(made, attempt)
+    complete(made, attempt, 0.6)
+    begun = _begin_confirmation(made)
+    assert begun is not None
+    assert overview.count(storage, begun.study_id) == Counts(waiting=6)
+
+
+@sqlite_only
+def test_what_another_client_told_takes_no_part(storage: Storage) -> None:
+    search = search_with(storage, 0.5, 0.9)
+    told = optuna.load_study(study_name=search.name, storage=storage.optuna)
+    params = search.trials()[1].params
+    told.add_trial(optuna.trial.create_trial(params=params, distributions=search.space.distributions(), value=1.0))
+
+    companion = confirmation.begin(search, 3, 1)
+
+    assert companion is not None
+    assert isinstance(companion.space, Comparison)
+    assert companion.space.trials == {"baseline": 0, "trial 1": 1}
 
 
 @sqlite_only
