@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,27 @@ from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_
 
 MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
 """The largest budget of a run that may be asked for."""
+
+
+LONGEST_S = 10 * 365 * 86_400.0
+"""The longest time that may be asked for: ten years. The system's clocks refuse waits of centuries."""
+
+MAX_GIGABYTES = 1e9
+"""The largest budget of checkpoints that may be asked for: an exabyte."""
+
+MAX_NUMBER = 2**31 - 1
+"""The largest number of a trial, and seed."""
+
+
+def require_number(value: float | None) -> float | None:
+    """Refuse NaN, which no range excludes.
+
+    Raises:
+        BadParameter: The value is not a number.
+    """
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 class FetchableDataset(StrEnum):
@@ -139,7 +161,14 @@ ReuseOption = Annotated[
     bool, typer.Option("--reuse/--no-reuse", help="Start trials from checkpoints of other trials, or all from scratch.")
 ]
 BudgetOption = Annotated[
-    float, typer.Option("--checkpoint-budget", min=0.01, help="Gigabytes that all checkpoints together may take.")
+    float,
+    typer.Option(
+        "--checkpoint-budget",
+        min=0.01,
+        max=MAX_GIGABYTES,
+        callback=require_number,
+        help="Gigabytes that all checkpoints together may take.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, max=MAX_WORKERS, help="Processes. [one per GPU, or per core]")
@@ -158,12 +187,25 @@ GpusOption = Annotated[
 StorageTimeoutOption = Annotated[
     float,
     typer.Option(
-        "--storage-timeout", min=1, help="Give up after this many seconds without the database (exit code 3)."
+        "--storage-timeout",
+        min=1,
+        max=LONGEST_S,
+        callback=require_number,
+        help="Give up after this many seconds without the database (exit code 3).",
     ),
 ]
 LeaseOption = Annotated[
     float,
-    typer.Option("--lease", min=1, help="Seconds without a heartbeat until a worker's trial is given to another."),
+    typer.Option(
+        "--lease",
+        min=1,
+        max=LONGEST_S,
+        callback=require_number,
+        help="Seconds without a heartbeat until a worker's trial is given to another.",
+    ),
 ]
-TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=1, help="Stop after this many seconds.")]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1, max=LONGEST_S, callback=require_number, help="Stop after this many seconds."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

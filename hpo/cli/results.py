@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import ArtifactsOption, BudgetOption, DataOption, JsonOption, StorageOption, StudyOption
+from hpo.cli.options import (
+    MAX_NUMBER,
+    ArtifactsOption,
+    BudgetOption,
+    DataOption,
+    JsonOption,
+    StorageOption,
+    StudyOption,
+)
 from hpo.cli.output import print_json, say, show
 from hpo.paths import expand_path
 from hpo.settings import (
@@ -74,7 +82,9 @@ def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Pa
 
 
 def verify(
-    trial: Annotated[int | None, typer.Option(min=0, help="Number of a finished trial. [the best]")] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, max=MAX_NUMBER, help="Number of a finished trial. [the best]")
+    ] = None,
     study_name: StudyOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,

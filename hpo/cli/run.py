@@ -16,6 +16,7 @@ from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, wor
 from hpo.cli.options import (
     DEFAULT_PRUNER_CHOICE,
     MAX_ITERATIONS,
+    MAX_NUMBER,
     AddressOption,
     AlignChoice,
     ArtifactsOption,
@@ -114,7 +115,7 @@ def run(
     ] = None,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the study.")] = DEFAULT_SEED,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_NUMBER, help="Random seed of the study.")] = DEFAULT_SEED,
     timeout: TimeoutOption = None,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,

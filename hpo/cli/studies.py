@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import ArtifactsOption, JsonOption, StorageOption, StudyOption
+from hpo.cli.options import LONGEST_S, ArtifactsOption, JsonOption, StorageOption, StudyOption, require_number
 from hpo.cli.output import print_json, say, show
 from hpo.errors import BadInput
 from hpo.settings import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
@@ -66,7 +66,13 @@ def stop(
         bool, typer.Option("--finish", help="Let running trials finish, instead of handing them back.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=1, help="Wait at most this many seconds, then exit 1. [as long as it takes]")
+        float | None,
+        typer.Option(
+            min=1,
+            max=LONGEST_S,
+            callback=require_number,
+            help="Wait at most this many seconds, then exit 1. [as long as it takes]",
+        ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:

@@ -228,6 +228,34 @@ def test_a_study_name_that_could_leave_its_folder_is_refused(name):
         assert done[2].startswith("error: artifacts" if accepted else "error: study name "), done
 
 
+def list_number_options(command=COMMAND, path=()):
+    """List the options of all commands whose values are numbers, each behind its command."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from list_number_options(inner, (*path, name))
+    for parameter in command.params:
+        if parameter.type_descriptor.annotation in (int, float) and parameter.opts[0].startswith("--"):
+            yield (*path, parameter.opts[0])
+
+
+NUMBER_OPTIONS = sorted(list_number_options())
+
+
+@pytest.mark.parametrize("option", NUMBER_OPTIONS, ids=" ".join)
+def test_no_option_takes_what_is_no_number_or_out_of_all_proportion(option):
+    needed = ("--space=full", "--trials=1") if option[0] == "run" else ()
+    with empty_folder() as folder:
+        for value in ("nan", "-inf", "inf", "1e309", "1e300", "-1", "9" * 30):
+            code, out, err = hpo(*option[:-1], *needed, f"{option[-1]}={value}")
+            assert (code, out, err.count("\n")) == (2, "", 1), value
+            assert err.startswith("error: ") and option[-1] in err, value
+        assert content(folder) == {}
+
+
+def test_all_options_with_numbers_are_known():
+    assert len(NUMBER_OPTIONS) >= 20
+    assert {("gc", "--checkpoint-budget"), ("run", "--trials"), ("stop", "--timeout")} <= set(NUMBER_OPTIONS)
+
+
 @pytest.mark.parametrize("depth", [-4, 2, 21, 1_208])
 def test_a_depth_that_no_network_has_is_refused_in_one_line(depth):
     assert hpo("model", "--depth", str(depth)) == (
