@@ -80,7 +80,7 @@ def serving_postgresql(**settings: Any) -> Iterator[PostgreSQL]:
     Args:
         settings: Of the server, beside or in place of those that tests want.
     """
-    account = _server_account()
+    account = server_account()
     # Not one of pytest's own folders: these let no other user in.
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))
     try:
@@ -114,7 +114,7 @@ class RestartablePostgreSQL:
 @pytest.fixture
 def restartable() -> Iterator[RestartablePostgreSQL]:
     """Give a server that a test may stop and start."""
-    account = _server_account()
+    account = server_account()
     folder = Path(tempfile.mkdtemp(prefix="hpo-postgresql-", dir=_roomy_folder()))
     try:
         if account:
@@ -227,7 +227,7 @@ def _forbidden_skips(config: pytest.Config) -> list[Any]:
     return list(reporter.stats.get("skipped", []))
 
 
-def _server_account() -> dict[str, Any]:
+def server_account() -> dict[str, Any]:
     """Give what makes `subprocess` start the server as somebody else, where we are root."""
     if os.geteuid() != 0:
         return {}

@@ -168,25 +168,25 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def connector(url: URL, call_s: float, options: str) -> Callable[[], psycopg.Connection[Any]]:
+def connector(url: URL, call_s: float, *, autocommit: bool) -> Callable[[], psycopg.Connection[Any]]:
     """Return a function that opens connections to PostgreSQL with a deadline for every call.
 
     The server's own `statement_timeout` does not help if the server or the network is gone; TCP's timeouts do not help
-    if the other end still acknowledges what is sent.
+    if the other end still acknowledges what is sent. A pooler in between, such as PgBouncer in transaction mode, gives
+    each transaction another session of the server, so nothing is set for a session, and no statement is prepared.
 
     Args:
-        options: Options of the session, as on the command line of `postgres`.
+        autocommit: Whether the connection leaves it to its user to begin transactions.
     """
     connect_s = max(1, round(min(CONNECT_S, call_s)))
-    call_ms = round(call_s * 1000)
     _, named = url.get_dialect()().create_connect_args(url)
     named = dict(named) | {
         "connect_timeout": connect_s,
-        "tcp_user_timeout": call_ms,
+        "tcp_user_timeout": round(call_s * 1000),
         "keepalives_idle": connect_s,
         "application_name": "hpo",
-        "options": f"{named.get('options', '')} -c statement_timeout={call_ms} "
-        f"-c idle_in_transaction_session_timeout={call_ms} {options}",
+        "autocommit": autocommit,
+        "prepare_threshold": None,
     }
 
     class Connection(psycopg.Connection[Any]):

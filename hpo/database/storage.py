@@ -161,9 +161,9 @@ def upgrade_storage(url: str) -> list[str]:
         check_file(Path(str(parsed.database)), "write")
     try:
         _check_our_tables(parsed, shown, RetryPolicy(), require_tables)
-        backend = _RetriedStorage(
-            parsed.render_as_string(hide_password=False), {}, retry_policy=RetryPolicy(), skip_table_creation=True
-        )
+        options = {} if parsed.get_backend_name() == "sqlite" else _postgresql_options(parsed, RetryPolicy())
+        plain_url = parsed.render_as_string(hide_password=False)
+        backend = _RetriedStorage(plain_url, options, retry_policy=RetryPolicy(), skip_table_creation=True)
         try:
             return upgrade_tables(backend, shown)
         finally:
@@ -255,50 +255,64 @@ def _open_with_retries(url: URL, access: str, retry_policy: RetryPolicy, one_con
 
 def _open_optuna(url: URL, access: str, retry_policy: RetryPolicy, one_connection: bool) -> RDBStorage:
     # If calls are retried, a connection that broke while it was idle needs no test of its own.
-    pool = {"pool_pre_ping": not retry_policy.timeout_s}
+    pool: dict[str, Any] = {"pool_pre_ping": not retry_policy.timeout_s}
     plain_url = url.render_as_string(hide_password=False)
     if url.get_backend_name() == "sqlite":
         kwargs = pool | file_options(Path(str(url.database)), access)
         backend = _RetriedStorage(plain_url, kwargs, skip_table_creation=access != "create", retry_policy=retry_policy)
-        _begin_immediately(backend.engine, access)
+        _begin_with(backend.engine, _sqlite_begin(access))
         return backend
-    kwargs = pool | _postgresql_options(url, access, retry_policy)
     if access == "create":
-        with _creation_lock(plain_url, kwargs):
-            backend = _RetriedStorage(plain_url, kwargs, retry_policy=retry_policy)
-        if not one_connection:
-            return backend
-        backend.engine.dispose()  # to create tables, Optuna opens a second connection
+        with _creation_lock(url, retry_policy):
+            _RetriedStorage(
+                plain_url, _postgresql_options(url, retry_policy), retry_policy=retry_policy
+            ).engine.dispose()
     if one_connection:
-        kwargs |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": retry_policy.call_s}
-    return _RetriedStorage(plain_url, kwargs, skip_table_creation=True, retry_policy=retry_policy)
+        pool |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": retry_policy.call_s}
+    kwargs = pool | _postgresql_options(url, retry_policy, autocommit=True)
+    backend = _RetriedStorage(plain_url, kwargs, skip_table_creation=True, retry_policy=retry_policy)
+    _begin_with(backend.engine, _postgresql_begin(access, retry_policy))
+    return backend
 
 
-def _begin_immediately(engine: Engine, access: str) -> None:
-    """Take SQLite's write lock at the start of a transaction.
+def _begin_with(engine: Engine, statements: str) -> None:
+    """Begin the transactions of an engine whose connections begin none themselves.
 
-    A transaction that reads first and writes later would fail at once if another has written in between, whatever the
-    busy timeout.
+    On SQLite, a transaction that reads first and writes later would fail at once if another has written in between,
+    whatever the busy timeout, so the write lock is taken at the start. On PostgreSQL, what would otherwise be set for a
+    session is set for each transaction, in the same round trip.
     """
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        """Begin a transaction, with the write lock unless it only reads."""
-        connection.exec_driver_sql("BEGIN" if access == "read" else "BEGIN IMMEDIATE")
+        """Begin a transaction."""
+        connection.exec_driver_sql(statements)
 
 
-def _postgresql_options(url: URL, access: str, retry_policy: RetryPolicy) -> dict[str, Any]:
-    session = "-c default_transaction_read_only=on" if access == "read" else ""
-    return {"creator": connector(url, retry_policy.call_s, session)}
+def _sqlite_begin(access: str) -> str:
+    return "BEGIN" if access == "read" else "BEGIN IMMEDIATE"
+
+
+def _postgresql_begin(access: str, retry_policy: RetryPolicy) -> str:
+    call_ms = round(retry_policy.call_s * 1000)
+    settings = (f"statement_timeout = {call_ms}", f"idle_in_transaction_session_timeout = {call_ms}")
+    begin = "BEGIN READ ONLY" if access == "read" else "BEGIN"
+    return "; ".join([begin, *(f"SET LOCAL {setting}" for setting in settings)])
+
+
+def _postgresql_options(url: URL, retry_policy: RetryPolicy, *, autocommit: bool = False) -> dict[str, Any]:
+    """Return an engine's options; with `autocommit`, its transactions are begun by `_begin_with`."""
+    return {"creator": connector(url, retry_policy.call_s, autocommit=autocommit)}
 
 
 @contextmanager
-def _creation_lock(url: str, kwargs: dict[str, Any]) -> Iterator[None]:
+def _creation_lock(url: URL, retry_policy: RetryPolicy) -> Iterator[None]:
     """Let one process at a time create tables."""
-    engine = create_engine(url, **kwargs)
+    engine = create_engine(url, **_postgresql_options(url, retry_policy, autocommit=True))
+    _begin_with(engine, _postgresql_begin("create", retry_policy))
     try:
-        with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(hashtext('hpo'))"))
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('hpo'))"))
             yield
     finally:
         engine.dispose()
@@ -317,7 +331,7 @@ def _check_our_tables(
     url: URL, shown: str, retry_policy: RetryPolicy, check: Callable[[Connection, str], object]
 ) -> None:
     sqlite = url.get_backend_name() == "sqlite"
-    options = place_options(Path(str(url.database))) if sqlite else _postgresql_options(url, "read", retry_policy)
+    options = place_options(Path(str(url.database))) if sqlite else _postgresql_options(url, retry_policy)
     engine = create_engine(url, **options | {"poolclass": NullPool})
     with engine.connect() as connection:
         check(connection, shown)
