@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,12 @@ from hpo.errors import BadInput
 
 SQLITE_BUSY_S = 60.0
 """The longest wait for SQLite's write lock."""
+
+MOUNTS = Path("/proc/mounts")
+NETWORK = frozenset({"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})
+"""Types of file systems that several machines write to; those of FUSE are nearly all remote as well."""
+
+log = logging.getLogger(__name__)
 
 
 def check_file(path: Path, access: str) -> None:
@@ -75,3 +83,38 @@ def reading_uri(path: Path, *, has_log: bool) -> str:
             create it, and the file is taken as it is.
     """
     return f"file:{quote(str(path.absolute()))}?mode=ro{'' if has_log else '&immutable=1'}"
+
+
+def warn_of_network(path: Path) -> None:
+    """Log why a database on a network file system is in danger."""
+    kind = find_filesystem(os.path.realpath(path), _read_mounts())
+    if kind in NETWORK or kind.startswith("fuse."):
+        log.warning(
+            "storage: %s is on a network file system (%s), whose locks SQLite cannot rely on: workers on several "
+            "machines may damage it; PostgreSQL serves them all",
+            path,
+            kind,
+        )
+
+
+def find_filesystem(path: str, mounts: str) -> str:
+    """Find the type of the file system that a path is on, empty where that is not known.
+
+    Args:
+        path: Absolute, without links.
+        mounts: The text of `/proc/mounts`: a device, a place, a type and more on each line; later ones cover earlier.
+    """
+    best_place, best_kind = "", ""
+    for line in mounts.splitlines():
+        _, place, kind, *_ = line.split(" ")
+        place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place).rstrip("/")
+        if len(place) >= len(best_place) and f"{path}/".startswith(f"{place}/"):
+            best_place, best_kind = place, kind
+    return best_kind
+
+
+def _read_mounts() -> str:
+    try:
+        return MOUNTS.read_text("utf-8", errors="replace")
+    except OSError:  # another system than Linux
+        return ""

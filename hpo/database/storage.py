@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 from hpo.database.optuna_view import OptunaView
 from hpo.database.retry import RetryPolicy, connector, first_line, is_refusal, retried
 from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
-from hpo.database.sqlite_file import check_file, file_options, place_options
+from hpo.database.sqlite_file import check_file, file_options, place_options, warn_of_network
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.masking import mask_secrets
 from hpo.paths import expand
@@ -122,6 +122,8 @@ def open_storage(
     retry_policy = retry_policy or RetryPolicy()
     if parsed.get_backend_name() == "sqlite":
         check_file(Path(str(parsed.database)), access)
+        if access != "read":
+            warn_of_network(Path(str(parsed.database)))
     try:
         if access != "create":
             _check_our_tables(parsed, shown, retry_policy, require_revision)
