@@ -81,6 +81,7 @@ from hpo.trial import trajectory
 from hpo.trial.checkpoints import Checkpoints, encode
 from hpo.trial.trajectory import Trajectory
 from hpo.worker import registration, work
+from hpo.worker.name import worker_name
 from hpo.worker.stop import StopSignal
 from hpo.worker.supervisor import TrialSupervisor
 
@@ -295,7 +296,7 @@ def stubbed(dataset: Dataset, tally: Tally) -> Iterator[UncaughtSignals]:
 
 def thread_id(device: torch.device) -> WorkerId:
     """Identify a worker by its thread, as all workers of a process would have the same name."""
-    return replace(process_id(device), name=registration.worker_name(threading.get_native_id()))
+    return replace(process_id(device), name=worker_name(threading.get_native_id()))
 
 
 def run_worker(plan: Plan, stub_bytes: int, folder: str, storage: Storage, stop: UncaughtSignals) -> None:

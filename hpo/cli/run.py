@@ -340,10 +340,9 @@ def _driver(given: str) -> int | None:
 
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Replace `auto` by the format that this machine computes natively."""
-    from hpo.training.numerics import native_precision
-    from hpo.worker.device import pick_device
+    from hpo.launch.devices import find_native_precision
 
-    return native_precision(pick_device("auto")) if wanted == "auto" else wanted
+    return find_native_precision() if wanted == "auto" else wanted
 
 
 @contextmanager

@@ -6,11 +6,16 @@ import logging
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
+from hpo.errors import BadInput
+from hpo.settings import Precision
+from hpo.training.numerics import native_precision
 from hpo.worker.device import warn_of_unused_gpu
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -22,6 +27,12 @@ LISTING_S = 10.0
 
 _GPU = re.compile(r"GPU (\d+): .*\(UUID: (GPU-[^\s()]+)\)")
 _SLICE = re.compile(r"MIG .*\(UUID: (MIG-[^\s()]+)\)")
+
+_ASK_PRECISION = """
+from hpo.training.numerics import native_precision
+from hpo.worker.device import pick_device
+print(native_precision(pick_device("auto")))
+"""
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +93,28 @@ def find_gpus() -> list[WorkerDevice]:
         return gpus
     log.warning("%s; workers take the %d devices that torch counts", problem or f"{VISIBLE} names no listed GPU", count)
     return [WorkerDevice(name=f"cuda:{index}", option=f"cuda:{index}") for index in range(count)]
+
+
+def find_native_precision() -> Precision:
+    """Find the precision that workers of this machine compute natively.
+
+    Raises:
+        BadInput: A GPU does not tell.
+
+    Side effects:
+        Runs a short process where there is a GPU: in this one CUDA would hold memory of it, or, where a GPU is for one
+        process alone, all of it.
+    """
+    if torch.cuda.device_count() == 0:
+        return native_precision(torch.device("cpu"))
+    command = [sys.executable, "-c", _ASK_PRECISION]
+    asked = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8")
+    if asked.returncode != 0:
+        why = (asked.stderr.strip().splitlines() or [f"code {asked.returncode}"])[-1]
+        raise BadInput(
+            f"--precision auto: the GPU does not tell what it computes ({why}); fp32, tf32 and bf16 are allowed"
+        )
+    return next(precision for precision in get_args(Precision) if precision == asked.stdout.strip())
 
 
 def _list_devices() -> str:

@@ -13,7 +13,7 @@ from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
 from hpo.paths import choose_log
 from hpo.study import Study
-from hpo.worker.registration import worker_name
+from hpo.worker.name import worker_name
 
 
 class LocalPlace:

@@ -77,7 +77,7 @@ class RayPlace:
     @property
     def worker(self) -> str:
         """Return the name of the last worker, as in its attempts; empty where it has not started."""
-        return "" if self._location is None else f"{self._location.host}:{self._location.process_id}"
+        return "" if self._location is None else self._location.worker
 
     @property
     def output(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.launch.process import ask_to_end, await_end, start_worker
+from hpo.worker.name import worker_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +20,13 @@ class WorkerLocation:
 
     Attributes:
         node_id: Ray's name of the node.
+        worker: Its name, as in its attempts.
         output: The file on that host that holds the worker's output.
     """
 
     node_id: str
     host: str
-    process_id: int
+    worker: str
     output: str
 
 
@@ -45,7 +47,7 @@ class WorkerActor:
         return WorkerLocation(
             node_id=ray.get_runtime_context().get_node_id(),
             host=socket.gethostname(),
-            process_id=self._process.pid,
+            worker=worker_name(self._process.pid),
             output=str(Path("/proc/self/fd/2").readlink()),  # the worker has it from this process, which Ray gave it
         )
 

@@ -19,6 +19,7 @@ from hpo.database import workers
 from hpo.database.attempt import WorkerId
 from hpo.database.storage import Storage
 from hpo.errors import StorageUnavailable
+from hpo.worker.name import worker_name
 from hpo.worker.stop import StopSignal
 
 BEATS_PER_LEASE = 6
@@ -93,11 +94,6 @@ def device_name(device: torch.device, visible: str) -> str:
         return str(device)
     entry = entries[index]
     return f"cuda:{entry}" if entry.isdigit() else entry
-
-
-def worker_name(process_id: int) -> str:
-    """Return the name of a worker process of this machine."""
-    return f"{socket.gethostname()}:{process_id}"
 
 
 @contextmanager

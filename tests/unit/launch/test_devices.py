@@ -5,9 +5,19 @@ import logging
 import pytest
 import torch
 
+from hpo.errors import BadInput
 from hpo.launch import devices
-from hpo.launch.devices import VISIBLE, WorkerDevice, choose_devices, find_gpus, parse_listing, restrict
+from hpo.launch.devices import (
+    VISIBLE,
+    WorkerDevice,
+    choose_devices,
+    find_gpus,
+    find_native_precision,
+    parse_listing,
+    restrict,
+)
 from hpo.launch.local import LocalPlace
+from hpo.training.numerics import native_precision
 
 TWO = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa-0)
@@ -171,3 +181,24 @@ def test_a_worker_is_started_on_its_device_alone(monkeypatch, tmp_path):
         {"HPO_STORAGE": "sqlite:///hpo.db", VISIBLE: "GPU-1"},
     )
     assert (place.name, started) == ("GPU 1", [(options, environment)])
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_the_precision_is_found_without_starting_cuda_in_the_driver(monkeypatch, gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.init", lambda: pytest.fail("CUDA is started"))
+
+    assert find_native_precision() == native_precision(torch.device("cpu"))  # what the other process sees here, too
+
+
+def test_a_gpu_that_does_not_tell_its_precision_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(devices, "_ASK_PRECISION", "raise RuntimeError('all CUDA-capable devices are busy')")
+
+    with pytest.raises(BadInput) as refused:
+        find_native_precision()
+
+    assert str(refused.value) == (
+        "--precision auto: the GPU does not tell what it computes (RuntimeError: all CUDA-capable devices are busy); "
+        "fp32, tf32 and bf16 are allowed"
+    )
