@@ -18,7 +18,6 @@ def open_device(name: str) -> torch.device:
 
     Raises:
         BadInput: There is no such device.
-        DeviceLost: It computes nothing, for instance as another process has it for itself.
 
     Side effects:
         Makes a GPU torch's current device, which autocast and much else asks. Warns where `auto` is the CPU although
@@ -29,7 +28,6 @@ def open_device(name: str) -> torch.device:
         warn_of_unused_gpu()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    require_device(device)
     return device
 
 

@@ -89,7 +89,7 @@ def test_other_names_are_refused(name):
 
 def test_a_worker_makes_its_gpu_the_current_one_and_frees_memory_before_it_tries_it(cuda):
     calls = cuda(2)
-    open_device("cuda:1")
+    require_device(open_device("cuda:1"))
     assert calls == ["set cuda:1", "empty", "ones"]
 
 
@@ -100,7 +100,7 @@ def test_a_device_that_computes_nothing_is_told_at_the_start(cuda, monkeypatch):
     cuda(1)
     monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(DeviceLost, match=r"^device cuda:0: CUDA error: CUDA-capable device\(s\) is/are busy"):
-        open_device("cuda")
+        require_device(open_device("cuda"))
 
 
 def test_the_processor_computes():
