@@ -148,23 +148,30 @@ def dashboard(
             help="File of one line USER:PASSWORD, for you alone to read. [HPO_DASHBOARD_USER, HPO_DASHBOARD_PASSWORD]",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name of a proxy before 127.0.0.1, as in its Host header; may be repeated."),
+    ] = None,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
     """Show all studies of the storage in a browser, with optuna-dashboard."""
     from hpo.artifacts import open_artifacts
-    from hpo.dashboard.access import find_credentials, is_loopback
+    from hpo.dashboard.access import check_host, find_credentials, is_loopback
     from hpo.dashboard.server import bind, guard, make_app
     from hpo.database.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)
+    hosts = [check_host(name) for name in allow_host or []]
     database = open_storage(storage, "write" if read_write else "read")
     app = make_app(database, open_artifacts(artifacts, create=False), read_write=read_write)
-    server = bind(guard(app, host, credentials), host, port)
+    server = bind(guard(app, host, credentials, hosts), host, port)
     mode = "changes allowed" if read_write else "read-only"
     login = "" if credentials is None else ", with a login"
     say(f"optuna-dashboard on http://{host}:{port}/ ({mode}{login}); Ctrl-C ends it")
+    if hosts and credentials is None:
+        say(f"whoever reaches {', '.join(hosts)} sees all studies: let the proxy ask for a login, or give --auth")
     if not is_loopback(host):
         say("HTTP does not hide the password on its way: where the network is not yours, put TLS in front")
     server.run()

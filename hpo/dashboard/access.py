@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -33,6 +34,10 @@ MAX_ADDRESSES = 10_000
 """Addresses with failures that are remembered; one more replaces the oldest."""
 
 SAFE_METHODS = ("GET", "HEAD")
+
+
+_HOST = re.compile(r"[a-z0-9._:-]+")
+"""A host's name or address in small letters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,15 +139,19 @@ def require_login(app: WSGIApplication, credentials: Credentials, failures: Fail
     return guarded
 
 
-def refuse_foreign_hosts(app: WSGIApplication) -> WSGIApplication:
+def refuse_foreign_hosts(app: WSGIApplication, allowed: Collection[str] = ()) -> WSGIApplication:
     """Allow only requests that were sent to this machine under one of its own names.
 
     Otherwise a web site whose name resolves to 127.0.0.1 could read, in a browser here, what only this machine may.
+
+    Args:
+        allowed: Names in small letters by which a proxy is reached that passes on the Host header.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer requests to other hosts with 400."""
-        if is_loopback(_host_of(f"//{environ.get('HTTP_HOST', '')}")):
+        host = _host_of(f"//{environ.get('HTTP_HOST', '')}")
+        if is_loopback(host) or host in allowed:
             return app(environ, start_response)
         return _refusal(HTTPStatus.BAD_REQUEST, "the Host header names another machine")(environ, start_response)
 
@@ -159,6 +168,18 @@ def refuse_foreign_changes(app: WSGIApplication) -> WSGIApplication:
         return _refusal(HTTPStatus.FORBIDDEN, "changes from another web site are refused")(environ, start_response)
 
     return guarded
+
+
+def check_host(name: str) -> str:
+    """Return a host's name as in a Host header, in small letters.
+
+    Raises:
+        BadInput: It is more than a name or an address, such as a URL or a pattern.
+    """
+    host = _host_of(f"//{name}")
+    if _HOST.fullmatch(host) is None or name.lower().strip("[]") != host:
+        raise BadInput(f"--allow-host {name}: allowed is a host's name without scheme, port and path: hpo.example.org")
+    return host
 
 
 def is_loopback(host: str) -> bool:

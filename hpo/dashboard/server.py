@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +59,25 @@ def read_only(app: WSGIApplication) -> WSGIApplication:
     return guarded
 
 
-def guard(app: WSGIApplication, host: str, credentials: Credentials | None) -> WSGIApplication:
+def guard(
+    app: WSGIApplication, host: str, credentials: Credentials | None, allowed: Collection[str] = ()
+) -> WSGIApplication:
     """Protect an application as its address requires: with a login, a check of the Host header, or both.
 
+    Args:
+        allowed: Further names for the Host header of requests to this machine alone, those of a proxy before it.
+
     Raises:
-        BadInput: Others can reach the address, and there are no credentials.
+        BadInput: Others can reach the address, and there are no credentials, or names that mean nothing there.
     """
+    if allowed and not is_loopback(host):
+        raise BadInput(
+            f"--allow-host {min(allowed)}: allowed only with --host {LOOPBACK}, behind a proxy on this machine"
+        )
     if credentials is not None:
         app = require_login(app, credentials, Failures())
     if is_loopback(host):
-        return refuse_foreign_hosts(app)
+        return refuse_foreign_hosts(app, allowed)
     if credentials is None:
         raise BadInput(
             f"--host {host}: others can reach this address, and optuna-dashboard has no login; give --auth FILE "

@@ -14,11 +14,13 @@ from hpo.dashboard.access import (
     MAX_FAILURES,
     Credentials,
     Failures,
+    check_host,
     find_credentials,
     refuse_foreign_changes,
     refuse_foreign_hosts,
     require_login,
 )
+from hpo.dashboard.server import guard
 from hpo.errors import BadInput
 
 PASSWORD = "correct-horse"
@@ -225,6 +227,46 @@ def test_the_addresses_that_are_remembered_do_not_fill_the_memory(clock):
 )
 def test_only_names_of_this_machine_are_let_through(host, status):
     assert ask(refuse_foreign_hosts(hello), Host=host) == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("hpo.example.org", 200),
+        ("HPO.example.org:443", 200),
+        ("127.0.0.1:8080", 200),
+        ("hpo.example.org.evil.example", 400),
+        ("evil.example", 400),
+        ("evil.example/hpo.example.org", 400),
+        ("hpo.example.org@evil.example", 400),
+    ],
+)
+def test_names_of_a_proxy_that_were_allowed_are_let_through_too(host, status):
+    app = guard(hello, "127.0.0.1", None, [check_host("hpo.example.org")])
+
+    assert ask(app, Host=host) == status
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*", "*.example.org", "https://hpo.example.org", "hpo.example.org:443", "a/b", "u@h", "[::1", "a b"]
+)
+def test_what_is_no_name_of_a_host_is_not_allowed(name):
+    with pytest.raises(BadInput) as refused:
+        check_host(name)
+
+    assert str(refused.value) == (
+        f"--allow-host {name}: allowed is a host's name without scheme, port and path: hpo.example.org"
+    )
+
+
+@pytest.mark.parametrize(("name", "host"), [("HPO.Example.org", "hpo.example.org"), ("[2001:DB8::1]", "2001:db8::1")])
+def test_a_name_of_a_host_is_compared_in_small_letters(name, host):
+    assert check_host(name) == host
+
+
+def test_names_of_a_proxy_mean_nothing_at_an_address_that_others_reach():
+    with pytest.raises(BadInput, match=r"^--allow-host hpo\.example\.org: allowed only with --host 127\.0\.0\.1"):
+        guard(hello, "0.0.0.0", Credentials(user="me", password="correct-horse"), ["hpo.example.org"])
 
 
 @pytest.mark.parametrize(
