@@ -30,6 +30,7 @@ def test_status_says_what_the_contract_names(finished: Shell) -> None:
         "target": 6,
         "state": "done",
         "waiting_at_rungs": {},
+        "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
         "recipes": {"tried": 6, "possible": 22_680},
         "confirmation": None,
     }
