@@ -7,7 +7,6 @@ own methods would need a transaction each, which is why its tables are written d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import lent, recipe_index, rungs, studies
+from hpo.database import lent, recipe_index, rungs, studies, trial_rows
 from hpo.database.attempt import (
     LOSSES,
     Attempt,
@@ -31,17 +30,13 @@ from hpo.database.attempt import (
 )
 from hpo.database.copies import write_record
 from hpo.database.lent import LENT_S
-from hpo.database.note_attrs import FIGURE_NAME, note_attrs
+from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
-    ARTIFACT_PREFIX,
     COMPLETED_RUNG_PREFIX,
-    StudySystemAttributeModel,
     TrialIntermediateValueModel,
     TrialModel,
     TrialParamModel,
     TrialSystemAttributeModel,
-    TrialUserAttributeModel,
-    TrialValueModel,
     utc_now,
 )
 from hpo.database.optuna_view import Draft, DraftParam
@@ -61,7 +56,6 @@ from hpo.database.tables import (
     is_at_rung,
     now_s,
     require_study,
-    upsert,
 )
 from hpo.errors import LeaseLost
 from hpo.recipes.schedule import CurvePoint
@@ -72,14 +66,6 @@ LEASE_S = DEFAULT_LEASE_S
 MAX_LAPSES = 3
 """How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
 fails."""
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-    "refused": TrialState.FAIL,
-    "waiting": TrialState.WAITING,
-}
 
 
 @retried
@@ -136,7 +122,7 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
         return
     with storage.transaction() as session:
         _hold(session, attempt, progress)
-        _write_draft(session, attempt.trial_id, draft)
+        trial_rows.write_draft(session, attempt.trial_id, draft)
 
 
 @retried
@@ -165,7 +151,9 @@ def write_params(
         recipe_index.add_missing_keys(session, study_id, key_of)
         if recipe_index.is_taken(session, study_id, attempt.trial_id, key):
             return False
-        _write_draft(session, attempt.trial_id, replace(draft, system_attrs={**draft.system_attrs, RECIPE_KEY: key}))
+        trial_rows.write_draft(
+            session, attempt.trial_id, replace(draft, system_attrs={**draft.system_attrs, RECIPE_KEY: key})
+        )
     return True
 
 
@@ -187,7 +175,7 @@ def withdraw(storage: Storage, attempt: Attempt, progress: Progress, why: str) -
         if attempt.trial_id not in tail:
             _end_attempts(session, [attempt.attempt_id], "failed")
             attrs = {"outcome": f"failed: {why}", "iterations": 0}
-            _write_outcome(session, attempt.trial_id, Outcome(state="failed", value=None, attrs=attrs))
+            trial_rows.write_outcome(session, attempt.trial_id, Outcome(state="failed", value=None, attrs=attrs))
         studies.remove_trials(session, study_id, tail)
 
 
@@ -211,7 +199,7 @@ def record(
     """
     with storage.transaction() as session:
         state = _hold(session, attempt, progress, lease_s)
-        _write_points(session, attempt, points, values)
+        trial_rows.write_points(session, attempt, points, values)
     return state
 
 
@@ -260,8 +248,8 @@ def finish(
         if params:
             others = (TrialParamModel.trial_id == attempt.trial_id, TrialParamModel.param_name.not_in(params))
             session.execute(delete(TrialParamModel).where(*others))
-            _write_params(session, attempt.trial_id, params)
-        _write_outcome(session, attempt.trial_id, outcome)
+            trial_rows.write_params(session, attempt.trial_id, params)
+        trial_rows.write_outcome(session, attempt.trial_id, outcome)
         write_record(session, attempt.trial_id)
 
 
@@ -465,73 +453,10 @@ def _is_running(session: Session, trial_id: int) -> bool:
     return session.execute(select(TrialModel.trial_id).where(*running).with_for_update()).first() is not None
 
 
-def _write_params(session: Session, trial_id: int, params: Mapping[str, DraftParam]) -> None:
-    rows = [
-        {"trial_id": trial_id, "param_name": name, "param_value": param.value, "distribution_json": param.distribution}
-        for name, param in params.items()
-    ]
-    upsert(session, TrialParamModel, rows, ("trial_id", "param_name"))
-
-
-def _write_draft(session: Session, trial_id: int, draft: Draft) -> None:
-    _write_params(session, trial_id, draft.params)
-    _set_attrs(session, TrialSystemAttributeModel, {"trial_id": trial_id}, draft.system_attrs)
-
-
-def _write_points(
-    session: Session, attempt: Attempt, points: Sequence[CurvePoint], values: Mapping[int, float]
-) -> None:
-    curve = [{"trial_id": attempt.trial_id} | asdict(point) for point in points]
-    upsert(session, CurveRow, curve, ("trial_id", "iteration"))
-    model = TrialIntermediateValueModel
-    finite = model.TrialIntermediateValueType.FINITE
-    reported = [
-        {
-            "trial_id": attempt.trial_id,
-            "step": step,
-            "intermediate_value": value,
-            "intermediate_value_type": finite,
-        }
-        for step, value in values.items()
-    ]
-    upsert(session, model, reported, ("trial_id", "step"))
-
-
 def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:
     session.execute(
         update(AttemptRow).where(AttemptRow.attempt_id.in_(attempt_ids)).values(ended_s=now_s(), outcome=outcome)
     )
-
-
-def _write_outcome(session: Session, trial_id: int, outcome: Outcome) -> None:
-    completed = None if outcome.state == "waiting" else utc_now()
-    session.execute(
-        update(TrialModel)
-        .where(TrialModel.trial_id == trial_id)
-        .values(state=_STATES[outcome.state], _datetime_complete_utc=completed)
-    )
-    if outcome.value is not None:
-        finite = TrialValueModel.TrialValueType.FINITE
-        value = {"trial_id": trial_id, "objective": 0, "value": outcome.value, "value_type": finite}
-        upsert(session, TrialValueModel, [value], ("trial_id", "objective"))
-    study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
-    _set_attrs(session, TrialUserAttributeModel, {"trial_id": trial_id}, outcome.attrs)
-    if outcome.trial_system_attrs:
-        _delete_figures(session, trial_id)
-    _set_attrs(session, TrialSystemAttributeModel, {"trial_id": trial_id}, outcome.trial_system_attrs)
-    _set_attrs(session, StudySystemAttributeModel, {"study_id": study_id}, outcome.study_system_attrs)
-
-
-def _delete_figures(session: Session, trial_id: int) -> None:
-    """Delete the attributes of the figures that a new one replaces."""
-    files = TrialSystemAttributeModel
-    figures = (files.key.startswith(ARTIFACT_PREFIX), files.value_json.contains(FIGURE_NAME))
-    session.execute(delete(files).where(files.trial_id == trial_id, *figures))
-
-
-def _set_attrs(session: Session, table: Any, owner: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
-    rows = [{**owner, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-    upsert(session, table, rows, (*owner, "key"))
 
 
 def _put_back(session: Session, trial_id: int) -> None:
@@ -573,7 +498,9 @@ def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
     reason = f"{lapses} attempts were lost without getting past iteration {deepest}; the last: {last}"
     note = note_attrs(f"**Failed: {reason}.**", trial_id)
     attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
-    _write_outcome(session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note))
+    trial_rows.write_outcome(
+        session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note)
+    )
     return True
 
 
