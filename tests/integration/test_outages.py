@@ -112,8 +112,8 @@ def test_training_goes_on_without_a_database_and_its_results_are_delivered_after
     fault: Fault,
     outage_s: float,
 ) -> None:
+    direct = opened(url)  # with the deadlines of every day, as the test looks at it beside the training
     monkeypatch.setattr(retry, "CALL_S", CALL_S)
-    direct = opened(url)
     made = make_study(direct, 2, LONG)
     undisturbed = make_study(opened(make_url("sqlite")), 2, LONG)
     train(undisturbed, tmp_path / "undisturbed")

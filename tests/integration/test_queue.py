@@ -18,8 +18,9 @@ from sqlalchemy import select
 from hpo import study
 from hpo.database import overview, queue, studies
 from hpo.database.attempt import Attempt, Loss, Outcome, Progress, WorkerId
-from hpo.database.optuna_tables import RECORD, TrialModel
+from hpo.database.optuna_tables import FIXED_PARAMS, RECORD, TrialModel
 from hpo.database.overview import Counts, Running
+from hpo.database.recipe_index import RECIPE_KEY
 from hpo.database.storage import Storage, open_storage
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
 from hpo.recipes.schedule import CurvePoint
@@ -167,7 +168,7 @@ def test_the_first_trial_alone_has_fixed_parameters(made: study.Study) -> None:
     studies.set_target(made.storage, made.study_id, 5, first={"other": 1})
     for _ in range(3):
         claim(made)
-    assert [trial.system_attrs for trial in made.trials()] == [{"fixed_params": made.space.base_params()}, {}, {}]
+    assert [trial.system_attrs.get(FIXED_PARAMS) for trial in made.trials()] == [made.space.base_params(), None, None]
 
 
 def test_a_smaller_total_takes_away_no_trial_that_was_begun(storage: Storage) -> None:
@@ -190,7 +191,9 @@ def test_a_smaller_total_takes_away_no_trial_that_was_begun(storage: Storage) ->
 
 
 def test_a_million_trials_are_asked_for_with_one_row(storage: Storage) -> None:
-    made = make_study(storage, 1_000_000)
+    space = SETTINGS.space | {"search": {"weight_decay": {"low": 1e-5, "high": 1e-2, "log": True}}}
+    space["base"] = space["base"] | {"weight_decay": 1e-4}
+    made = make_study(storage, 1_000_000, replace(SETTINGS, space=space))
 
     assert overview.count(storage, made.study_id).waiting == 1_000_000
     assert len(dump(storage)["trials"]) == 1
@@ -632,7 +635,7 @@ def _content(trial: FrozenTrial) -> dict[str, Any]:
         "distributions": trial.distributions,
         "intermediate_values": trial.intermediate_values,
         "user_attrs": trial.user_attrs,
-        "system_attrs": {key: value for key, value in trial.system_attrs.items() if key != RECORD},
+        "system_attrs": {key: value for key, value in trial.system_attrs.items() if key not in (RECORD, RECIPE_KEY)},
         "started": trial.datetime_start is not None,
         "ended": trial.datetime_complete is not None,
     }
