@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
 from hpo.cli.output import say
 from hpo.errors import BadInput
 from hpo.paths import expand_path
 from hpo.settings import Augment, DatasetName
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from hpo.study import Study
     from hpo.training.data import Dataset
     from hpo.training.images import Prepared
@@ -109,6 +108,9 @@ class _DecodingProgress:
     """A bar on stderr, which appears with the first report; without a terminal it is one line at the end."""
 
     def __init__(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._name = name
@@ -130,6 +132,8 @@ class _DecodingProgress:
 
 
 def _notice_digits(why: str) -> None:
+    from rich.console import Console
+
     console = Console(stderr=True)
     text = f"CIFAR-10 is not available ({why}). This study uses scikit-learn's digits instead: 1,797 scans of 8x8."
     console.rule("[bold]NOTICE: digits in place of CIFAR-10", style="yellow")

@@ -9,13 +9,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Never
 
-from rich.console import Console, RenderableType
-
 from hpo.errors import DeviceLost
 from hpo.masking import mask_secrets
 from hpo.worker.stop import EXIT_CODES, StopSignal, end_at_once
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from hpo.study import Study
 
 PLAIN = {"±": "+/-", "·": "*", "×": "x", "→": "->", "–": "-", "—": "-", "…": "...", "━": "-", "─": "-", "│": "|"}
@@ -88,6 +88,8 @@ def exit_without_device(error: DeviceLost) -> Never:
 
 def show(renderable: RenderableType) -> None:
     """Print a result for a person."""
+    from rich.console import Console
+
     Console(highlight=False).print(renderable)
 
 

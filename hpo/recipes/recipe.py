@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 from hpo.errors import RecipeError
-from hpo.recipes.yaml_numbers import load_yaml
 
 Head = Literal["linear", "dropout", "dense"]
 """The layers between the last residual block and the logits."""
@@ -241,6 +240,8 @@ class DocumentedRun:
 @cache
 def documented_runs() -> dict[str, DocumentedRun]:
     """Load the five documented experiments by name, in their documented order."""
+    from hpo.recipes.yaml_numbers import load_yaml  # which `hpo --help` does not wait for
+
     text = resources.files("hpo.recipes").joinpath("documented_runs.yaml").read_text(encoding="utf-8")
     return {entry["name"]: _documented_run(entry) for entry in load_yaml(text)}
 
