@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,12 @@ EVALUATION_BATCH = 500
 
 SUBSET_SEED = 0
 """Seed of the subset of the validation split that most evaluations use."""
+
+Computing = Callable[[], AbstractContextManager[object]]
+"""A function that makes a context around what keeps a device busy."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -73,6 +80,17 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def _computing(method: Callable[Concatenate[Training, P], R]) -> Callable[Concatenate[Training, P], R]:
+    """Enter the training's context for as long as a method keeps the device busy."""
+
+    @wraps(method)
+    def compute(self: Training, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.computing():
+            return method(self, *args, **kwargs)
+
+    return compute
+
+
 class Training:
     """A walk along the trajectory of one recipe.
 
@@ -81,16 +99,25 @@ class Training:
 
     Args:
         dataset: On the device to train on.
+        computing: Makes a context that is entered around whatever keeps the device busy.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, precision: Precision) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, precision: Precision, computing: Computing = nullcontext
+    ) -> None:
         self.recipe = recipe
         self.dataset = dataset
         self.precision = precision
         self.device = dataset.train.images.device
+        self.computing = computing
         self.iteration = 0
         if self.device.type == "cpu":
             keep_memory()
+        self._build()
+
+    @_computing
+    def _build(self) -> None:
+        recipe, dataset = self.recipe, self.dataset
         self._generator = torch.Generator(self.device)
         model = ResNet(
             channels=dataset.image_shape[2],
@@ -113,6 +140,7 @@ class Training:
         self._loss_count = 0
         self._correct = torch.zeros((), dtype=torch.float64, device=self.device)  # NaN where it is not known
 
+    @_computing
     def advance(self, until: int, stop: Callable[[], bool] = lambda: False) -> int:
         """Train up to an iteration, or until `stop` returns True.
 
@@ -143,6 +171,7 @@ class Training:
             self.iteration += 1
         return self.iteration - started
 
+    @_computing
     def measure(self, images: int) -> CurvePoint:
         """Evaluate on a fixed number of validation images, and start new means of the training loss and accuracy."""
         validation = self.dataset.validation
@@ -164,6 +193,7 @@ class Training:
         self._correct.zero_()
         self._loss_count = 0
 
+    @_computing
     @torch.no_grad()
     def evaluate(self, split: Split) -> Measurement:
         """Measure loss and accuracy over a split, without augmentation."""
@@ -178,6 +208,7 @@ class Training:
             correct += (logits.argmax(1) == labels).sum()
         return Measurement(loss=float(loss) / len(split), accuracy=int(correct) / len(split), images=len(split))
 
+    @_computing
     def state(self) -> State:
         """Copy the current state to the CPU."""
         buffers, correct = self._optimizer.state, float(self._correct)
@@ -205,6 +236,7 @@ class Training:
                 return f"names, shapes or types of its {part} are those of another network"
         return None
 
+    @_computing
     def restore(self, state: State) -> None:
         """Go to a state of this recipe's trajectory, which `misfit` has not objected to."""
         self.iteration = state.iteration

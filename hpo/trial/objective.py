@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,9 @@ class Supervisor(Protocol):
     def stopped(self) -> bool:
         """Return whether training must stop now; asked before each iteration, so it must be quick."""
 
+    def computing(self) -> AbstractContextManager[object]:
+        """Return a context to enter for as long as something keeps the device busy."""
+
     def advanced(self, iteration: int, steps: int) -> None:
         """Note that `steps` optimizer steps led to `iteration`."""
 
@@ -86,6 +90,7 @@ def run_trial(
         plan,
         sharing=sharing,
         stop=supervisor.stopped,
+        computing=supervisor.computing,
         advanced=supervisor.advanced,
     )
     curve: list[CurvePoint] = []

@@ -17,7 +17,7 @@ from hpo.recipes.schedule import CurvePoint, Evaluation, evaluation, grid
 from hpo.settings import Precision
 from hpo.training.data import Dataset
 from hpo.training.numerics import numerics
-from hpo.training.train import Measurement, State, Training
+from hpo.training.train import Computing, Measurement, State, Training
 from hpo.trial.checkpoints import Checkpoints, Sharing
 from hpo.trial.segments import Segment, segment_at, segments
 
@@ -33,6 +33,7 @@ class Trajectory:
     Args:
         sharing: None to train everything from scratch.
         stop: Called before each optimizer step; returns whether to stop.
+        computing: Makes a context that is entered around whatever keeps the device busy.
         advanced: Called after optimizer steps with the iteration reached and the number of steps executed.
     """
 
@@ -45,12 +46,13 @@ class Trajectory:
         *,
         sharing: Sharing | None,
         stop: Callable[[], bool],
+        computing: Computing,
         advanced: Callable[[int, int], None],
     ) -> None:
         self._recipe, self._dataset, self._plan = recipe, dataset, plan
         self._precision = precision
         self.numerics = numerics(dataset.train.images.device, precision)
-        self._sharing, self._stop, self._advanced = sharing, stop, advanced
+        self._sharing, self._stop, self._computing, self._advanced = sharing, stop, computing, advanced
         self._path = segments(recipe, dataset, plan, self.numerics)
         self._grid = frozenset(grid(recipe.iterations))
         self._entered: Segment | None = None
@@ -159,12 +161,15 @@ class Trajectory:
             if checkpoint.iteration <= self.position:
                 return False
             checkpoints.note_use(sharing.attempt, checkpoint)
-            training = training or Training(self._recipe, self._dataset, self._precision)
+            training = training or self._begin()
             if checkpoints.restore(training, checkpoint):
                 self._training, self._saved = training, checkpoint.iteration
                 self.position, self.curve = checkpoint.iteration, list(checkpoint.curve)
                 return True
         return False
+
+    def _begin(self) -> Training:
+        return Training(self._recipe, self._dataset, self._precision, self._computing)
 
     def _train_to(self, iteration: int) -> CurvePoint | Blocked:
         if not self._go_to(self.position) or not self._advance(iteration):
@@ -195,7 +200,7 @@ class Trajectory:
         """
         if self._training is not None and self._training.iteration == iteration:
             return True
-        self._training = Training(self._recipe, self._dataset, self._precision)
+        self._training = self._begin()
         self._restore_deepest(self._training, iteration)
         for point in self._plan.iterations:
             if self._training.iteration < point <= iteration:

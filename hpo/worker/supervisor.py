@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import Never, Self
@@ -103,6 +104,10 @@ class TrialSupervisor:
         self.watch.note_progress()
         return self.recalled or self.failure is not None or bool(self.stop)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which training is watched."""
+        return self.watch.computing()
+
     def advanced(self, iteration: int, steps: int) -> None:
         """Count optimizer steps that were trained, up to an iteration."""
         trained = self.progress.trained_iterations + steps
@@ -121,7 +126,6 @@ class TrialSupervisor:
 
     def record(self, point: CurvePoint, values: Mapping[int, float]) -> None:
         """Report values to the pruner, and collect measurements, which are written at most every `write_every_s`."""
-        self.watch.note_rest()
         assert self._trial is not None, "sampled before it is trained"
         if self._asks_optuna():
             for step, value in values.items():
@@ -152,7 +156,6 @@ class TrialSupervisor:
 
     def give_up(self, loss: Loss) -> None:
         """End the attempt without its trial, so that the trial is given out again; log what the database refuses."""
-        self.watch.note_rest()
         try:
             self.require_open()
             queue.lose(self.study.storage, self.attempt, self.progress, loss)
@@ -181,7 +184,6 @@ class TrialSupervisor:
 
         Once the attempt has ended nothing is decided, as training stops before its next iteration.
         """
-        self.watch.note_rest()
         if self.failure is not None:
             return True
         return queue.reach_rung(self.study.storage, self.attempt, self.progress, rung, value, promoted=promoted)

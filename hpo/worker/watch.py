@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -27,7 +28,7 @@ class HangLimits:
 class Watch:
     """A clock that the training thread sets back with each sign of progress, and another thread reads.
 
-    Only training and evaluations are watched: all else waits for the database or the artifact store, in calls with
+    Only what a device computes is watched: all else waits for the database or the artifact store, in calls with
     deadlines of their own.
 
     Args:
@@ -39,24 +40,27 @@ class Watch:
         self.clock = clock
         self.longest_s = 0.0
         self._since_s = clock()
-        self._trains = False
+        self._computes = False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Watch what the device computes within the context, which may lie in another such context."""
+        outer, self._since_s, self._computes = self._computes, self.clock(), True
+        try:
+            yield
+        finally:
+            self.note_progress()
+            self._computes = outer
 
     def note_progress(self) -> None:
-        """Take note that training goes on; what follows is training or an evaluation."""
+        """Take note that the device has computed something."""
         now_s = self.clock()
-        if self._trains:
-            self.longest_s = max(self.longest_s, now_s - self._since_s)
-        self._since_s, self._trains = now_s, True
-
-    def note_rest(self) -> None:
-        """Take note that what follows is not training."""
-        if self._trains:
-            self.note_progress()
-        self._trains = False
+        self.longest_s = max(self.longest_s, now_s - self._since_s)
+        self._since_s = now_s
 
     def find_hang(self) -> str | None:
-        """Return why training counts as hung; None while it does not."""
+        """Return why the device counts as hung; None while it does not."""
         still_s, limit_s = self.clock() - self._since_s, self.hang_limits.limit_s(self.longest_s)
-        if not self._trains or still_s <= limit_s:
+        if not self._computes or still_s <= limit_s:
             return None
         return f"training has stood still for {still_s:.4g} s, and {limit_s:.4g} s are allowed"

@@ -175,7 +175,6 @@ def train_attempt(
             outcome = _run(study, supervisor, dataset, config)
             if is_error(outcome):
                 require_device(dataset.train.images.device)
-            supervisor.watch.note_rest()
             supervisor.require_open()
             if checkpoints is not None:
                 checkpoints.index()

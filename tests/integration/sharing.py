@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class Watcher:
         """Count the iterations by being asked before each."""
         self.asked = getattr(self, "asked", -1) + 1
         return self.stop_at is not None and self.asked >= self.stop_at
+
+    def computing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def advanced(self, iteration: int, steps: int) -> None:
         self.steps += steps

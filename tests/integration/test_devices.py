@@ -287,36 +287,43 @@ def test_a_study_of_which_every_device_is_sick_fails_and_its_trials_wait(
     assert list_attempts(made.storage) == []
 
 
-# The third stretch of training asks whether to stop, as before each step, and never comes back from the step.
-HANG = """
+WATCHED = """
 import threading
 from functools import partial
 
-from hpo.training.train import Training
+from hpo.training import train
 from hpo.worker import work
 from hpo.worker.watch import HangLimits
 
 work.TrialSupervisor = partial(work.TrialSupervisor, hang_limits=HangLimits(least_s=0.5, stretches=2.0))
-advance, calls = Training.advance, 0
 
-def train(self, until, stop):
-    global calls
-    calls += 1
-    if calls <= 2:
-        return advance(self, until, stop)
-    stop()
+def hang(*_, **__):
     threading.Event().wait()
-
-Training.advance = train
 """
 
+# Where the device hangs: in a step of the third stretch of training, while the network is built, or copied from it.
+HANGS = {
+    "step": """
+draw, drawn = train.Batches.draw, []
 
+def draw_or_hang(self, *arguments):
+    drawn.append(None)
+    return draw(self, *arguments) if len(drawn) < 10 else hang()
+
+train.Batches.draw = draw_or_hang
+""",
+    "network": "train.ResNet = hang",
+    "checkpoint": "train.ResNet.state_dict = hang",
+}
+
+
+@pytest.mark.parametrize("where", HANGS)
 def test_a_worker_whose_device_hangs_ends_and_another_finishes_its_trial(
-    storage: Storage, start: Start, tmp_path: Path
+    where: str, storage: Storage, start: Start, tmp_path: Path
 ) -> None:
     made = make_study(storage, 1)
 
-    process = start("worker", "--lease", "2", before=HANG)
+    process = start("worker", "--lease", "2", before=WATCHED + HANGS[where])
     _, err = process.communicate(timeout=START_S)
 
     assert process.returncode == 1, err
