@@ -45,14 +45,14 @@ docker-check: $(INSTALLED)  ## Check docker/, build the image and run hpo in it 
 constraints: $(INSTALLED)  ## Write down the versions that are installed
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
-system:  ## Install the Debian packages that tests use: a browser, Fashion-MNIST, PgBouncer, namespaces, a C compiler
-	@if [ -e /usr/bin/chromium ] && [ -d /usr/share/datasets/fashion-mnist ] && [ -e /usr/sbin/pgbouncer ] \
+system:  ## Install the Debian packages that tests use: a browser, Fashion-MNIST, PgBouncer, nginx, namespaces, a C compiler
+	@if [ -e /usr/bin/chromium ] && [ -d /usr/share/datasets/fashion-mnist ] && [ -e /usr/sbin/pgbouncer ] && [ -e /usr/sbin/nginx ] \
 	  && command -v ip > /dev/null && command -v gcc > /dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	  chromium dataset-fashion-mnist gcc iproute2 pgbouncer > /dev/null; \
+	  chromium dataset-fashion-mnist gcc iproute2 nginx-light pgbouncer > /dev/null; \
 	else \
-	  echo 'chromium, dataset-fashion-mnist, gcc, iproute2 or pgbouncer is missing; tests that need them are skipped'; \
+	  echo 'chromium, dataset-fashion-mnist, gcc, iproute2, nginx or pgbouncer is missing; tests that need them are skipped'; \
 	fi
 
 clean:  ## Remove the environment and what the demo wrote

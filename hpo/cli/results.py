@@ -152,6 +152,9 @@ def dashboard(
         list[str] | None,
         typer.Option(metavar="NAME", help="Name of a proxy before 127.0.0.1, as in its Host header; may be repeated."),
     ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Path under which a proxy serves the dashboard, such as /hpo.")
+    ] = None,
     read_write: Annotated[bool, typer.Option("--read-write", help="Allow changes from the browser.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
@@ -159,17 +162,19 @@ def dashboard(
     """Show all studies of the storage in a browser, with optuna-dashboard."""
     from hpo.artifacts import open_artifacts
     from hpo.dashboard.access import check_host, find_credentials, is_loopback
+    from hpo.dashboard.root_path import check_root_path
     from hpo.dashboard.server import bind, guard, make_app
     from hpo.database.storage import open_storage
 
     credentials = find_credentials(auth, os.environ)
     hosts = [check_host(name) for name in allow_host or []]
+    root = None if root_path is None else check_root_path(root_path)
     database = open_storage(storage, "write" if read_write else "read")
-    app = make_app(database, open_artifacts(artifacts, create=False), read_write=read_write)
+    app = make_app(database, open_artifacts(artifacts, create=False), read_write=read_write, root_path=root)
     server = bind(guard(app, host, credentials, hosts), host, port)
     mode = "changes allowed" if read_write else "read-only"
     login = "" if credentials is None else ", with a login"
-    say(f"optuna-dashboard on http://{host}:{port}/ ({mode}{login}); Ctrl-C ends it")
+    say(f"optuna-dashboard on http://{host}:{port}{root or ''}/ ({mode}{login}); Ctrl-C ends it")
     if hosts and credentials is None:
         say(f"whoever reaches {', '.join(hosts)} sees all studies: let the proxy ask for a login, or give --auth")
     if not is_loopback(host):

@@ -24,6 +24,7 @@ from hpo.dashboard.access import (
     refuse_foreign_hosts,
     require_login,
 )
+from hpo.dashboard.root_path import mount
 from hpo.database.storage import Storage
 from hpo.errors import BadInput
 from hpo.settings import DEFAULT_DASHBOARD_PORT, LOOPBACK
@@ -39,9 +40,16 @@ CLOSE_S = 2.0
 """How long the server's thread, and then its requests, may take to end."""
 
 
-def make_app(storage: Storage, artifacts: Artifacts, *, read_write: bool) -> WSGIApplication:
-    """Make the dashboard's WSGI application."""
+def make_app(
+    storage: Storage, artifacts: Artifacts, *, read_write: bool, root_path: str | None = None
+) -> WSGIApplication:
+    """Make the dashboard's WSGI application.
+
+    Args:
+        root_path: The path under which a proxy serves it; None for a site of its own.
+    """
     app: WSGIApplication = optuna_dashboard.wsgi(storage.optuna, artifact_store=artifacts.store)
+    app = app if root_path is None else mount(app, root_path)
     return refuse_foreign_changes(app) if read_write else read_only(app)
 
 
