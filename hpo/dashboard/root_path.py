@@ -50,8 +50,9 @@ def mount(app: WSGIApplication, root: str) -> WSGIApplication:
         location = response.headers.get("Location")
         if location is not None:
             response.headers["Location"] = root + re.sub(r"^[a-z]+://[^/]*", "", location)
-        if response.mimetype in ("text/html", "application/json") or SCRIPT in response.mimetype:
-            _rewrite(response, root, compress=SCRIPT in response.mimetype and "gzip" in asked.accept_encodings)
+        kind = response.mimetype or ""
+        if kind in ("text/html", "application/json") or SCRIPT in kind:
+            _rewrite(response, root, compress=SCRIPT in kind and asked.accept_encodings.quality("gzip") > 0)
         return response(environ, start_response)
 
     return mounted
