@@ -13,7 +13,7 @@ curve. Its state is a few bytes; the budget of the checkpoints is scaled down wi
 Workers are threads, 32 a process, as hundreds of processes take all memory. They come one by one in the first part of
 the warm-up, as machines of a cluster do.
 
-An epoch, 351 steps of 128 images, takes 1.9 s by default (`--epoch-s`): `benchmarks/README.md` says where that is from.
+An epoch, 351 steps of 128 images, takes 1.9 s by default (`--epoch-s`): `docs/benchmarks.md` says where that is from.
 An evaluation takes a third of the time that training takes for as many images.
 
 Measured is a window after a warm-up: trials that end in it; the processor seconds of all processes of the server, and

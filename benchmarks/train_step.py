@@ -18,7 +18,7 @@ The loops do what pays in speed and leave out metrics: neither they nor `hpo` co
 
     python benchmarks/train_step.py --keras-python /tmp/keras/bin/python --json train_step.json
 
-`benchmarks/README.md` says how to make that environment, and gives results.
+`docs/benchmarks.md` says how to make that environment, and gives results.
 """
 
 from __future__ import annotations

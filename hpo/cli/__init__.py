@@ -16,6 +16,7 @@ from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.confirm import confirm
+from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
 from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.masking import mask_secrets
@@ -23,14 +24,14 @@ from hpo.settings import EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="hpo",
-    help="Search the hyperparameters of a small convolutional network around five documented experiments.",
+    help="Tune a ResNet-20 image classifier; train common beginnings only once.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 spaces_app = typer.Typer(help="List, show and check search spaces.", no_args_is_help=True, rich_markup_mode=None)
-data_app = typer.Typer(help="Fetch and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Download and check data sets.", no_args_is_help=True, rich_markup_mode=None)
 storage_app = typer.Typer(help="Manage the database schema.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
@@ -55,14 +56,14 @@ for command in (
     results.gc,
     catalog.model,
 ):
-    app.command()(command)
-spaces_app.command("list")(catalog.spaces_list)
-spaces_app.command("show")(catalog.spaces_show)
-spaces_app.command("check")(catalog.spaces_check)
-spaces_app.command("schema")(catalog.spaces_schema)
-data_app.command("fetch")(catalog.data_fetch)
-data_app.command("check")(catalog.data_check)
-storage_app.command("upgrade")(results.storage_upgrade)
+    app.command(cls=GroupedCommand)(command)
+spaces_app.command("list", cls=GroupedCommand)(catalog.spaces_list)
+spaces_app.command("show", cls=GroupedCommand)(catalog.spaces_show)
+spaces_app.command("check", cls=GroupedCommand)(catalog.spaces_check)
+spaces_app.command("schema", cls=GroupedCommand)(catalog.spaces_schema)
+data_app.command("fetch", cls=GroupedCommand)(catalog.data_fetch)
+data_app.command("check", cls=GroupedCommand)(catalog.data_check)
+storage_app.command("upgrade", cls=GroupedCommand)(results.storage_upgrade)
 
 
 def _version(wanted: bool) -> None:
@@ -77,7 +78,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Search the hyperparameters of a small convolutional network around five documented experiments."""
+    """Tune a ResNet-20 image classifier; train common beginnings only once."""
 
 
 def main() -> Never:

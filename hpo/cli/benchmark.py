@@ -9,6 +9,7 @@ import typer
 
 from hpo.cli.data import choose_data, data_settings
 from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
+from hpo.cli.help import STUDY, TRAINING
 from hpo.cli.options import (
     MAX_ITERATIONS,
     AddressOption,
@@ -58,24 +59,46 @@ if TYPE_CHECKING:
 
 def benchmark(
     study_name: StudyOption = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=MAX_BENCHMARK_SEEDS, help="How many fresh seeds each recipe is trained on.")
-    ] = (DEFAULT_BENCHMARK_SEEDS),
+    seeds: Annotated[int, typer.Option(min=1, max=MAX_BENCHMARK_SEEDS, metavar="N", help="Number of fresh seeds.")] = (
+        DEFAULT_BENCHMARK_SEEDS
+    ),
     all_documented: Annotated[
-        bool, typer.Option("--all-documented", help="Train the five documented experiments, and no study's best.")
+        bool, typer.Option("--all-documented", help="Train the five documented experiments instead of a study's best.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name of the study of the runs. [STUDY.benchmark; documented-DATASET]")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the new study.",
+            show_default="STUDY.benchmark or documented-DATASET",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="With --all-documented, as for `hpo run`. [auto]")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="With --all-documented, as for `hpo run`.",
+            show_default="auto",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
-    precision: Annotated[PrecisionChoice | None, typer.Option(help="With --all-documented. [auto]")] = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(help="With --all-documented.", show_default="auto", rich_help_panel=TRAINING),
+    ] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=MIN_ITERATIONS, max=MAX_ITERATIONS, help="Budget of a run. [the study's]"),
+        typer.Option(
+            min=MIN_ITERATIONS,
+            max=MAX_ITERATIONS,
+            metavar="N",
+            help="Optimizer steps of a run.",
+            show_default="as in the study",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     workers: WorkersOption = None,
     launcher: LauncherOption = LauncherChoice[DEFAULT_LAUNCHER],
@@ -91,7 +114,10 @@ def benchmark(
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train the best recipe and the documented baseline on fresh seeds, and compare them on the test split."""
+    """Compare winner and baseline on the test split.
+
+    Both are trained on the same fresh seeds.
+    """
     from hpo import study as studies
     from hpo.cli import view
     from hpo.database.retry import RetryPolicy

@@ -14,12 +14,16 @@ from hpo.settings import DatasetName, default_data_dir
 
 
 def model(
-    head: Annotated[HeadChoice, typer.Option(help="What comes after the last residual block.")] = HeadChoice.linear,
-    shortcut_norm: Annotated[bool, typer.Option("--shortcut-norm", help="BatchNorm on the padded shortcuts.")] = False,
-    depth: Annotated[int, typer.Option(help="Layers: 20, 32, 44, 56, 110 or another 6n + 2.")] = 20,
+    head: Annotated[HeadChoice, typer.Option(help="Layers after the last residual block.")] = HeadChoice.linear,
+    shortcut_norm: Annotated[
+        bool, typer.Option("--shortcut-norm", help="Use BatchNorm on the padded shortcuts.")
+    ] = False,
+    depth: Annotated[
+        int, typer.Option(metavar="N", help="Number of layers: 20, 32, 44, 56, 110 or another 6n + 2.")
+    ] = 20,
     json_output: JsonOption = False,
 ) -> None:
-    """Print the layer table of the network for CIFAR-10, with its parameter counts."""
+    """Print the network's layers and parameter counts."""
     from dataclasses import asdict
 
     import torch
@@ -61,7 +65,7 @@ def spaces_list(json_output: JsonOption = False) -> None:
         show(view.spaces(entries))
 
 
-def spaces_show(name: str) -> None:
+def spaces_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped space.")]) -> None:
     """Print a shipped space's YAML."""
     from hpo.recipes.space_file import load_space, shipped_dir
 
@@ -70,8 +74,11 @@ def spaces_show(name: str) -> None:
     print((path if path.is_file() else expand_path(name)).read_text("utf-8"), end="")
 
 
-def spaces_check(file: str) -> None:
-    """Check a space file; an error names file, line, key, bad value and what is allowed."""
+def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE", help="YAML file of a space.")]) -> None:
+    """Check a space file.
+
+    An error names file, line, key, bad value and what is allowed.
+    """
     from hpo.recipes.space_file import load_space
 
     space = load_space(file)
@@ -79,14 +86,16 @@ def spaces_check(file: str) -> None:
 
 
 def spaces_schema() -> None:
-    """Print the JSON Schema of space files, for editors."""
+    """Print the JSON Schema of space files."""
     from hpo.recipes.space_file import json_schema
 
     print_json(json_schema())
 
 
-def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
-    """Download a data set unless it is already there."""
+def data_fetch(
+    name: Annotated[FetchableDataset, typer.Argument(help="The data set.")], data_dir: DataOption = None
+) -> None:
+    """Download a data set if it is missing."""
     from hpo.training.datasets import fetch_dataset
 
     folder = data_dir or default_data_dir()
@@ -95,7 +104,7 @@ def data_fetch(name: FetchableDataset, data_dir: DataOption = None) -> None:
 
 
 def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
-    """Show which data sets are on this machine, and whether they are complete."""
+    """Show which data sets are on this machine."""
     from hpo.errors import DataDamaged, DataUnavailable
     from hpo.training.datasets import load_dataset
     from hpo.training.tensor_file import list_own

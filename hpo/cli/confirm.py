@@ -42,10 +42,10 @@ from hpo.settings import (
 
 def confirm(
     study_name: StudyOption = None,
-    top: Annotated[int, typer.Option(min=1, max=100, help="How many of the best recipes, beside the base recipe.")] = (
-        DEFAULT_CONFIRM_TOP
-    ),
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many further seeds each recipe is trained on.")] = (
+    top: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="Number of recipes next to the base recipe.")
+    ] = (DEFAULT_CONFIRM_TOP),
+    seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Number of further seeds.")] = (
         DEFAULT_CONFIRM_SEEDS
     ),
     workers: WorkersOption = None,
@@ -62,7 +62,10 @@ def confirm(
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train a study's best recipes and its base recipe on further seeds; the best by its mean becomes the study's."""
+    """Train the best recipes on further seeds.
+
+    The recipe with the best mean becomes the study's best.
+    """
     from hpo import study as studies
     from hpo.artifacts import check_artifacts_url
     from hpo.cli import view

@@ -9,19 +9,20 @@ from typing import Annotated
 
 import typer
 
+from hpo.cli.help import STORAGE, STUDY, TRAINING, WORKERS
 from hpo.paths import expand, expand_path
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_SIDE
 
 MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
-"""The largest budget of a run that may be asked for."""
+"""The largest budget of a run."""
 
 
 LONGEST_S = 10 * 365 * 86_400.0
-"""The longest time that may be asked for: ten years. The system's clocks refuse waits of centuries."""
+"""The longest time of an option: ten years. The system's clocks refuse waits of centuries."""
 
 MAX_GIGABYTES = 1e9
-"""The largest budget of checkpoints that may be asked for: an exabyte."""
+"""The largest budget of checkpoints: an exabyte."""
 
 MAX_NUMBER = 2**31 - 1
 """The largest number of a trial, and seed."""
@@ -47,7 +48,7 @@ class FetchableDataset(StrEnum):
 
 
 class AugmentChoice(StrEnum):
-    """What happens to training images."""
+    """How training images are varied."""
 
     crop_flip = "crop,flip"
     crop = "crop"
@@ -79,7 +80,7 @@ DEFAULT_PRUNER_CHOICE = PrunerChoice(DEFAULT_PRUNER)
 
 
 class AlignChoice(StrEnum):
-    """The points of their runs at which a pruner compares trials."""
+    """The time scale on which a pruner compares trials."""
 
     phase = "phase"
     iteration = "iteration"
@@ -110,9 +111,22 @@ class HeadChoice(StrEnum):
 
 
 StorageOption = Annotated[
-    str, typer.Option("--storage", envvar="HPO_STORAGE", show_envvar=True, help="Database URL: SQLite or PostgreSQL.")
+    str,
+    typer.Option(
+        "--storage",
+        envvar="HPO_STORAGE",
+        show_envvar=True,
+        metavar="URL",
+        help="Database of the studies: SQLite or PostgreSQL.",
+        rich_help_panel=STORAGE,
+    ),
 ]
-StudyOption = Annotated[str | None, typer.Option("--study", help="Name; needed where the storage holds several.")]
+StudyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--study", metavar="NAME", help="Name of the study.", show_default="the only one", rich_help_panel=STUDY
+    ),
+]
 DatasetOption = Annotated[
     str,
     typer.Option(
@@ -120,6 +134,7 @@ DatasetOption = Annotated[
         metavar="NAME|PATH",
         help="cifar10, cifar100, fashion_mnist, digits, a folder of images or an .npz file. "
         "auto: CIFAR-10 if it is available, else digits.",
+        rich_help_panel=STUDY,
     ),
 ]
 ImageSizeOption = Annotated[
@@ -128,12 +143,19 @@ ImageSizeOption = Annotated[
         "--image-size",
         min=MIN_IMAGE_SIDE,
         max=MAX_IMAGE_SIDE,
-        help="Scale a folder's images to this shorter side, and crop the centre.",
+        metavar="PIXELS",
+        help="Scale the images of a folder to this shorter side, and crop the centre.",
+        rich_help_panel=STUDY,
     ),
 ]
 AugmentOption = Annotated[
     AugmentChoice | None,
-    typer.Option("--augment", help="What happens to training images. [crop,flip; crop where they have no colour]"),
+    typer.Option(
+        "--augment",
+        help="How training images are varied.",
+        show_default="crop,flip, or crop for images without colour",
+        rich_help_panel=TRAINING,
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -143,7 +165,9 @@ DataOption = Annotated[
         show_envvar=True,
         parser=expand_path,
         metavar="PATH",
-        help="Folder of the data sets. [~/.cache/hpo]",
+        help="Folder of the data sets.",
+        show_default="~/.cache/hpo",
+        rich_help_panel=STORAGE,
     ),
 ]
 ArtifactsOption = Annotated[
@@ -154,11 +178,15 @@ ArtifactsOption = Annotated[
         show_envvar=True,
         parser=expand,
         metavar="FOLDER|URL",
-        help="Where checkpoints and figures go: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
+        help="Where checkpoints and figures are kept: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
+        rich_help_panel=STORAGE,
     ),
 ]
 ReuseOption = Annotated[
-    bool, typer.Option("--reuse/--no-reuse", help="Start trials from checkpoints of other trials, or all from scratch.")
+    bool,
+    typer.Option(
+        "--reuse/--no-reuse", help="Start trials from the checkpoints of other trials.", rich_help_panel=TRAINING
+    ),
 ]
 BudgetOption = Annotated[
     float,
@@ -167,22 +195,46 @@ BudgetOption = Annotated[
         min=0.01,
         max=MAX_GIGABYTES,
         callback=require_number,
-        help="Gigabytes that all checkpoints together may take.",
+        metavar="GB",
+        help="Size of all checkpoints together, in gigabytes.",
+        rich_help_panel=STORAGE,
     ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, max=MAX_WORKERS, help="Processes. [one per GPU, or per core]")
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=MAX_WORKERS,
+        metavar="N",
+        help="Number of worker processes.",
+        show_default="one per GPU, or per core",
+        rich_help_panel=WORKERS,
+    ),
 ]
 LauncherOption = Annotated[
-    LauncherChoice, typer.Option("--launcher", help="Where workers run: on this machine, or on a Ray cluster.")
+    LauncherChoice,
+    typer.Option("--launcher", help="Run the workers on this machine or on a Ray cluster.", rich_help_panel=WORKERS),
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Ray cluster address: HOST:PORT, auto or local. [RAY_ADDRESS, else local]"),
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster: HOST:PORT, auto or local.",
+        show_default="RAY_ADDRESS, else local",
+        rich_help_panel=WORKERS,
+    ),
 ]
 GpusOption = Annotated[
     float | None,
-    typer.Option("--gpus-per-worker", help="With Ray: a GPU, a part of one, or 0. [1 where there are GPUs]"),
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="N",
+        help="With Ray: 1, a part of a GPU, or 0.",
+        show_default="1 if the cluster has GPUs",
+        rich_help_panel=WORKERS,
+    ),
 ]
 StorageTimeoutOption = Annotated[
     float,
@@ -191,7 +243,9 @@ StorageTimeoutOption = Annotated[
         min=1,
         max=LONGEST_S,
         callback=require_number,
-        help="Give up after this many seconds without the database (exit code 3).",
+        metavar="SECONDS",
+        help="Exit with 3 after this time without the database.",
+        rich_help_panel=STORAGE,
     ),
 ]
 LeaseOption = Annotated[
@@ -201,11 +255,22 @@ LeaseOption = Annotated[
         min=1,
         max=LONGEST_S,
         callback=require_number,
-        help="Seconds without a heartbeat until a worker's trial is given to another.",
+        metavar="SECONDS",
+        help="Retry a trial after this time without a heartbeat of its worker.",
+        rich_help_panel=WORKERS,
     ),
 ]
 TimeoutOption = Annotated[
     float | None,
-    typer.Option("--timeout", min=1, max=LONGEST_S, callback=require_number, help="Stop after this many seconds."),
+    typer.Option(
+        "--timeout",
+        min=1,
+        max=LONGEST_S,
+        callback=require_number,
+        metavar="SECONDS",
+        help="Stop after this time.",
+        show_default="none",
+        rich_help_panel=WORKERS,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

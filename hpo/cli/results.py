@@ -38,7 +38,7 @@ def best(
     export: Annotated[
         Path | None,
         typer.Option(
-            parser=expand_path, metavar="PATH", help="Write weights, recipe, metrics and a model card to a new folder."
+            parser=expand_path, metavar="DIR", help="Write weights, recipe, metrics and a model card to a new folder."
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
@@ -46,7 +46,10 @@ def best(
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show the best completed trial, the confirmed one if there is one: validation accuracy, recipe and curve."""
+    """Show the best trial: value, recipe and curve.
+
+    After `hpo confirm` it is the trial of the confirmed recipe.
+    """
     from dataclasses import asdict
 
     from hpo import study as studies
@@ -83,14 +86,15 @@ def _export(study: Study, winner: Best, path: Path, artifacts: str, data_dir: Pa
 
 def verify(
     trial: Annotated[
-        int | None, typer.Option(min=0, max=MAX_NUMBER, help="Number of a finished trial. [the best]")
+        int | None,
+        typer.Option(min=0, max=MAX_NUMBER, metavar="N", help="Number of a finished trial.", show_default="the best"),
     ] = None,
     study_name: StudyOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
 ) -> None:
-    """Train a finished trial's recipe from scratch, and compare curve and weights bit for bit."""
+    """Retrain a trial and compare it bit for bit."""
     from hpo import study as studies
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
@@ -108,11 +112,15 @@ def verify(
 def report(
     study_name: StudyOption = None,
     out: Annotated[
-        Path | None, typer.Option(parser=expand_path, metavar="PATH", help="Folder of the report. [STUDY-report]")
+        Path | None,
+        typer.Option(parser=expand_path, metavar="DIR", help="Folder of the report.", show_default="STUDY-report"),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Write a report of a study with figures: one HTML page that needs no network, and the same in Markdown."""
+    """Write a report with figures.
+
+    One HTML page that needs no network, and the same in Markdown.
+    """
     from hpo import study as studies
     from hpo.database.storage import open_storage
     from hpo.results.report import write_report
@@ -127,7 +135,10 @@ def gc(
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Delete the least recently used checkpoints over a budget, except those that a running or a best trial needs."""
+    """Delete old checkpoints that exceed a budget.
+
+    Checkpoints that a running trial or the best trial of a study needs are kept.
+    """
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage
     from hpo.trial.checkpoints import Checkpoints
@@ -138,19 +149,22 @@ def gc(
 
 
 def dashboard(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_DASHBOARD_PORT,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = LOOPBACK,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="Port to listen on.")
+    ] = DEFAULT_DASHBOARD_PORT,
     auth: Annotated[
         Path | None,
         typer.Option(
             parser=expand_path,
             metavar="PATH",
-            help="File of one line USER:PASSWORD, for you alone to read. [HPO_DASHBOARD_USER, HPO_DASHBOARD_PASSWORD]",
+            help="File with one line USER:PASSWORD that only you can read.",
+            show_default="HPO_DASHBOARD_USER and HPO_DASHBOARD_PASSWORD",
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name of a proxy before 127.0.0.1, as in its Host header; may be repeated."),
+        typer.Option(metavar="NAME", help="Host name of a proxy in front of 127.0.0.1; repeatable."),
     ] = None,
     root_path: Annotated[
         str | None, typer.Option(metavar="PATH", help="Path under which a proxy serves the dashboard, such as /hpo.")
@@ -159,7 +173,7 @@ def dashboard(
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Show all studies of the storage in a browser, with optuna-dashboard."""
+    """Show all studies in a browser."""
     from hpo.artifacts import open_artifacts
     from hpo.dashboard.access import check_host, find_credentials, is_loopback
     from hpo.dashboard.root_path import check_root_path
@@ -183,7 +197,10 @@ def dashboard(
 
 
 def storage_upgrade(storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Bring the storage's tables up to date, Optuna's and ours; nobody else may use the storage meanwhile."""
+    """Upgrade the tables of an older release.
+
+    Nobody else may use the storage in the meantime.
+    """
     from hpo.database.storage import upgrade_storage
 
     for line in upgrade_storage(storage):

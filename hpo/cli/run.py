@@ -13,6 +13,7 @@ import typer
 
 from hpo.cli.data import choose_data, data_settings, decode_for
 from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
+from hpo.cli.help import SEARCH, STUDY, TRAINING, WORKERS
 from hpo.cli.options import (
     DEFAULT_PRUNER_CHOICE,
     MAX_ITERATIONS,
@@ -82,52 +83,87 @@ WATCH_EVERY_S = 1.0
 
 
 def run(
-    space_name: Annotated[str, typer.Option("--space", help="A shipped space's name, or a YAML file.")],
-    trials: Annotated[int, typer.Option(min=1, max=MAX_TRIALS, help="Total number of trials of the study.")],
-    study_name: Annotated[str | None, typer.Option("--study", help="Name of the study. [SPACE-DATASET]")] = None,
+    space_name: Annotated[
+        str,
+        typer.Option("--space", metavar="NAME|FILE", help="Shipped search space, or YAML file.", rich_help_panel=STUDY),
+    ],
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MAX_TRIALS, metavar="N", help="Total number of trials of the study.", rich_help_panel=STUDY
+        ),
+    ],
+    study_name: Annotated[
+        str | None,
+        typer.Option(
+            "--study", metavar="NAME", help="Name of the study.", show_default="SPACE-DATASET", rich_help_panel=STUDY
+        ),
+    ] = None,
     dataset: DatasetOption = DEFAULT_DATASET,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=MIN_ITERATIONS, max=MAX_ITERATIONS, help="Budget of one trial. [64,000; digits 640]"),
+        typer.Option(
+            min=MIN_ITERATIONS,
+            max=MAX_ITERATIONS,
+            metavar="N",
+            help="Optimizer steps of a full trial.",
+            show_default="64,000, or 640 for the digits",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     workers: WorkersOption = None,
     launcher: LauncherOption = LauncherChoice[DEFAULT_LAUNCHER],
     address: AddressOption = None,
     gpus_per_worker: GpusOption = None,
-    sampler: Annotated[SamplerChoice, typer.Option(help="How recipes are chosen.")] = SamplerChoice[DEFAULT_SAMPLER],
-    pruner: Annotated[PrunerChoice, typer.Option(help="Pruning algorithm.")] = DEFAULT_PRUNER_CHOICE,
-    align: Annotated[AlignChoice, typer.Option(help="What pruners compare: equal phase time or iterations.")] = (
-        AlignChoice[DEFAULT_ALIGN]
-    ),
-    precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where it is native.")] = (
-        PrecisionChoice[DEFAULT_PRECISION]
-    ),
-    submit: Annotated[bool, typer.Option("--submit", help="Leave the trials to `hpo worker`, and return.")] = False,
+    sampler: Annotated[
+        SamplerChoice, typer.Option(help="Algorithm that chooses the recipes.", rich_help_panel=SEARCH)
+    ] = SamplerChoice[DEFAULT_SAMPLER],
+    pruner: Annotated[
+        PrunerChoice, typer.Option(help="Algorithm that ends poor trials early.", rich_help_panel=SEARCH)
+    ] = DEFAULT_PRUNER_CHOICE,
+    align: Annotated[
+        AlignChoice, typer.Option(help="Compare trials at equal phase time or iterations.", rich_help_panel=SEARCH)
+    ] = AlignChoice[DEFAULT_ALIGN],
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(help="Number format. auto: bf16 where it is native, else fp32.", rich_help_panel=TRAINING),
+    ] = PrecisionChoice[DEFAULT_PRECISION],
+    submit: Annotated[
+        bool,
+        typer.Option("--submit", help="Create the study, and leave training to `hpo worker`.", rich_help_panel=WORKERS),
+    ] = False,
     confirm: Annotated[
         bool | None,
         typer.Option(
             "--confirm/--no-confirm",
-            help="Train the best recipes on further seeds at the end, as `hpo confirm` does. "
-            f"[{'confirm' if DEFAULT_CONFIRM else 'no-confirm'}]",
+            help="At the end, train the best recipes on further seeds, like `hpo confirm`.",
+            show_default="confirm" if DEFAULT_CONFIRM else "no-confirm",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_NUMBER, help="Random seed of the study.")] = DEFAULT_SEED,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_NUMBER, metavar="N", help="Random seed of the study.", rich_help_panel=SEARCH),
+    ] = DEFAULT_SEED,
     timeout: TimeoutOption = None,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
     lease: LeaseOption = DEFAULT_LEASE_S,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Show the study in a browser while it runs, read-only.")
+        bool, typer.Option("--dashboard", help="Serve optuna-dashboard while the study runs, read-only.")
     ] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Create a study or continue one, and train until it has TRIALS finished trials."""
+    """Create or continue a study and train its trials.
+
+    The same command continues an interrupted study; a larger --trials extends it.
+    """
     from hpo import study as studies
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
@@ -190,9 +226,14 @@ def run(
 def worker(
     study_name: StudyOption = None,
     forever: Annotated[
-        bool, typer.Option("--forever", help="Serve all studies in turn, later ones included, or STUDY; never end.")
+        bool,
+        typer.Option(
+            "--forever", help="Serve all studies in turn, or the one of --study; never exit.", rich_help_panel=WORKERS
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = DEFAULT_DEVICE,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=WORKERS)
+    ] = DEFAULT_DEVICE,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
@@ -205,11 +246,15 @@ def worker(
         typer.Option(
             parser=expand_path,
             metavar="PATH",
-            help="The study's folder of images or .npz file, if --data-dir lacks them.",
+            help="The study's folder of images or .npz file, if --data-dir lacks it.",
+            rich_help_panel=STUDY,
         ),
     ] = None,
 ) -> None:
-    """Train trials of a study, on any machine that reaches its storage, until none is left."""
+    """Train trials of a study from any machine.
+
+    The machine must reach the storage and the artifacts. The worker exits when no trial is left.
+    """
     from hpo.artifacts import open_artifacts
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
@@ -296,7 +341,7 @@ def _serve_forever(
 
 def status(
     study_name: StudyOption = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the study is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update until the study is done.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     json_output: JsonOption = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.cli.help import STUDY
 from hpo.cli.options import LONGEST_S, ArtifactsOption, JsonOption, StorageOption, StudyOption, require_number
 from hpo.cli.output import print_json, say, show
 from hpo.errors import BadInput
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = False) -> None:
-    """List the live workers of all studies: where they are, what they train, and when they were last heard of."""
+    """List the live workers of all studies."""
     from dataclasses import asdict
 
     from hpo.cli import view
@@ -50,7 +51,10 @@ def pause(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORA
 
 
 def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Resume a paused or stopped study; workers that gave it up try it again."""
+    """Resume a paused or stopped study.
+
+    Workers that gave it up try it again.
+    """
     from hpo.database import overview, study_state
 
     study = _load(storage, study_name)
@@ -62,21 +66,24 @@ def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STOR
 
 def stop(
     study_name: StudyOption = None,
-    finish: Annotated[
-        bool, typer.Option("--finish", help="Let running trials finish, instead of handing them back.")
-    ] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Let running trials finish first.")] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
             min=1,
             max=LONGEST_S,
             callback=require_number,
-            help="Wait at most this many seconds, then exit 1. [as long as it takes]",
+            metavar="SECONDS",
+            help="Wait at most this long, then exit with 1.",
+            show_default="no limit",
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Stop a study: hand back its running trials, end its driver and workers, and wait until nothing runs."""
+    """Stop a study and hand back its running trials.
+
+    Its driver and workers exit. Returns when nothing is running.
+    """
     from hpo.cli import view
     from hpo.database import study_state, workers
 
@@ -88,7 +95,7 @@ def stop(
 
 
 def reclaim(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
-    """Take back the trials that other Optuna clients have asked for, and give them to workers."""
+    """Take back trials lent to other Optuna clients."""
     from hpo.database import queue
 
     study = _load(storage, study_name)
@@ -100,12 +107,17 @@ def reclaim(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STO
 
 
 def delete(
-    study_name: Annotated[str, typer.Option("--study", help="Name of the study.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the study's name as a confirmation.")] = False,
+    study_name: Annotated[
+        str, typer.Option("--study", metavar="NAME", help="Name of the study.", rich_help_panel=STUDY)
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
 ) -> None:
-    """Delete a study with its trials and their figures; keep checkpoints, as other studies may start from them."""
+    """Delete a study, but keep its checkpoints.
+
+    Trials and their figures are deleted. Other studies may start from the checkpoints.
+    """
     from hpo.artifacts import open_artifacts
     from hpo.database import removal
 
