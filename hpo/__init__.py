@@ -1,6 +1,14 @@
-"""Hyperparameter search for small convolutional networks that trains each trajectory once.
+"""Hyperparameter search for a ResNet-20 image classifier that trains common beginnings only once.
 
-See `README.md` for how to use it, and `docs/decisions.md` for why it is built as it is.
+`README.md` and `docs/` say how to use it; `docs/development/decisions.md` says why it is built as it is.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+DISTRIBUTION = "hpo-trajectories"
+"""The name to install by; `hpo` is another project's."""
+
+
+def name_extra(extra: str) -> str:
+    """Write the command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -19,6 +19,7 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArt
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import ExperimentalWarning
 
+from hpo import name_extra
 from hpo.errors import ArtifactDamaged, ArtifactMissing, ArtifactsUnavailable, BadInput
 
 ALLOWED = "a folder, or s3://BUCKET or gs://BUCKET, each with or without a /PREFIX"
@@ -314,7 +315,7 @@ def _open_bucket(bucket: Bucket) -> Store:
     try:
         store = Boto3ArtifactStore(bucket.name) if bucket.scheme == "s3" else _open_google(bucket.name)
     except ImportError as error:
-        raise BadInput(f"artifacts {url}: needs `pip install hpo[{bucket.scheme}]` ({error})") from error
+        raise BadInput(f"artifacts {url}: needs `{name_extra(bucket.scheme)}` ({error})") from error
     return PrefixedStore(store, bucket.prefix) if bucket.prefix else store
 
 

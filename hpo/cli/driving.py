@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpo import name_extra
 from hpo.cli.options import LauncherChoice
 from hpo.cli.output import exit_if_stopped, say
 from hpo.errors import BadInput
@@ -66,7 +67,7 @@ def connect(
     try:
         from hpo.launch.ray import RayLauncher
     except ModuleNotFoundError as error:
-        raise BadInput(f"--launcher ray: needs `pip install hpo[ray]` ({error})") from error
+        raise BadInput(f"--launcher ray: needs `{name_extra('ray')}` ({error})") from error
     with stop.installed():
         cluster = RayLauncher.connect(address, storage, workers, gpus_per_worker)
         if stop:

@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import save as save_tensors
 
+from hpo import __version__
 from hpo.database.checkpoint_index import find_checkpoint_of
 from hpo.recipes.schedule import CurvePoint, final_iteration
 from hpo.results.formatting import show_measured
@@ -30,8 +31,8 @@ from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.trajectory import training_at
 
-LIBRARIES = ("hpo", "torch", "torchvision", "optuna", "numpy", "safetensors")
-"""Distributions whose versions an exported folder names."""
+LIBRARIES = ("torch", "torchvision", "optuna", "numpy", "safetensors")
+"""Distributions whose versions an exported folder names, apart from our own."""
 
 GIT_S = 10.0
 """Seconds to wait for a git command."""
@@ -163,7 +164,7 @@ def environment(training: Training) -> dict[str, Any]:
     device = training.device
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {"hpo": __version__} | {name: version(name) for name in LIBRARIES},
         "cuda": torch.version.cuda,
         "system": platform.platform(),
         "processor": _processor(),

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jsonschema
+
 from tests.acceptance import forking
 
 PROGRAMS = Path(sys.executable).parent
+SCHEMAS = Path(__file__).parents[2] / "docs" / "reference" / "json-output.schema.json"
 LIMIT_S = 240.0
 
 
@@ -29,6 +32,12 @@ class Result:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def check_document(document: Any, name: str) -> None:
+    """Check what `--json` printed against the schema of the reference."""
+    schema = json.loads(SCHEMAS.read_text("utf-8"))
+    jsonschema.validate(document, schema | {"$ref": f"#/$defs/{name}"})
 
 
 class Forking:

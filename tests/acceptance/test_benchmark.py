@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.acceptance.conftest import RECIPE, SMALL
-from tests.acceptance.support import Shell
+from tests.acceptance.support import Shell, check_document
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract
     waiting, verdict = (1, "is the documented baseline itself") if best["recipe"] == RECIPE else (2, "takes two seeds")
     begun = searched.hpo("benchmark", "--seeds", "1", "--workers", "1", "--timeout", "1", "--json")
     assert (begun.code, begun.json["waiting"]) == (0, waiting), begun.err
+    check_document(begun.json, "benchmark")
 
     done = searched.hpo("benchmark", "--seeds", "1", "--workers", "1")
 
@@ -35,6 +36,7 @@ def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract
     assert "not comparable" in done.out
     assert verdict in " ".join(done.out.split())
     found = searched.hpo("benchmark", "--seeds", "1", "--json").json
+    check_document(found, "benchmark")
     assert found["candidate"]["recipe"] == best["recipe"]
     for run in ("candidate", "baseline"):
         assert found[run].keys() >= {"recipe", "test_accuracy", "test_loss", "mean", "ci95"}
@@ -52,6 +54,7 @@ def test_all_documented_experiments_are_one_command(shell: Shell) -> None:
 
     assert done.code == 0, done.err
     found = done.json
+    check_document(found, "benchmark_all_documented")
     assert [(run["name"], run["documented"]["accuracy"]) for run in found["runs"]] == [
         ("baseline", 0.8963000178337097),
         ("dense_early_stopping", None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.support import Shell
+from tests.acceptance.support import Shell, check_document
 
 SPACE = """
 name: two
@@ -21,12 +21,15 @@ def test_a_run_is_confirmed_and_every_command_names_the_same_winner(shell: Shell
 
     done = shell.hpo(*command, "--trials", "2", "--confirm", "--json")
     assert done.code == 0, done.err
+    check_document(done.json, "status")
     confirmation = done.json["confirmation"]
     assert (confirmation["study"], len(confirmation["seeds"]), confirmation["waiting"]) == ("two-digits.confirm", 3, 0)
     assert {each["name"] for each in confirmation["recipes"]} == {"baseline", "trial 1"}
     assert done.json["best"]["trial"] == confirmation["winner"] == confirmation["recipes"][0]["trial"]
 
     best = shell.hpo("best", "--json").json
+    check_document(best, "best")
+    check_document(shell.hpo("confirm", "--json").json, "confirm")
     assert (best["trial"], best["confirmation"]) == (confirmation["winner"], confirmation)
     again = shell.hpo("confirm")
     assert (again.code, again.err) == (0, "")

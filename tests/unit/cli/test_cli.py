@@ -326,5 +326,5 @@ def test_a_missing_ray_is_named_with_what_brings_it():
         sys.modules.pop("hpo.launch.ray", None)
         code, out, err = hpo("run", "--space", "full", "--trials", "1", "--dataset", "digits", "--launcher", "ray")
         assert (code, out, content(folder)) == (2, "", {})
-        assert err.startswith("error: --launcher ray: needs `pip install hpo[ray]` (")
+        assert err.startswith("error: --launcher ray: needs `pip install 'hpo-trajectories[ray]'` (")
         assert err.count("\n") == 1
