@@ -42,7 +42,7 @@ def anchors(path):
 
 def links():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        for target in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", without_code(page.read_text())):
             if not re.match(r"[a-z]+:", target):
                 yield page, target
 
