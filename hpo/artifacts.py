@@ -111,13 +111,13 @@ class Artifacts:
 
         Raises:
             ArtifactMissing: The store has no such file.
-            ArtifactDamaged: Its content is not what was written.
+            ArtifactDamaged: Its checksum is wrong.
             ArtifactsUnavailable: The store cannot be reached.
         """
         with self._translated(artifact.artifact_id), self.store.open_reader(artifact.artifact_id) as file:
             content = _read_at_most(file, artifact.size_bytes)
         if hashlib.sha256(content).hexdigest() != artifact.sha256:
-            raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is not what was written")
+            raise ArtifactDamaged(f"artifacts {self.url}: file {artifact.artifact_id} is corrupt (checksum mismatch)")
         return content
 
     def write_note(self, name: str, content: bytes) -> None:
@@ -165,7 +165,7 @@ class Artifacts:
         try:
             yield
         except ArtifactNotFound as error:
-            raise ArtifactMissing(f"artifacts {self.url}: there is no file {artifact_id}") from error
+            raise ArtifactMissing(f"artifacts {self.url}: file {artifact_id} does not exist") from error
         except Exception as error:
             raise ArtifactsUnavailable(f"artifacts {self.url}: {error}") from error
 
@@ -199,7 +199,7 @@ def check_artifacts_url(url: str) -> None:
         BadInput: The URL is of another kind.
     """
     if not url or ("://" in url and parse_bucket(url) is None):
-        raise BadInput(f"artifacts {url!r}: allowed are {ALLOWED}")
+        raise BadInput(f"artifacts {url!r}: allowed: {ALLOWED}")
 
 
 def check_artifacts_folder(url: str) -> None:
@@ -213,7 +213,7 @@ def check_artifacts_folder(url: str) -> None:
     path = Path(url).absolute()
     folder = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112
-        raise BadInput(f"artifacts {url!r}: {folder} is no folder that you may write to; --artifacts names another")
+        raise BadInput(f"artifacts {url!r}: {folder} is not a writable folder; choose another with --artifacts")
 
 
 def parse_bucket(url: str) -> Bucket | None:
@@ -251,7 +251,7 @@ def open_artifacts(url: str, *, create: bool = True) -> Artifacts:
         if create:
             Path(url).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"artifacts {url!r}: the folder cannot be made: {error.strerror}") from error
+        raise BadInput(f"artifacts {url!r}: cannot create the folder: {error.strerror}") from error
     return Artifacts(url, FileSystemArtifactStore(url))
 
 
@@ -262,9 +262,9 @@ def check_new_folder(path: Path) -> None:
         BadInput: The path exists and is not an empty folder, or its parent folder does not exist.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise BadInput(f"folder {path}: there is something already; allowed is a new or an empty folder")
+        raise BadInput(f"folder {path}: already exists and is not empty")
     if not path.absolute().parent.is_dir():
-        raise BadInput(f"folder {path}: there is no folder {path.absolute().parent} to make it in")
+        raise BadInput(f"folder {path}: its parent folder {path.absolute().parent} does not exist")
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -282,7 +282,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
                 _write_synced(folder / name, content)
             folder.replace(path)
     except OSError as error:
-        raise BadInput(f"folder {path}: it cannot be written: {error.strerror}") from error
+        raise BadInput(f"folder {path}: cannot be written: {error.strerror}") from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:

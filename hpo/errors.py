@@ -19,7 +19,7 @@ HpoError                    exit code 1
 ├── VerificationFailed      a trial that gives another result when trained again
 ├── ArtifactsUnavailable    an artifact store that cannot be used
 ├── ArtifactMissing         a file that is not in the artifact store
-└── ArtifactDamaged         a file in the artifact store that is not what was written
+└── ArtifactDamaged         a corrupt file in the artifact store
 """
 
 MAX_SHOWN = 60
@@ -70,7 +70,7 @@ class DataDamaged(BadInput):
 
 
 class DataUnavailable(HpoError):
-    """A data set that could not be fetched, with the reason."""
+    """A data set that could not be downloaded, with the reason."""
 
 
 class StorageUnavailable(HpoError):
@@ -116,7 +116,7 @@ class ArtifactMissing(HpoError):
 
 
 class ArtifactDamaged(HpoError):
-    """A stored file that is not what was written."""
+    """A stored file whose checksum is wrong."""
 
 
 def short(value: object) -> str:

@@ -24,7 +24,7 @@ def expand(text: str) -> str:
             raise BadInput(f"path {text!r}: the variable {name} is not set")
     expanded = os.path.expandvars(_expand_home(text))
     if text.startswith("~") and expanded.startswith("~"):
-        raise BadInput(f"path {text!r}: there is no such home folder; a file of that name is './{text}'")
+        raise BadInput(f"path {text!r}: the home folder does not exist; for a file with that name, write './{text}'")
     return expanded
 
 

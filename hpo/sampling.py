@@ -25,7 +25,7 @@ REDRAWS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """What was chosen for a trial.
+    """The parameters chosen for a trial.
 
     Attributes:
         rows: The parameters as they are written.

@@ -15,7 +15,7 @@ from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.recipes.schedule import Align
 
 DatasetName = Literal["cifar10", "cifar100", "fashion_mnist", "digits"]
-"""A data set that is known by name; a study may also be on images of one's own, under the name of their folder."""
+"""A data set that is known by name; a study may also be on the user's own images, under the name of their folder."""
 
 Augment = Literal["crop,flip", "crop", "none"]
 """What happens to training images: random crops after zero padding, and mirroring of every other one."""
@@ -60,7 +60,7 @@ DEFAULT_LAUNCHER: LauncherName = "local"
 DEFAULT_DEVICE = "auto"
 DEFAULT_BENCHMARK_SEEDS = 5
 DEFAULT_CONFIRM = False
-DEFAULT_CONFIRM_TOP = 3  # recipes beside the base recipe
+DEFAULT_CONFIRM_TOP = 3  # recipes next to the base recipe
 DEFAULT_CONFIRM_SEEDS = 3
 DEFAULT_DASHBOARD_PORT = 8080
 
@@ -89,7 +89,7 @@ class StudySettings:
 
     Attributes:
         space: The search space as its YAML would load.
-        dataset: A known name, or the name of a folder or file of one's own images.
+        dataset: A known name, or the name of a folder or file of the user's own images.
         split: The data set's checksum.
         image_shape: Height, width and channels.
         classes: Number of classes.
@@ -118,7 +118,9 @@ class StudySettings:
                 longer exists.
         """
         if attrs.get("compiled"):
-            raise BadInput("the study was made with --compile, which was withdrawn: its results could not be repeated")
+            raise BadInput(
+                "the study was created with --compile, which was withdrawn because its results could not be repeated"
+            )
         name = attrs.get(_title("dataset"))
         stated = (_facts_of_earlier(name) if isinstance(name, str) else {}) | dict(attrs)
         hints = get_type_hints(cls)
@@ -139,8 +141,8 @@ class StudySettings:
         differ = [_difference(name, old, new) for name, old, new in pairs if old != new]
         if differ:
             raise StudyMismatch(
-                f"study {study} was made with other settings: {'; '.join(differ)}. "
-                "Give the settings of the study, or another name with --study."
+                f"study {study} was created with other settings: {'; '.join(differ)}. "
+                "Use the study's settings, or another name with --study."
             )
 
 
@@ -155,7 +157,7 @@ def default_augment(dataset: str, channels: int) -> Augment:
 
 
 def _facts_of_earlier(dataset: str) -> dict[str, Any]:
-    """Return the attributes that studies did not have before images of one's own could be searched."""
+    """Return the attributes that studies did not have before the user's own images could be searched."""
     if dataset not in _EARLIER_SHAPES:
         return {}
     shape = _EARLIER_SHAPES[dataset]
@@ -177,7 +179,7 @@ def _checked(attrs: Mapping[str, Any], title: str, hint: Any) -> Any:
     choices, kind = get_args(hint) if get_origin(hint) is Literal else (), get_origin(hint) or hint
     allowed = ", ".join(choices) or _ALLOWED[kind]
     if title not in attrs:
-        raise BadInput(f"it has no attribute {title!r}, so hpo did not make it, or somebody has deleted that")
+        raise BadInput(f"it has no attribute {title!r}, so hpo did not create it, or somebody deleted the attribute")
     value = tuple(attrs[title]) if isinstance(attrs[title], list) else attrs[title]
     numbers = value if kind is tuple else [value] if kind is int else []
     fits = value in choices if choices else type(value) is kind and (kind is not tuple or len(value) == 3)
@@ -190,7 +192,11 @@ def _difference(name: str, stored: object, asked: object) -> str:
     if isinstance(stored, dict) and isinstance(asked, dict):
         keys = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         return f"the {_title(name)} differs in {', '.join(keys)}"
-    return f"{_title(name)} is {stored} in the study and {asked} here"
+    return f"{_title(name)} is {_shown(stored)} in the study and {_shown(asked)} here"
+
+
+def _shown(value: object) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_study_name(name: str) -> str:
@@ -201,7 +207,7 @@ def check_study_name(name: str) -> str:
     """
     if not _STUDY_NAME.fullmatch(name):
         raise BadInput(
-            f"study name {name!r}: allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+            f"study name {name!r}: allowed: 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
         )
     return name
 
@@ -215,4 +221,4 @@ def default_data_dir() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache")) / "hpo"
     except BadInput:
-        raise BadInput("data sets: you have no home folder, as HOME is not set; give --data-dir or HPO_DATA") from None
+        raise BadInput("data sets: you have no home folder, as HOME is not set; use --data-dir or HPO_DATA") from None

@@ -76,7 +76,7 @@ class Study:
         return self.recipe_of(trial)
 
     def key_of(self, params: Mapping[str, Any]) -> str:
-        """Return the key of the recipe that parameters describe; it is empty if another client has spoilt them."""
+        """Return the key of the recipe that parameters describe; it is empty if another client made them invalid."""
         try:
             recipe = self.space.recipe(params, iterations=self.settings.iterations, seed=self.settings.seed)
         except RecipeError:
@@ -171,10 +171,10 @@ class Study:
             with self.storage.translated():
                 return self.storage.optuna.get_all_trials(self.study_id, deepcopy=False)
         except KeyError as error:
-            raise StudyNotFound(f"study {self.name} is gone: somebody has deleted or renamed it") from error
+            raise StudyNotFound(f"study {self.name} no longer exists: it was deleted or renamed") from error
 
     def trained_trials(self) -> list[FrozenTrial]:
-        """List the finished trials that were trained by workers of ours, in the order of their numbers."""
+        """List the finished trials that were trained by our workers, in the order of their numbers."""
         trained = overview.list_trained(self.storage, self.study_id)
         return [trial for trial in self.trials() if trial._trial_id in trained]
 
@@ -202,7 +202,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     A study has no more trials than its search space has distinct recipes, apart from those that may repeat one.
 
     Args:
-        note: Shown by optuna-dashboard beside the study, in Markdown.
+        note: Shown by optuna-dashboard next to the study, in Markdown.
 
     Raises:
         BadInput: The study exists, and an attribute of its settings was edited; nothing is changed.
@@ -246,7 +246,7 @@ def load(storage: Storage, name: str | None) -> Study:
     study_id = _find_study_id(storage, name) if name in ours else None
     if study_id is None:
         raise StudyNotFound(
-            f"storage {storage.url} holds no study {name!r} of hpo; it holds{_listed(ours.keys() - {name}) or ' none'}"
+            f"storage {storage.url} has no hpo study {name!r}; it has{_listed(ours.keys() - {name}) or ' none'}"
         )
     made_with = studies.find_settings(storage, study_id)
     if made_with is None:
@@ -382,7 +382,7 @@ def _find_study_id(storage: Storage, name: str) -> int | None:
 def _require_ours(storage: Storage, study_id: int, name: str) -> None:
     total = overview.count(storage, study_id).total  # before the description, which another driver writes first
     if total and SPACE not in storage.optuna.get_study_user_attrs(study_id):
-        raise StudyMismatch(f"study {name} has trials that were not made by hpo; give another name with --study")
+        raise StudyMismatch(f"study {name} has trials that hpo did not create; choose another name with --study")
 
 
 def _settings(attrs: Mapping[str, Any], name: str) -> StudySettings:
@@ -399,7 +399,7 @@ def _settings(attrs: Mapping[str, Any], name: str) -> StudySettings:
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadInput(
-            f"study {name}: its attribute {SPACE!r} is no search space, at {place or 'its top'}: "
+            f"study {name}: its attribute {SPACE!r} is not a search space, at {place or 'its top'}: "
             f"{error.errors()[0]['msg']}"
         ) from error
     return settings

@@ -144,7 +144,7 @@ def benchmark(
         companion = benchmarks.begin_documented(database, seeds, settings, folder, name=name)
     else:
         study = studies.load(open_storage(storage, retry_policy=retry_policy), study_name)
-        say_unfinished(study, "this is a benchmark of its best so far")
+        say_unfinished(study, "this benchmarks the best trial so far")
         companion = benchmarks.begin(study, seeds, folder, name=name, iterations=iterations)
         say(confirmation.explain(study))
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
@@ -155,17 +155,19 @@ def benchmark(
     else:
         show(view.documented_runs(result) if all_documented else view.benchmark(result, benchmarks.verdict(result)))
     if not result.seeds and not result.waiting:
-        raise StudyFailed(f"no seed of study {companion.name} has all its figures; `hpo dashboard` shows why")
+        raise StudyFailed(f"no seed of study {companion.name} has all results; `hpo dashboard` shows why")
 
 
 def _check_options(all_documented: bool, study_name: str | None, of_the_data: Mapping[str, str | int | None]) -> None:
     if all_documented and study_name is not None:
         raise BadInput(
-            f"--study {study_name}: with --all-documented no study is benchmarked; --name names the runs' own"
+            f"--study {study_name}: cannot be combined with --all-documented; use --name to name the new study"
         )
     for option, choice in of_the_data.items():
         if choice is not None and not all_documented:
-            raise BadInput(f"{option} {choice}: allowed only with --all-documented; a study's runs have the study's")
+            raise BadInput(
+                f"{option} {choice}: only valid with --all-documented; otherwise the study's setting is used"
+            )
 
 
 def _documented_settings(dataset: Dataset, precision: PrecisionChoice | None, iterations: int | None) -> StudySettings:

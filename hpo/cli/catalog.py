@@ -82,7 +82,7 @@ def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE", help="YAML 
     from hpo.recipes.space_file import load_space
 
     space = load_space(file)
-    print(f"{file}: a good space: {space.name}, {len(space.distributions())} parameters around {space.base_title}")
+    print(f"{file}: valid: {space.name}, {len(space.distributions())} parameters around {space.base_title}")
 
 
 def spaces_schema() -> None:
@@ -100,7 +100,7 @@ def data_fetch(
 
     folder = data_dir or default_data_dir()
     fetch_dataset(name.value, folder)
-    print(f"{name.value} is there and whole (looked in {folder})")
+    print(f"{name.value}: complete in {folder}")
 
 
 def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
@@ -117,9 +117,9 @@ def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> 
     for title, name, checksum in (*known, *own):
         try:
             dataset = load_dataset(name, folder, checksum=checksum)
-            states[title] = f"whole: {len(dataset.train)} training and {len(dataset.validation)} validation images"
+            states[title] = f"complete: {len(dataset.train)} training and {len(dataset.validation)} validation images"
         except DataUnavailable as error:
-            states[title] = f"not here: {error}"
+            states[title] = f"missing: {error}"
         except DataDamaged as error:
             states[title], damaged = f"damaged: {error}", True
     if json_output:

@@ -81,7 +81,7 @@ def confirm(
     connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     search = studies.load(open_storage(storage, retry_policy=retry_policy), study_name)
-    say_unfinished(search, "this confirms its best so far")
+    say_unfinished(search, "this confirms the best trials so far")
     companion = confirmation.begin(search, top, seeds)
     if companion is None:
         raise BadInput(confirmation.nothing_to_confirm(search))

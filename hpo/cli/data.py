@@ -29,7 +29,9 @@ def choose_data(wanted: str, data_dir: Path, image_size: int | None = None, augm
 
     if wanted == "auto" or is_known(wanted):
         if image_size is not None:
-            raise BadInput(f"--image-size {image_size}: allowed only with the path of a folder; {wanted} has its size")
+            raise BadInput(
+                f"--image-size {image_size}: only valid with the path of a folder; {wanted} has a fixed size"
+            )
         name, why_not_cifar10 = choose_dataset(cast(DatasetName | Literal["auto"], wanted), data_dir)
         if why_not_cifar10 is not None:
             _notice_digits(why_not_cifar10)
@@ -65,12 +67,12 @@ def decode_for(study: Study, path: Path, data_dir: Path) -> None:
     if prepared.checksum != settings.split:
         raise BadInput(
             f"--dataset {path}: its checksum is {prepared.checksum[:12]}, "
-            f"study {study.name} was made with {settings.split[:12]}"
+            f"study {study.name} was created with {settings.split[:12]}"
         )
 
 
 def _find_own(wanted: str, data_dir: Path, image_size: int | None) -> tuple[str, str]:
-    """Return name and checksum of one's own images, given by path, or by name if they are decoded."""
+    """Return name and checksum of the user's own images, given by path, or by name if they are decoded."""
     from hpo.training.images import name_of
     from hpo.training.tensor_file import list_own
 
@@ -85,12 +87,12 @@ def _find_own(wanted: str, data_dir: Path, image_size: int | None) -> tuple[str,
     checksums = [checksum for name, checksum in list_own(data_dir) if name == wanted]
     if not checksums:
         names = ", ".join(("auto", *get_args(DatasetName)))
-        raise BadInput(f"--dataset {wanted}: allowed are {names}, or the path of a folder of images or an .npz file")
+        raise BadInput(f"--dataset {wanted}: allowed: {names}, or the path of a folder of images or an .npz file")
     if image_size is not None:
-        raise BadInput(f"--image-size {image_size}: allowed only with the path of a folder; {wanted} is decoded")
+        raise BadInput(f"--image-size {image_size}: only valid with the path of a folder; {wanted} has been decoded")
     if len(checksums) > 1:
         listed = ", ".join(checksum[:12] for checksum in checksums)
-        raise BadInput(f"--dataset {wanted}: {data_dir} has several of that name ({listed}); give the path")
+        raise BadInput(f"--dataset {wanted}: {data_dir} has several with that name ({listed}); give the path")
     return wanted, checksums[0]
 
 
@@ -100,7 +102,7 @@ def _decode(path: Path, data_dir: Path, name: str, image_size: int | None) -> Pr
     with _DecodingProgress(name) as progress:
         prepared = prepare(path, data_dir, name=name, image_size=image_size, report=progress.report)
     if prepared.passed_over:
-        say(f"{path}: {prepared.passed_over:,} files or arrays that are no images were passed over")
+        say(f"{path}: {prepared.passed_over:,} files or arrays that are not images were skipped")
     return prepared
 
 

@@ -30,7 +30,7 @@ def check_launcher(launcher: LauncherChoice, address: str | None, gpus_per_worke
         return
     for option, value in (("--address", address), ("--gpus-per-worker", gpus_per_worker)):
         if value is not None:
-            raise BadInput(f"{option} {value}: allowed only with --launcher ray")
+            raise BadInput(f"{option} {value}: only valid with --launcher ray")
 
 
 def check_artifacts(url: str, *, local: bool) -> None:

@@ -110,7 +110,7 @@ def say_unfinished(study: Study, then: str) -> None:
 
     counts = overview.count(study.storage, study.study_id)
     if left := counts.waiting + counts.running:
-        say(f"study {study.name} has {left} trials that are not finished; {then}")
+        say(f"study {study.name} has {left} unfinished trials; {then}")
 
 
 def say_error(message: str) -> None:

@@ -14,7 +14,7 @@ from hpo.database.overview import Counts
 from hpo.study import Study
 
 PLAIN_EVERY_S = 10.0
-"""The least time between two lines where there is no terminal."""
+"""The least time between two lines without a terminal."""
 
 
 class Progress:

@@ -145,7 +145,7 @@ def gc(
 
     checkpoints = Checkpoints(open_storage(storage), open_artifacts(artifacts), int(checkpoint_budget * GIGABYTE))
     left_bytes = checkpoints.collect_garbage()
-    print(f"{left_bytes / GIGABYTE:.3f} GB of checkpoints are left")
+    print(f"{left_bytes / GIGABYTE:.3f} GB of checkpoints remain")
 
 
 def dashboard(
@@ -188,11 +188,11 @@ def dashboard(
     server = bind(guard(app, host, credentials, hosts), host, port)
     mode = "changes allowed" if read_write else "read-only"
     login = "" if credentials is None else ", with a login"
-    say(f"optuna-dashboard on http://{host}:{port}{root or ''}/ ({mode}{login}); Ctrl-C ends it")
+    say(f"optuna-dashboard on http://{host}:{port}{root or ''}/ ({mode}{login}); stop it with Ctrl-C")
     if hosts and credentials is None:
-        say(f"whoever reaches {', '.join(hosts)} sees all studies: let the proxy ask for a login, or give --auth")
+        say(f"everyone who reaches {', '.join(hosts)} sees all studies: configure a login in the proxy, or pass --auth")
     if not is_loopback(host):
-        say("HTTP does not hide the password on its way: where the network is not yours, put TLS in front")
+        say("HTTP does not encrypt the password: in a network that you do not trust, put TLS in front")
     server.run()
 
 

@@ -177,9 +177,9 @@ def run(
         check_study_name(study_name)
     check_launcher(launcher, address, gpus_per_worker)
     if submit and launcher != LauncherChoice.local:
-        raise BadInput("--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`")
+        raise BadInput("--submit: only valid without --launcher ray; it leaves training to `hpo worker`")
     if submit and confirm:
-        raise BadInput("--confirm: allowed only without --submit; `hpo confirm` does it once the trials are finished")
+        raise BadInput("--confirm: only valid without --submit; run `hpo confirm` when the trials have finished")
     space = load_space(space_name)
     check_artifacts(artifacts, local=launcher == LauncherChoice.local and not submit)
     stop = StopSignal(last_call_s=DRIVER_LAST_CALL_S)
@@ -203,7 +203,7 @@ def run(
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)
     if submit:
-        say(f"study {name}: its trials wait for `hpo worker --study {name}`, on any machine")
+        say(f"study {name}: created; train it with `hpo worker --study {name}` on any machine")
     else:
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
             drive(study, connected, timeout, options, environment, stop)
@@ -213,7 +213,7 @@ def run(
                 drive(companion, connected, timeout, options, environment, stop)
     summary = confirmation.status(study)
     if (total := summary["target"]) < trials:
-        say(f"study {name}: {total} trials instead of {trials}, as its search space has no more distinct recipes")
+        say(f"study {name}: {total} trials instead of {trials}, because its search space has no more distinct recipes")
     if json_output:
         print_json(summary)
     else:
@@ -268,7 +268,7 @@ def worker(
     if study_name is not None:
         check_study_name(study_name)
     if dataset is not None and forever:
-        raise BadInput(f"--dataset {dataset}: allowed only without --forever, as it belongs to one study")
+        raise BadInput(f"--dataset {dataset}: only valid without --forever, as it belongs to one study")
     stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
     retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
     # With --forever the first study may be created later, and the tables with it.
@@ -317,7 +317,7 @@ def _serve_one(
     if used_up := studies.find_used_up(study):
         say(used_up)
     if not stop and study_state.find_state(storage, study.study_id) in ("stopped", "finishing"):
-        say(f"study {study.name} was stopped; `hpo resume --study {study.name}` lets it go on")
+        say(f"study {study.name} was stopped; continue it with `hpo resume --study {study.name}`")
 
 
 def _serve_forever(
@@ -326,7 +326,7 @@ def _serve_forever(
     from hpo.results.test_split import end_of_run
     from hpo.worker.rotation import StudyRotation
 
-    say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until a signal ends it")
+    say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until interrupted")
     rotation = StudyRotation(
         storage=storage,
         device=device,
@@ -379,7 +379,7 @@ def _begin_confirmation(study: Study) -> Study | None:
 def _driver(given: str) -> int | None:
     """Read the process id that a driver passes to its workers."""
     if given and not (given.isascii() and given.isdigit()):
-        raise BadInput(f"HPO_DRIVER_PID is {given!r}: allowed is a process id, which `hpo run` sets for its workers")
+        raise BadInput(f"HPO_DRIVER_PID is {given!r}, which is not a process id; `hpo run` sets it for its workers")
     return int(given) if given else None
 
 
@@ -392,7 +392,7 @@ def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
 
 @contextmanager
 def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
-    """Serve optuna-dashboard beside a run, and say where."""
+    """Serve optuna-dashboard during a run, and say where."""
     from hpo.artifacts import open_artifacts
     from hpo.dashboard.server import serve_beside
     from hpo.database.storage import open_storage
@@ -427,12 +427,16 @@ def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
     show(view.best(confirmation.load_best(study), study.base.to_dict(), confirmation.explain(study)))
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
-    steps = {} if summary["confirmation"] else {f"hpo confirm --study {study.name}": "tries the best on further seeds"}
+    steps = (
+        {}
+        if summary["confirmation"]
+        else {f"hpo confirm --study {study.name}": "trains the best recipes on further seeds"}
+    )
     steps |= {
-        f"hpo benchmark --study {study.name}": "tests the best recipe and the baseline on images that no search saw",
-        f"hpo report --study {study.name} --out report": "writes what was found, with figures, as one page",
+        f"hpo benchmark --study {study.name}": "compares winner and baseline on the test split",
+        f"hpo report --study {study.name} --out report": "writes a page with results and figures",
         "hpo dashboard": "shows all trials in a browser",
-        "the same command with a larger --trials": "goes on searching",
+        "the same command with a larger --trials": "continues the search",
     }
     width = max(map(len, steps))
     for command, purpose in steps.items():

@@ -31,7 +31,7 @@ def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = 
     elif live_workers:
         show(view.workers(live_workers))
     else:
-        print("no worker is alive")
+        print("no live workers")
 
 
 def pause(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
@@ -41,12 +41,12 @@ def pause(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORA
     study = _load(storage, study_name)
     counts = overview.count(study.storage, study.study_id)
     if counts.waiting + counts.running == 0:
-        print(f"study {study.name} is done: there is nothing to pause")
+        print(f"study {study.name} is done; there is nothing to pause")
         return
     study_state.set_state(study.storage, study.study_id, "paused")
     print(
-        f"study {study.name} is paused: {counts.running} running trials go on to their ends, "
-        f"{counts.waiting} wait. `hpo resume --study {study.name}` lets it go on"
+        f"study {study.name} is paused: {counts.running} running trials will finish, "
+        f"{counts.waiting} wait; continue it with `hpo resume --study {study.name}`"
     )
 
 
@@ -60,8 +60,8 @@ def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STOR
     study = _load(storage, study_name)
     before = study_state.set_state(study.storage, study.study_id, "running")
     counts = overview.count(study.storage, study.study_id)
-    was = {"running": "ran", "paused": "was paused"}.get(before, "was stopped")
-    print(f"study {study.name} {was} and goes on: {counts.running} trials run, {counts.waiting} wait for workers")
+    was = {"running": "was running", "paused": "was paused"}.get(before, "was stopped")
+    print(f"study {study.name} {was} and continues: {counts.running} trials are running, {counts.waiting} are waiting")
 
 
 def stop(
@@ -129,8 +129,8 @@ def delete(
     deleted = removal.delete_study(study.storage, study.study_id, study.name, store)
     print(f"deleted study {study.name}: {deleted.trials} trials with their curves and notes, {deleted.files} files")
     if deleted.missing_files:
-        say(f"{deleted.missing_files} files of its trials are not deleted: --artifacts {artifacts} does not hold them")
-    print("kept: all checkpoints, which other studies may start from; `hpo gc` bounds what they take")
+        say(f"{deleted.missing_files} files of its trials were not found in --artifacts {artifacts}, and not deleted")
+    print("kept: all checkpoints, because other studies may start from them; `hpo gc` limits their size")
 
 
 def _load(storage: str, name: str | None) -> Study:

@@ -76,7 +76,7 @@ def progress(
     for title in ("worker", "device", "trial", "iteration", "accuracy"):
         table.add_column(title, justify="left" if title in ("worker", "device") else "right")
     for row in running:
-        at = f"{row.iteration} / {budget}"
+        at = f"{row.iteration:,} / {budget:,}"
         table.add_row(row.worker, row.device, str(row.trial_number), at, accuracy(row.val_accuracy))
     return Group(headline, f"{_best_so_far(best)}, time left {duration(left_s)}", *([note] if note else []), table)
 
@@ -112,13 +112,13 @@ def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:
 
 def stopped(name: str, stop: Stopped) -> str:
     """Write what `hpo stop` did."""
-    trials = f"{stop.handed_back} running trials were handed back, {stop.finished} came to their ends"
+    trials = f"{stop.handed_back} running trials were handed back, {stop.finished} finished"
     counts = stop.counts
     if not counts.waiting:
-        return f"study {name} has no trial left: {trials}, {counts.finished} are finished"
+        return f"study {name} has no trials left: {trials}, {counts.finished} have finished"
     return (
-        f"study {name} is stopped: {trials}; {counts.finished} are finished and {counts.waiting} wait. "
-        f"`hpo resume --study {name}`, or the command that began it, continues"
+        f"study {name} is stopped: {trials}; {counts.finished} have finished and {counts.waiting} are waiting. "
+        f"Continue it with `hpo resume --study {name}` or the command that created it"
     )
 
 
@@ -126,15 +126,16 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     """Draw the table of `hpo status`."""
     trials = summary["trials"]
     finished = trials["complete"] + trials["pruned"] + trials["failed"]
-    states = ", ".join(f"{number} {state}" for state, number in trials.items())
+    states = ", ".join(f"{number} {state}" for state, number in trials.items() if number)
     best = summary["best"]
     table = _pairs()
     table.add_row("study", summary["study"])
-    table.add_row("space", f"{summary['space']} on {summary['dataset']}, {summary['iterations']} iterations a trial")
-    table.add_row("state", summary["state"])
     table.add_row(
-        "trials", f"{finished} of {summary['target']} finished: {states}{_at_rungs(summary['waiting_at_rungs'])}"
+        "space", f"{summary['space']} on {summary['dataset']}, {summary['iterations']:,} iterations per trial"
     )
+    table.add_row("state", summary["state"])
+    rungs = _at_rungs(summary["waiting_at_rungs"])
+    table.add_row("trials", f"{finished} of {summary['target']} finished: {states}{rungs}")
     if others := _of_other_clients(summary["study"], summary["of_other_clients"]):
         table.add_row("other clients", others)
     if (recipes := summary["recipes"]) is not None:
@@ -142,17 +143,19 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     table.add_row("best", f"{accuracy(best['value'])} (trial {best['trial']})" if best else "none yet")
     if best and "confirmation" in summary:
         confirmed = summary["confirmation"]
-        table.add_row("confirmed", confirmed["verdict"] if confirmed else "no; `hpo confirm` tries it on further seeds")
+        table.add_row(
+            "confirmed", confirmed["verdict"] if confirmed else "no; `hpo confirm` trains it on further seeds"
+        )
     table.add_row("iterations", spent_line(summary["iterations_spent"]))
     return table
 
 
 def _of_other_clients(study: str, number: Mapping[str, int]) -> str:
-    """Write how many trials other clients have, have ended, and have spoilt; nothing if there are none."""
+    """Write how many trials other clients have, have ended, and have made invalid; nothing if there are none."""
     said = {
-        "lent": f"{number['lent']} lent to them (`hpo reclaim --study {study}` takes back)",
-        "told": f"{number['told']} whose result they told, which is not compared with what was trained here",
-        "refused": f"{number['refused']} that they failed, or gave parameters outside the search space",
+        "lent": f"{number['lent']} lent (take back with `hpo reclaim --study {study}`)",
+        "told": f"{number['told']} with results that they reported, which do not compete with trained ones",
+        "refused": f"{number['refused']} that they failed, or whose parameters are outside the search space",
     }
     return "; ".join(text for key, text in said.items() if number[key])
 
@@ -163,7 +166,7 @@ def _tried(recipes: Mapping[str, int]) -> str:
 
 
 def spent_line(spent: Mapping[str, int]) -> str:
-    """Write a study's cost in iterations, and what it would have been without pruning and early stopping."""
+    """Write a study's cost in iterations, and its cost without pruning and early stopping."""
     naive = spent["naive"]
     share = f" ({spent['trained'] / naive:.0%} of naive)" if naive else ""
     return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
@@ -179,14 +182,31 @@ def best(winner: Best, base: Mapping[str, Any], confirmed: str) -> RenderableTyp
     table.add_row("trial", str(winner.trial))
     table.add_row(
         "validation accuracy",
-        f"{winner.value:.4f} ± {winner.standard_error:.4f} (standard error). It is optimistic, as the best of many: "
-        "`hpo benchmark` tests it on new images.",
+        f"{winner.value:.4f} ± {winner.standard_error:.4f} (standard error). Optimistic, as the best of many; "
+        "`hpo benchmark` measures it on new images.",
     )
     table.add_row("further seeds", confirmed)
     for name, value in winner.recipe.to_dict().items():
-        changed = "" if base[name] == value else f"   (base recipe: {base[name]})"
-        table.add_row(name, f"{value}{changed}")
+        changed = "" if base[name] == value else f"   (base recipe: {_field(name, base[name])})"
+        table.add_row(name.replace("_", " "), f"{_field(name, value)}{changed}")
     return table
+
+
+def _field(name: str, value: object) -> str:
+    """Write a field of a recipe: boundaries as `20,000 / 32,000`, learning rates as `0.1 → 0.02`."""
+    match value:
+        case list():
+            return (" → " if name == "values" else " / ").join(_field(name, each) for each in value)
+        case bool():
+            return "yes" if value else "no"
+        case int() if name != "seed":
+            return f"{value:,}"
+        case float():
+            return f"{value:g}"
+        case None:
+            return "none"
+        case _:
+            return str(value)
 
 
 def benchmark(result: Result, verdict: str) -> RenderableType:
@@ -220,7 +240,7 @@ def confirmation(result: Confirmation, verdict: str) -> RenderableType:
 
 
 def documented_runs(result: Result) -> RenderableType:
-    """Draw the documented figures beside those that the documented recipes reach here."""
+    """Draw the documented figures next to those that the documented recipes reach here."""
     documented_titles = ("documented\naccuracy", "documented\nloss")
     table = _figures("run", *documented_titles, "accuracy here\nmean ± 95 %", "loss here\nmean ± 95 %")
     for run in result.runs:
@@ -260,9 +280,9 @@ def _benchmark_head(result: Result) -> tuple[str, str]:
 
 
 def _benchmark_notes(result: Result) -> list[str]:
-    notes = [f"without a figure: {line}" for line in result.missing]
+    notes = [f"no result: {line}" for line in result.missing]
     if result.waiting:
-        notes.append(f"{result.waiting} runs are still to be trained; the same command continues.")
+        notes.append(f"{result.waiting} runs have not finished; the same command continues.")
     if not result.comparable and any(run.documented for run in result.runs):
         notes.append("The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.")
     return notes

@@ -71,19 +71,19 @@ def _read_private(file: Path) -> str:
         with file.open("rb") as opened:
             status = os.fstat(opened.fileno())
             if stat.S_IMODE(status.st_mode) & 0o077:
-                raise BadInput(f"--auth {file}: others may read it; `chmod 600 {file}` keeps it private")
+                raise BadInput(f"--auth {file}: other users may read it; make it private with `chmod 600 {file}`")
             return opened.read(1_000).decode().strip("\r\n")
     except OSError as error:
         raise BadInput(f"--auth {file}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or a name that no file can have
-        raise BadInput(f"--auth {str(file)!r}: allowed is a text file with one line USER:PASSWORD") from error
+        raise BadInput(f"--auth {str(file)!r}: allowed: a text file with one line USER:PASSWORD") from error
 
 
 def _checked(place: str, user: str, password: str | None) -> Credentials:
     if not user or not password or ":" in user or not f"{user}{password}".isprintable():
-        raise BadInput(f"{place}: allowed is one line USER:PASSWORD, neither of them empty")
+        raise BadInput(f"{place}: allowed: one line USER:PASSWORD, neither of them empty")
     if len(password) < MIN_PASSWORD:
-        raise BadInput(f"{place}: the password has {len(password)} characters; allowed are {MIN_PASSWORD} and more")
+        raise BadInput(f"{place}: the password has {len(password)} characters; allowed: {MIN_PASSWORD} or more")
     return Credentials(user=user, password=password)
 
 
@@ -178,7 +178,7 @@ def check_host(name: str) -> str:
     """
     host = _host_of(f"//{name}")
     if _HOST.fullmatch(host) is None or name.lower().strip("[]") != host:
-        raise BadInput(f"--allow-host {name}: allowed is a host's name without scheme, port and path: hpo.example.org")
+        raise BadInput(f"--allow-host {name}: allowed: a host's name without scheme, port and path: hpo.example.org")
     return host
 
 

@@ -80,7 +80,7 @@ def guard(
     """
     if allowed and not is_loopback(host):
         raise BadInput(
-            f"--allow-host {min(allowed)}: allowed only with --host {LOOPBACK}, behind a proxy on this machine"
+            f"--allow-host {min(allowed)}: only valid with --host {LOOPBACK}, behind a proxy on this machine"
         )
     if credentials is not None:
         app = require_login(app, credentials, Failures())

@@ -14,7 +14,7 @@ AttemptEnd = Literal[FinalState, "waiting"]
 
 LossKind = Literal["device lost", "device full", "hung"]
 """The ways in which a worker loses an attempt through its device: it computes nothing any more, others have taken its
-memory, or training stands still."""
+memory, or training makes no progress."""
 
 LOSSES = frozenset({"lapsed", *get_args(LossKind)})
 """The outcomes of attempts that spend a retry."""
@@ -90,7 +90,7 @@ class Loss:
 
 def overtaken_message(attempt: Attempt) -> str:
     """Return the message of `LeaseLost` for an attempt whose trial another client has ended."""
-    return f"trial {attempt.trial_number}: another client has ended it, or put it back in the queue"
+    return f"trial {attempt.trial_number}: ended by another client, or put it back in the queue"
 
 
 def ended_message(attempt: Attempt) -> str:

@@ -72,9 +72,9 @@ def write_record(session: Session, trial_id: int) -> None:
 
 
 def adopt_trials(session: Session, study_id: int) -> None:
-    """Make our rows of the trials of another client's copy again, put those back that ran, and mend their notes.
+    """Make our rows of the trials of another client's copy again, put those back that ran, and correct their notes.
 
-    Rows of deleted trials, whose ids SQLite has given out again, go. Attempts at deleted trials end, or the copies of
+    Rows of deleted trials, whose ids SQLite has reused, go. Attempts at deleted trials end, or the copies of
     these would wait for what they were training.
     """
     ids = session.scalars(select(TrialModel.trial_id).where(TrialModel.study_id == study_id)).all()
@@ -114,7 +114,7 @@ def _restore(session: Session, trial_ids: Sequence[int]) -> None:
         try:
             record = _RECORD.validate_json(text, strict=True)
         except ValidationError as error:
-            log.warning("the record of the trial with id %d was changed and does not count: %s", trial_id, error)
+            log.warning("ignoring the changed record of the trial with id %d: %s", trial_id, error)
             continue
         done = {"trial_id": trial_id, "number": 1, "worker": "", "host": "", "device": ""}
         times = {"claimed_s": now, "lease_until_s": now, "ended_s": now}

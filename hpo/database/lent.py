@@ -1,4 +1,4 @@
-"""Trials that are lent: another client has asked Optuna for them, so they run although no worker of ours trains them.
+"""Trials that are lent: another client has asked Optuna for them, so they run although none of our workers trains them.
 
 Optuna's `ask` gives no sign of life. So whatever the client writes for its trial counts as one: a parameter, a report
 or an attribute.
@@ -55,7 +55,7 @@ def find_overdue(session: Session, study_id: int | None, lent_s: float) -> dict[
     """Find the lent trials that are to be taken back, and extend the leases of those that gave a sign of life.
 
     Args:
-        study_id: None for all studies of ours.
+        study_id: None for all our studies.
         lent_s: Length of a lease.
 
     Returns:
@@ -73,7 +73,7 @@ def find_overdue(session: Session, study_id: int | None, lent_s: float) -> dict[
 
 
 def find_lent(session: Session, study_id: int | None) -> list[Lent]:
-    """Find the lent trials of a study, or of all studies of ours, and lock them."""
+    """Find the lent trials of a study, or of all our studies, and lock them."""
     ours = StudyRow.study_id if study_id is None else literal(study_id)
     is_lent = (TrialModel.state == TrialState.RUNNING, ~is_open())
     query = select(TrialModel.trial_id).join(StudyRow, StudyRow.study_id == TrialModel.study_id)

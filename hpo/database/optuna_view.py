@@ -53,7 +53,7 @@ class DraftParam:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """What a sampler or pruner wants to write for a trial."""
+    """Attributes that a sampler or pruner wants to write for a trial."""
 
     params: Mapping[str, DraftParam]
     system_attrs: Mapping[str, Any]

@@ -60,7 +60,7 @@ class Counts:
 
     @property
     def training(self) -> int:
-        """Count the running trials that workers of ours train."""
+        """Count the running trials that our workers train."""
         return self.running - self.lent
 
     @property

@@ -70,7 +70,7 @@ fails."""
 
 @retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
-    """Give a trial of a study to one worker, unless the study is paused or stopped.
+    """Return a trial of a study to one worker, unless the study is paused or stopped.
 
     A trial that was interrupted or enqueued comes first, then one that is promoted from its rung, then a new one while
     the study holds fewer than it is to have. Atomic across processes: of several callers, exactly one gets a given
@@ -416,7 +416,7 @@ def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float
         The state of its study, read in the same statement.
 
     Raises:
-        LeaseLost: The attempt has ended, or another client has ended its trial.
+        LeaseLost: The attempt has ended, or ended by another clients trial.
     """
     lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
@@ -440,7 +440,7 @@ def _hold_to_the_end(session: Session, attempt: Attempt, progress: Progress) -> 
     """Make sure that an attempt is open, and that no other client changes its trial until the transaction ends.
 
     Raises:
-        LeaseLost: The attempt has ended, or another client has ended its trial.
+        LeaseLost: The attempt has ended, or ended by another clients trial.
     """
     _hold(session, attempt, progress)
     if not _is_running(session, attempt.trial_id):

@@ -1,6 +1,6 @@
 """The index of recipes: which recipe each trial of a study has, so that none is tried twice.
 
-A trial's key stands among Optuna's system attributes, so it is copied and deleted together with the trial by any tool.
+A trial's key is one of Optuna's system attributes, so it is copied and deleted together with the trial by any tool.
 """
 
 from __future__ import annotations

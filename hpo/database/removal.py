@@ -62,7 +62,7 @@ _OF_STUDIES: tuple[Any, ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removed:
-    """Numbers of what was deleted with a study.
+    """Numbers of trials and files deleted with a study.
 
     Attributes:
         files: Figures, and files that people have uploaded to trials.
@@ -122,7 +122,9 @@ def _delete(table: Any) -> Any:
 
 def _require_unused(session: Session, study_id: int, name: str) -> None:
     if workers := workers_on(session, study_id):
-        raise BadInput(f"study {name}: workers are on it: {', '.join(workers)}; `hpo stop --study {name}` ends them")
+        raise BadInput(
+            f"study {name} still has active workers: {', '.join(workers)}; stop them with `hpo stop --study {name}`"
+        )
 
 
 def _list_files(session: Session, study_id: int, trials: Select[Any]) -> list[str]:
@@ -148,5 +150,5 @@ def _delete_files(artifacts: Artifacts, artifact_ids: Iterable[str]) -> int:
         try:
             deleted += artifacts.remove(artifact_id)
         except ArtifactsUnavailable as error:
-            log.warning("%s; file %s is left over", error, artifact_id)
+            log.warning("%s; file %s could not be deleted", error, artifact_id)
     return deleted

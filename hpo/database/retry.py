@@ -35,7 +35,7 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 
 REFUSALS = ("28", "3D", "42501")
-"""Beginnings of PostgreSQL's codes for a wrong user or password, a database that is not there, and missing rights."""
+"""Beginnings of PostgreSQL's codes for a wrong user or password, a missing database, and missing rights."""
 
 _REFUSAL = re.compile(
     "password authentication failed|no password supplied|no pg_hba.conf entry|is not permitted to log in"
@@ -114,7 +114,7 @@ class RetryPolicy:
             error = state.outcome.exception() if state.outcome else None
             assert error is not None
             self._warned = True
-            log.warning("%s; it is tried again for %g s", first_line(error), self.timeout_s)
+            log.warning("%s; retrying for %g s", first_line(error), self.timeout_s)
 
 
 class HasRetryPolicy(Protocol):

@@ -47,7 +47,7 @@ def require_revision(connection: Connection, shown: str) -> None:
     head = scripts.get_current_head()
     if revision != head:
         remedy = UPGRADE if _knows(scripts, revision) else NEWER
-        raise BadInput(f"storage {shown}: its tables are of revision {revision}, this release wants {head}; {remedy}")
+        raise BadInput(f"storage {shown}: its tables are of revision {revision}, this release needs {head}; {remedy}")
 
 
 def require_tables(connection: Connection, shown: str) -> str:
@@ -58,7 +58,7 @@ def require_tables(connection: Connection, shown: str) -> str:
     """
     revision = find_revision(connection)
     if revision is None:
-        raise BadInput(f"storage {shown}: holds no studies of hpo; `hpo run` makes one")
+        raise BadInput(f"storage {shown}: has no hpo studies; create one with `hpo run`")
     return revision
 
 
@@ -72,7 +72,7 @@ def require_optuna_revision(backend: RDBStorage, shown: str) -> None:
     if theirs != backend.get_head_version():
         newer = theirs not in backend.get_all_versions()
         remedy = "a newer Optuna made them: `pip install --upgrade hpo optuna`" if newer else UPGRADE
-        raise BadInput(f"storage {shown}: its tables are of another release of Optuna; {remedy}")
+        raise BadInput(f"storage {shown}: its tables belong to another release of Optuna; {remedy}")
 
 
 def upgrade_tables(backend: RDBStorage, shown: str) -> list[str]:

@@ -31,19 +31,21 @@ def check_file(path: Path, access: str) -> None:
         BadInput: It or its folder does not exist, or its access does not suffice.
     """
     if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):  # noqa: PTH112 - pathlib may raise
-        raise BadInput(f"storage: {path} cannot be a database file; its folder must exist and it must not be one")
-    if access != "create" and not os.path.isfile(path):  # noqa: PTH113 - pathlib may raise
-        raise BadInput(f"storage: there is no database {path}; `hpo run` makes one, --storage names another")
-    if access != "read" and not _is_writable(path):
         raise BadInput(
-            f"storage: {path} cannot be written, the file or its folder; commands that only read need not write it"
+            f"storage: {path} is not a usable database path: it is a directory, or its parent directory does not exist"
         )
+    if access != "create" and not os.path.isfile(path):  # noqa: PTH113 - pathlib may raise
+        raise BadInput(
+            f"storage: the database {path} does not exist; create it with `hpo run`, or choose another with --storage"
+        )
+    if access != "read" and not _is_writable(path):
+        raise BadInput(f"storage: {path} cannot be written (the file or its folder); commands that only read work")
     if access == "read" and not os.access(path, os.R_OK, effective_ids=True):
-        raise BadInput(f"storage: you may not read {path}")
+        raise BadInput(f"storage: {path} is not readable for you")
 
 
 def _is_writable(path: Path) -> bool:
-    """Return whether this user may write an SQLite file, or make it, and its journal beside it."""
+    """Return whether this user may write an SQLite file, or make it, and its journal next to it."""
     wanted = [path.absolute().parent, *([path] if path.exists() else [])]
     return all(os.access(place, os.W_OK, effective_ids=True) for place in wanted)
 

@@ -154,7 +154,7 @@ def upgrade_storage(url: str) -> list[str]:
         What was done, a line for each of the two.
 
     Raises:
-        BadInput: The URL is malformed, or the database has no studies of ours, or newer tables than this release.
+        BadInput: The URL is malformed, or the database has no hpo studies, or newer tables than this release.
         StorageUnavailable: The database did not answer within its deadline.
     """
     parsed = parse_url(url)
@@ -188,7 +188,7 @@ def parse_url(url: str) -> URL:
         raise BadInput(f"storage: not a database URL{hint}; allowed: {allowed}") from None
     server = "" if parsed.get_backend_name() == "sqlite" else f"{parsed.host}{parsed.database}"
     if "@" in server:
-        raise BadInput(f"storage {mask_secrets(url)}: an @ too many, or a / before it; {ESCAPES}")
+        raise BadInput(f"storage {mask_secrets(url)}: more than one @, or a / before it; {ESCAPES}")
     if isinstance(hidden := parsed.query.get("password"), str):  # messages would show it there
         parsed = parsed.set(password=hidden).difference_update_query(["password"])
     shown = show_url(parsed)
@@ -197,7 +197,7 @@ def parse_url(url: str) -> URL:
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise BadInput(f"storage {shown}: {parsed.drivername!r} is not supported; allowed: {allowed}")
     if not parsed.database or (parsed.drivername == "sqlite" and parsed.database.startswith((":memory:", "file:"))):
-        raise BadInput(f"storage {shown}: names no database that processes could share; allowed: {allowed}")
+        raise BadInput(f"storage {shown}: not a database that processes can share; allowed: {allowed}")
     return parsed.set(database=expand(parsed.database)) if parsed.drivername == "sqlite" else parsed
 
 

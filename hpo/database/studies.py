@@ -60,7 +60,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
     """Add the user attributes that a study does not have yet, and return all with which it was made.
 
     Atomic across processes: of several that describe a study at once, one writes, and the others get what it wrote.
-    What a study was made with stays in our own table, whatever other clients do to its attributes.
+    A study's settings stay in our own table, whatever other clients do to its attributes.
     """
     with storage.transaction() as session:
         _lock_study(session, study_id)
@@ -88,7 +88,7 @@ def find_settings(storage: Storage, study_id: int) -> dict[str, Any] | None:
 
 @retried
 def adopt_copy(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
-    """Make a copy that another client has made one of our studies, which is stopped, and return what it was made with.
+    """Make a copy that another client has made one of our studies, which is stopped, and return its settings.
 
     Raises:
         BadInput: The copy lacks some of them, or has others.
@@ -172,7 +172,7 @@ def add_trial(session: Session, study_id: int, target: int) -> tuple[int, int] |
 
 
 def remove_trials(session: Session, study_id: int, trial_ids: Sequence[int]) -> None:
-    """Remove trials from the end of a study, which is locked, and lower its target to what is left."""
+    """Remove trials from the end of a study, which is locked, and lower its target to the rest."""
     delete_of_trials(session, trial_ids, (AttemptRow, CurveRow, RungRow, LentRow, *_OPTUNA_CHILDREN, TrialModel))
     _write_target(session, study_id, _count(session, study_id))
 
@@ -222,7 +222,7 @@ def _lock_trials(session: Session, study_id: int) -> None:
 
 
 def _find_settings(session: Session, study_id: int) -> dict[str, Any] | None:
-    """Find what a study was made with; a row with another name is of one whose id SQLite has given out again."""
+    """Find the settings of a study; a row with another name is of one whose id SQLite has reused."""
     settings = session.scalar(select(StudyRow.settings).where(*described(study_id)))
     return None if settings is None else dict(json.loads(settings))
 

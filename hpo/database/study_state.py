@@ -115,9 +115,12 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     while left := list_workers_on(storage, study_id):
         if find_state(storage, study_id) not in ("stopped", "finishing"):
-            raise StillRunning(f"study {name} was resumed before its last trial had ended")
+            raise StillRunning(f"study {name} was resumed before its last trial had finished")
         if deadline_s is not None and time.monotonic() >= deadline_s:
-            raise StillRunning(f"study {name} is stopped, but after {timeout_s:g} s not yet left by {', '.join(left)}")
+            raise StillRunning(
+                f"study {name} is stopped, but these workers were still running "
+                f"after {timeout_s:g} s: {', '.join(left)}"
+            )
         time.sleep(STOP_POLL_S)
         queue.reap(storage, study_id)
     finished = _count_finished(storage, study_id, before)
@@ -126,7 +129,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
 
 @retried
 def list_study_loads(storage: Storage, name: str | None = None) -> list[StudyLoad]:
-    """List all studies of ours, or the one with a name, the oldest first."""
+    """List all our studies, or the one with a name, the oldest first."""
     columns = (StudyRow.study_id, StudyModel.study_name, StudyRow.state, StudyRow.changed_s, StudyRow.target)
     number = func.count(TrialModel.trial_id)
     running, waiting = (number.filter(TrialModel.state == state) for state in (TrialState.RUNNING, TrialState.WAITING))

@@ -31,7 +31,7 @@ from hpo.errors import StudyNotFound
 from hpo.settings import StudyState
 
 UNCLAIMED: StudyState = "stopped"
-"""The state of a study without a row of ours: a copy is left alone until somebody runs or resumes it."""
+"""The state of a study without a row in our table: a copy is left alone until somebody runs or resumes it."""
 
 
 class Base(DeclarativeBase):
@@ -140,7 +140,7 @@ class RungRow(Base):
 
 
 class LentRow(Base):
-    """A running trial that no worker of ours trains, since another client has asked Optuna for it.
+    """A running trial that none of our workers trains, since another client has asked Optuna for it.
 
     Attributes:
         signs: How much the client had written for the trial when it was last seen to write.
@@ -159,14 +159,14 @@ class LentRow(Base):
 class StudyRow(Base):
     """The state of a study, which decides whether its trials can be claimed.
 
-    A study that has settings of ours, but no such row, is another client's copy. SQLite gives the ids of deleted
+    A study that has our settings, but no such row, is another client's copy. SQLite gives the ids of deleted
     studies out again, so a row with another name is that of a study which is gone.
 
     Attributes:
         changed_s: When the study was last created, paused, resumed or stopped, in seconds by the database's clock.
         name: Of the study; Optuna cannot rename one.
         target: The number of trials up to which workers add new ones.
-        settings: The attributes that the study was made with, as JSON, since anybody may edit those that are shown.
+        settings: The attributes that the study was created with, as JSON, since anybody may edit those that are shown.
     """
 
     __tablename__ = "hpo_studies"
@@ -242,7 +242,7 @@ def require_study(session: Session, study_id: int) -> None:
         StudyNotFound: Somebody deleted it, or renamed it outside this package, which makes another of it.
     """
     if session.scalar(select(StudyModel.study_id).where(StudyModel.study_id == study_id)) is None:
-        raise StudyNotFound(f"the study with id {study_id} is gone: somebody has deleted or renamed it")
+        raise StudyNotFound(f"the study with id {study_id} no longer exists: it was deleted or renamed")
 
 
 def described(study_id: int) -> tuple[ColumnElement[bool], ...]:
@@ -255,13 +255,13 @@ def described(study_id: int) -> tuple[ColumnElement[bool], ...]:
 
 
 def is_open() -> ColumnElement[bool]:
-    """Return the condition that a worker of ours holds a trial."""
+    """Return the condition that one of our workers holds a trial."""
     attempt = aliased(AttemptRow)
     return exists().where(attempt.trial_id == TrialModel.trial_id, attempt.ended_s.is_(None))
 
 
 def is_trained() -> ColumnElement[bool]:
-    """Return the condition that a trial has ended, and that a worker of ours ended it.
+    """Return the condition that a trial has ended, and that one of our workers ended it.
 
     Other clients may end trials too. What they tell was not measured here: it is shown, but not compared.
     On SQLite they may replace a value in the moment in which it is written, so it must be the one that was measured.

@@ -18,7 +18,7 @@ def count_cores() -> int:
 
 
 def parse_quota(limit: str) -> float | None:
-    """Read a limit as in `cpu.max`, QUOTA PERIOD in microseconds, in cores; None where there is none."""
+    """Read a limit as in `cpu.max`, QUOTA PERIOD in microseconds, in cores; None without a limit."""
     quota, period = limit.split()
     return int(quota) / int(period) if quota.isdigit() and int(period) else None
 

@@ -91,7 +91,7 @@ def find_gpus() -> list[WorkerDevice]:
     gpus = restrict(listed, os.environ.get(VISIBLE))
     if gpus:
         return gpus
-    log.warning("%s; workers take the %d devices that torch counts", problem or f"{VISIBLE} names no listed GPU", count)
+    log.warning("%s; using the %d devices that torch counts", problem or f"{VISIBLE} names no listed GPU", count)
     return [WorkerDevice(name=f"cuda:{index}", option=f"cuda:{index}") for index in range(count)]
 
 
@@ -111,9 +111,7 @@ def find_native_precision() -> Precision:
     asked = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8")
     if asked.returncode != 0:
         why = (asked.stderr.strip().splitlines() or [f"code {asked.returncode}"])[-1]
-        raise BadInput(
-            f"--precision auto: the GPU does not tell what it computes ({why}); fp32, tf32 and bf16 are allowed"
-        )
+        raise BadInput(f"--precision auto: cannot find out what the GPU supports ({why}); pass fp32, tf32 or bf16")
     return next(precision for precision in get_args(Precision) if precision == asked.stdout.strip())
 
 

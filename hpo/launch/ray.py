@@ -150,7 +150,7 @@ class RayPlace:
 
     def _take_loss(self, error: RayError) -> Ended | None:
         if self._location is not None and self._location.node_id not in {node["NodeID"] for node in live_nodes()}:
-            log.warning("the node of Ray on %s is gone; its worker starts wherever there is room", self._location.host)
+            log.warning("the Ray node on %s is lost; its worker will start on another node", self._location.host)
             self.start()
             return None
         return Ended(False, f"with its actor: {last_line(str(error))}")
@@ -190,7 +190,7 @@ class RayLauncher:
             ClusterUnavailable: There is no such cluster, or it runs another release of Ray.
 
         Side effects:
-            May start Ray's processes. Stdout is discarded until the launcher is closed: Ray's warnings would spoil the
+            May start Ray's processes. Stdout is discarded until the launcher is closed: Ray's warnings would break the
             result.
         """
         check_share(gpus_per_worker)

@@ -96,11 +96,11 @@ def check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}")
+        raise BadInput(f"Ray address {address!r}: allowed: {ALLOWED_ADDRESSES}")
     try:
         error = connection_error(address, CONNECT_S)
     except ValueError:  # characters that no host name may have
-        raise BadInput(f"Ray address {address!r}: allowed are {ALLOWED_ADDRESSES}") from None
+        raise BadInput(f"Ray address {address!r}: allowed: {ALLOWED_ADDRESSES}") from None
     if error:
         raise ClusterUnavailable(f"Ray cluster {address} cannot be reached: {error}")
 
@@ -122,7 +122,7 @@ def check_share(gpus_per_worker: float | None) -> None:
         BadInput: The share is neither 0 nor from 0.01 to 1.
     """
     if gpus_per_worker is not None and gpus_per_worker != 0 and not MIN_SHARE <= gpus_per_worker <= 1:
-        raise BadInput(f"--gpus-per-worker {gpus_per_worker:g}: allowed are 0, and from {MIN_SHARE} to 1")
+        raise BadInput(f"--gpus-per-worker {gpus_per_worker:g}: allowed: 0, and from {MIN_SHARE} to 1")
 
 
 def require_one_host(nodes: Sequence[Node], cluster: str) -> None:
@@ -135,7 +135,7 @@ def require_one_host(nodes: Sequence[Node], cluster: str) -> None:
     addresses = sorted({node.address for node in nodes})
     if max(len(hosts), len(addresses)) > 1:
         listed = ", ".join(hosts if len(hosts) > 1 else addresses)
-        raise BadInput(f"storage: SQLite serves one host, and the {cluster} has several ({listed}); give a PostgreSQL")
+        raise BadInput(f"storage: SQLite serves one host, and the {cluster} has several ({listed}); use PostgreSQL")
 
 
 def choose_share(nodes: Sequence[Node], gpus_per_worker: float | None, cluster: str) -> Share:
@@ -150,7 +150,7 @@ def choose_share(nodes: Sequence[Node], gpus_per_worker: float | None, cluster: 
     if not any(share.slots(node) for node in nodes):
         wanted = f"--gpus-per-worker {gpus:g}" if gpus else "a CPU for each worker"
         total = f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs"
-        raise BadInput(f"{wanted}: the {cluster} has no room for that; it has {total} in all")
+        raise BadInput(f"{wanted}: the {cluster} has no room for that; its total is {total}")
     return share
 
 

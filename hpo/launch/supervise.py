@@ -165,8 +165,8 @@ class Workers:
             f"its output is in {place.output}"
         )
         if not self._left:
-            raise StudyFailed(why if len(self.places) == 1 else f"{why}; no other place is left")
-        log.warning("%s; no worker is started there any more, %d places are left", why, len(self._left))
+            raise StudyFailed(why if len(self.places) == 1 else f"{why}; no other device remains")
+        log.warning("%s; no more workers are started there, %d devices remain", why, len(self._left))
 
     def _end_all(self) -> None:
         for place in self.places:
@@ -193,4 +193,4 @@ class Launcher(Protocol):
 
 def waiting_note(waiting: Sequence[bool]) -> str:
     """Write how many workers still wait for room; empty where none does."""
-    return f"{sum(waiting)} of {len(waiting)} workers wait for room" if any(waiting) else ""
+    return f"{sum(waiting)} of {len(waiting)} workers are waiting for room" if any(waiting) else ""

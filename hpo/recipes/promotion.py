@@ -1,7 +1,7 @@
-"""The promotion of trials: where their rungs lie, what is compared there, and which trials may train beyond.
+"""The promotion of trials: where their rungs are, what is compared there, and which trials may train beyond.
 
 This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the best third
-of those that have reached its rung waits there, and trains on once it is. So an early decision can be corrected later.
+of those that have reached its rung waits there, and continues once it is. So an early decision can be corrected later.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, grid, learning_rate_runs
 
 FACTOR = 3
-"""One of so many trials is promoted at each rung; what a trial trains from one rung to the next grows as much."""
+"""One of this many trials is promoted at each rung; what a trial trains from one rung to the next grows as much."""
 
 COMPARED_EVALUATIONS = 3
-"""Trials are compared by the mean accuracy of so many evaluations up to a rung: a single one is noisy."""
+"""Trials are compared by the mean accuracy of this many evaluations up to a rung: a single one is noisy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,14 +128,14 @@ def _draw_ratio(span: IntRange | FloatRange, random: Random) -> float:
 
 def _check_range(span: IntRange | FloatRange, step: float | None) -> None:
     if span.high < span.low:
-        raise ValueError(f"high {span.high} is under low {span.low}")
+        raise ValueError(f"high {span.high} is less than low {span.low}")
     if span.log and span.low <= 0:
-        raise ValueError(f"low {span.low} of a logarithmic range is not over 0")
+        raise ValueError(f"low {span.low} of a logarithmic range must be positive")
     if step is None:
         return
     width, most = _decimal(span.high) - _decimal(span.low), MAX_LOG_STEPS if span.log else MAX_STEPS
     if width > most * _decimal(step):
-        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are over {most} values")
+        raise ValueError(f"low {span.low} to high {span.high} in steps of {step} are more than {most} values")
     if width % _decimal(step):
         raise ValueError(f"high {span.high} is not low {span.low} plus a multiple of step {step}")
 

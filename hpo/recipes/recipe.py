@@ -137,7 +137,7 @@ def _check(recipe: Recipe) -> None:
     for name in _RULES:
         check_field(name, getattr(recipe, name))
     if len(recipe.values) != len(recipe.boundaries) + 1:
-        raise RecipeError("values", f"is {list(recipe.values)}; allowed: one more than boundaries")
+        raise RecipeError("values", f"has {len(recipe.values)} numbers; allowed: one more than boundaries")
 
 
 def _is_number(value: Any) -> bool:

@@ -65,7 +65,7 @@ def _form(value: object) -> str | None:
 
 def _distinct(field: Any) -> Any:
     if isinstance(field, list) and len(set(field)) < len(field):
-        raise ValueError("a choice stands twice")
+        raise ValueError("duplicate choice")
     return field
 
 
@@ -74,7 +74,7 @@ def _between(low: float, high: float) -> AfterValidator:
         """Refuse a field with a value outside the bounds."""
         for member in _ends(field):
             if not low < member < high:
-                raise ValueError(f"{member} is not over {low} and under {high}")
+                raise ValueError(f"{member} is not greater than {low} and less than {high}")
         return field
 
     return AfterValidator(check)

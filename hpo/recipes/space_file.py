@@ -18,7 +18,7 @@ from hpo.recipes.yaml_numbers import NumberLoader, load_yaml
 
 
 def shipped_dir() -> Path:
-    """Return the folder of the shipped spaces: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped spaces: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"
@@ -79,12 +79,12 @@ def _yaml_problem(error: Exception) -> str:
 
 def _refuse_repeated_keys(node: yaml.Node, source: str, above: tuple[yaml.Node, ...] = ()) -> None:
     if node in above:
-        raise SpaceError(f"{source}: line {node.start_mark.line + 1}: what stands here contains itself")
+        raise SpaceError(f"{source}: line {node.start_mark.line + 1}: recursive alias")
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if key.value in seen:
-                raise SpaceError(f"{source}: line {key.start_mark.line + 1}: key {key.value!r} stands twice")
+                raise SpaceError(f"{source}: line {key.start_mark.line + 1}: duplicate key {key.value!r}")
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
             _refuse_repeated_keys(value, source, (*above, node))

@@ -47,12 +47,12 @@ class Run:
 
     @property
     def accuracy(self) -> Estimate:
-        """Give the mean test accuracy with its interval."""
+        """Return the mean test accuracy with its interval."""
         return estimate(self.test_accuracy)
 
     @property
     def loss(self) -> Estimate:
-        """Give the mean test loss with its interval."""
+        """Return the mean test loss with its interval."""
         return estimate(self.test_loss)
 
 
@@ -78,33 +78,33 @@ class Result:
 
     @property
     def baseline(self) -> Run:
-        """Give the run of the documented base recipe."""
+        """Return the run of the documented base recipe."""
         return next(run for run in self.runs if run.name == BASELINE)
 
     @property
     def candidate(self) -> Run:
-        """Give the run of the search's best recipe, which may be the baseline itself."""
+        """Return the run of the search's best recipe, which may be the baseline itself."""
         return next((run for run in self.runs if run.name == CANDIDATE), self.baseline)
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Give the candidate's test accuracy minus the baseline's, for each seed."""
+        """Return the candidate's test accuracy minus the baseline's, for each seed."""
         pairs = zip(self.candidate.test_accuracy, self.baseline.test_accuracy, strict=True)
         return tuple(ours - other for ours, other in pairs)
 
     @property
     def difference(self) -> Difference:
-        """Give the mean of the differences, with its interval and p-value."""
+        """Return the mean of the differences, with its interval and p-value."""
         return paired_difference(self.differences)
 
     @property
     def comparable(self) -> bool:
-        """Tell whether data set and budget are those of the documented runs."""
+        """Return whether data set and budget are those of the documented runs."""
         return is_comparable(self.dataset, self.iterations)
 
 
 def is_comparable(dataset: str, iterations: int) -> bool:
-    """Tell whether a data set and a budget are those of the documented runs."""
+    """Return whether a data set and a budget are those of the documented runs."""
     return dataset == DOCUMENTED_DATASET and iterations == REFERENCE_ITERATIONS
 
 
@@ -159,12 +159,12 @@ def begin_documented(
 
 
 def companion_name(study: str) -> str:
-    """Give the usual name of a search's companion study."""
+    """Return the usual name of a search's companion study."""
     return f"{study}.benchmark"
 
 
 def documented_name(dataset: str) -> str:
-    """Give the usual name of the study of all documented experiments."""
+    """Return the usual name of the study of all documented experiments."""
     return f"documented-{dataset}"
 
 
@@ -228,12 +228,12 @@ def verdict(result: Result) -> str:
     """State in a sentence whether the candidate is better than the baseline."""
     ours, difference = f"The best recipe (trial {result.trial})", result.difference
     if result.candidate is result.baseline:
-        return f"{ours} is the documented baseline itself: there is nothing to compare."
+        return f"{ours} is the documented baseline itself, so there is nothing to compare."
     if result.missing:
-        lost = f"{len(result.missing)} of its and the baseline's runs ended without a figure"
+        lost = f"{len(result.missing)} of its and the baseline's runs have no result"
         return f"{ours} is not shown to be better than the baseline: {lost}."
     if len(result.seeds) < 2:
-        return f"{ours} is not shown to be better than the baseline: that takes two seeds, and better five."
+        return f"{ours} is not shown to be better than the baseline: this needs at least two seeds, or better five."
     if difference.p_value is None:
         return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
     return (
@@ -247,24 +247,23 @@ def find_sentence(search: Study, trial: int) -> str | None:
     result = find_result(search)
     if result is None or result.trial != trial:
         return None
-    mean = f"{result.candidate.accuracy.mean:.4f}, the mean accuracy of {len(result.seeds)} networks of fresh seeds"
+    accuracy, seeds = result.candidate.accuracy.mean, len(result.seeds)
+    mean = f"{accuracy:.4f}, the mean accuracy of networks trained on {seeds} fresh seeds"
     return f"{mean}. {verdict(result).removesuffix('.')}"
 
 
 def _require_benchmark_of(search: Study, companion: str, trial: int) -> None:
-    """Refuse to put the runs into a study of ours that is anything but the benchmark of this trial."""
+    """Refuse to put the runs into a study that is anything but the benchmark of this trial."""
     try:
         comparison = studies.load(search.storage, companion).space
     except StudyNotFound:  # no such study, or one of another tool, which `continue_or_create` refuses
         return
     if not isinstance(comparison, Comparison):
-        raise StudyMismatch(
-            f"study {companion} is a search, not a benchmark; give the benchmark another name with --name"
-        )
+        raise StudyMismatch(f"study {companion} is a search, not a benchmark; choose another name with --name")
     if comparison.trial != trial:
         raise StudyMismatch(
-            f"study {companion} is the benchmark of trial {comparison.trial}, but by now trial {trial} is the best of "
-            f"{search.name}; --name begins another benchmark beside it"
+            f"study {companion} is the benchmark of trial {comparison.trial}, but trial {trial} is now the best of "
+            f"{search.name}; start another benchmark with --name"
         )
 
 
@@ -297,7 +296,7 @@ def _run(name: str, recipe: Recipe, trials: Sequence[FrozenTrial]) -> Run:
 
 def _missing(comparison: Comparison, trial: FrozenTrial) -> str:
     params = comparison.params_of(trial.number)
-    return f"{params['run']} on seed {params['seed']}: {trial.user_attrs.get('outcome', 'another client has ended it')}"
+    return f"{params['run']} on seed {params['seed']}: {trial.user_attrs.get('outcome', 'ended by another client')}"
 
 
 def _figures(run: Run) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def begin(search: Study, top: int, seeds: int) -> Study | None:
 
 def nothing_to_confirm(search: Study) -> str:
     """State why a search has no confirmation."""
-    return f"study {search.name}: its base recipe is the only one that completed; there is none to confirm"
+    return f"study {search.name}: its base recipe is the only recipe that completed, so there is nothing to confirm"
 
 
 def require_search(study: Study) -> None:
@@ -128,7 +128,7 @@ def require_search(study: Study) -> None:
     """
     if isinstance(study.space, Comparison):
         kind = "confirmation" if study.space.is_confirmation else "benchmark"
-        raise BadInput(f"--study {study.name}: it is a {kind} itself; name the study that it is of")
+        raise BadInput(f"--study {study.name}: this is a {kind}; give the study that it belongs to")
 
 
 def find(search: Study) -> Confirmation | None:
@@ -226,7 +226,7 @@ def to_dict(confirmation: Confirmation) -> dict[str, Any]:
 def verdict(confirmation: Confirmation) -> str:
     """State which recipe is best over the further seeds, and whether it is better than the base recipe."""
     if confirmation.waiting:
-        return f"The confirmation is not finished: {confirmation.waiting} of its runs are still to be trained."
+        return f"The confirmation is not finished: {confirmation.waiting} of its runs have not finished."
     winner, seeds = confirmation.winner, len(confirmation.seeds)
     if winner is None:
         return "Nothing is confirmed: too many runs ended without a result."
@@ -251,7 +251,7 @@ def explain(study: Study) -> str:
     if confirmation is not None:
         return verdict(confirmation)
     return (
-        "Not confirmed: the trial was picked by its value on one seed, where luck may decide. "
+        "Not confirmed: the trial was picked on one seed, where luck may decide. "
         f"`hpo confirm --study {study.name}` trains the best recipes on further seeds."
     )
 

@@ -28,7 +28,7 @@ _DEFAULTS: Mapping[str, Any] = {
 """Defaults of options of `hpo run`: a command leaves out those that have them."""
 
 _WHY_PRUNED = {
-    "median": "its best accuracy so far was under the median of the earlier trials",
+    "median": "its best accuracy so far was below the median of the earlier trials",
     "asha": "it was not in the best third of the trials at its rung",
     "asha-stop": "it was not in the best third of the trials",
     "hyperband": "it was not in the best third of the trials of its bracket",
@@ -59,10 +59,10 @@ def study_note(name: str, settings: StudySettings, space_name: str) -> str:
             "",
             "| | |",
             "| --- | --- |",
-            f"| data set | {in_markdown(settings.dataset)}; accuracy is that on its validation split |",
+            f"| data set | {in_markdown(settings.dataset)}; accuracies are measured on its validation split |",
             f"| budget of a trial | {budget}, {settings.precision} |",
-            f"| recipes chosen by | {settings.sampler}, seed {settings.seed} |",
-            f"| poor trials ended by | {settings.pruner} |",
+            f"| sampler | {settings.sampler}, seed {settings.seed} |",
+            f"| pruner | {settings.pruner} |",
             "",
             f"**Intermediate values** are validation accuracies. Trials are compared {compared[settings.align]}; "
             "a step is that point on the schedule of trial 0.",
@@ -127,11 +127,13 @@ def _sentence(outcome: str) -> str:
 
 def _reason(outcome: str, pruner: str) -> str:
     if outcome.startswith("waiting at rung"):
-        return " It trains on once it is in the best third of the trials there, and is pruned if the study ends before."
+        return (
+            " It continues once it is among the best third of the trials there, and is pruned if the study ends first."
+        )
     if outcome.startswith("pruned"):
         return f" The {pruner} pruner ended it: {_WHY_PRUNED[pruner]}, compared at the same point."
     if outcome.startswith("stopped early"):
-        return " The validation loss had not fallen for as long as the recipe's patience."
+        return " The validation loss had not improved for the recipe's patience."
     return ""
 
 

@@ -19,7 +19,7 @@ P_LIMIT = 0.05
 """Significance level: only a difference with a smaller p-value counts."""
 
 Judgement = Literal["better", "worse", "not shown to be better"]
-"""What a difference says of the first recipe."""
+"""The verdict on the first recipe."""
 
 Interval = tuple[float, float]
 
@@ -66,14 +66,14 @@ def paired_difference(differences: Sequence[float]) -> Difference:
 
 
 def judge(difference: Difference) -> Judgement:
-    """Decide what a mean of paired differences says."""
+    """Decide the verdict on a mean of paired differences."""
     if difference.mean is None or difference.p_value is None or difference.p_value >= P_LIMIT:
         return "not shown to be better"
     return "better" if difference.mean > 0 else "worse"
 
 
 def show_difference(difference: Difference, seeds: int) -> str:
-    """Write a mean difference with what is known of its uncertainty."""
+    """Write a mean difference with its uncertainty."""
     assert difference.mean is not None, "there is a seed"
     number = "1 seed" if seeds == 1 else f"{seeds} seeds"
     if difference.ci95 is None or difference.p_value is None:

@@ -82,11 +82,9 @@ def read_labels(file: ArrayFile) -> npt.NDArray[np.int64]:
     parts = [_read(file.path, name).reshape(-1).astype(np.int64) for name in _names(file, "y")]
     present = np.unique(parts[0])
     if not np.array_equal(present, np.arange(len(present))):
-        raise BadInput(
-            f"{file.path}: labels of y_train are {_listed(present)}; allowed are 0 to n-1, each of them used"
-        )
+        raise BadInput(f"{file.path}: labels of y_train are {_listed(present)}; allowed: 0 to n-1, each of them used")
     if len(present) < 2:
-        raise BadInput(f"{file.path}: all labels of y_train are 0; allowed are two or more classes")
+        raise BadInput(f"{file.path}: all labels of y_train are 0; allowed: two or more classes")
     for labels in parts[1:]:
         if not np.array_equal(np.unique(labels), present):
             raise BadInput(
@@ -120,10 +118,10 @@ def _read_header(path: Path, archive: zipfile.ZipFile, member: str) -> Header:
     with archive.open(member) as stream:
         read = _READ_HEADER.get(np.lib.format.read_magic(stream))
         if read is None:
-            raise BadInput(f"{path}: {member} is of another version of the format; allowed are 1.0 and 2.0")
+            raise BadInput(f"{path}: {member} has another format version; allowed: 1.0 and 2.0")
         shape, _, dtype = read(stream)
     if dtype.hasobject:
-        raise BadInput(f"{path}: {member} holds a pickle, which is never loaded; allowed are arrays of whole numbers")
+        raise BadInput(f"{path}: {member} contains a pickle, which is never loaded; allowed: arrays of whole numbers")
     return Header(shape=shape, dtype=dtype)
 
 
@@ -132,10 +130,10 @@ def _image_shape(path: Path, part: str, headers: dict[str, Header]) -> tuple[int
     x, y = headers[f"x_{part}"], headers[f"y_{part}"]
     if x.dtype != np.uint8 or len(x.shape) not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)):
         raise BadInput(
-            f"{path}: x_{part} is {x.dtype} of shape {x.shape}; allowed is uint8 [N, H, W] or [N, H, W, 1 or 3]"
+            f"{path}: x_{part} is {x.dtype} of shape {x.shape}; allowed: uint8 [N, H, W] or [N, H, W, 1 or 3]"
         )
     if y.dtype.kind not in "iu" or y.shape[1:] not in ((), (1,)):
-        raise BadInput(f"{path}: y_{part} is {y.dtype} of shape {y.shape}; allowed are whole numbers [N] or [N, 1]")
+        raise BadInput(f"{path}: y_{part} is {y.dtype} of shape {y.shape}; allowed: whole numbers [N] or [N, 1]")
     if x.shape[0] != y.shape[0]:
         raise BadInput(f"{path}: x_{part} has {x.shape[0]} images and y_{part} {y.shape[0]} labels; allowed: equal")
     return x.shape[1], x.shape[2], (*x.shape[3:], 1)[0]

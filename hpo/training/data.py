@@ -56,7 +56,7 @@ class Dataset:
         std: Standard deviation, likewise.
         padding: Zero pixels on each side before a random crop of the original size.
         flip: Whether half of the images are mirrored left to right.
-        checksum: SHA-256 of both splits; of one's own images, that of their file of tensors.
+        checksum: SHA-256 of both splits; of the user's own images, that of their file of tensors.
     """
 
     name: str

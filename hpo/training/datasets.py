@@ -219,7 +219,7 @@ def _require_cifar(name: Literal["cifar10", "cifar100"], data_dir: Path) -> Path
     if not _is_folder(folder) and _is_file(archive):
         _unpack(archive, kind.tgz_md5, folder)
     if not _is_folder(folder):
-        raise DataUnavailable(f"{name} is not in {data_dir}: there is no folder {folder}")
+        raise DataUnavailable(f"{name} is not in {data_dir}: the folder {folder} does not exist")
     return folder
 
 
@@ -317,7 +317,7 @@ def _download(name: str, url: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         _close(error)
-        raise DataUnavailable(f"{name} could not be fetched: {str(error).strip()}") from error
+        raise DataUnavailable(f"{name} could not be downloaded: {str(error).strip()}") from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -345,9 +345,9 @@ def require_reachable(name: str, url: str, limit_s: float = DOWNLOAD_START_S) ->
     prober.start()
     prober.join(limit_s)
     if not answer:
-        raise DataUnavailable(f"{name} could not be fetched: no answer within {limit_s:g} s")
+        raise DataUnavailable(f"{name} could not be downloaded: no answer within {limit_s:g} s")
     if answer[0] is not None:
-        raise DataUnavailable(f"{name} could not be fetched: {str(answer[0]).strip()}") from answer[0]
+        raise DataUnavailable(f"{name} could not be downloaded: {str(answer[0]).strip()}") from answer[0]
 
 
 def _close(error: Exception) -> None:

@@ -105,7 +105,7 @@ def _decode_chunk(paths: Sequence[str], shape: tuple[int, int, int]) -> Pixels:
 def _inspect(path: str) -> Picture:
     with _opened(path) as image:
         if image.mode in DEEP_MODES or ";16" in image.mode:
-            raise DataDamaged(f"{path}: its pixels are of mode {image.mode}; allowed are 8 bits per channel")
+            raise DataDamaged(f"{path}: its pixels are of mode {image.mode}; allowed: 8 bits per channel")
         return Picture(width=image.width, height=image.height, grey=image.mode in GREY_MODES)
 
 

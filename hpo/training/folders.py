@@ -51,11 +51,11 @@ def _list_images(root: Path) -> Listing:
     folders, others = _folders(root)
     if not {TRAIN, TEST} <= folders.keys():
         if folders.keys() & {TRAIN, TEST}:
-            raise BadInput(f"{root}: has one of {TRAIN}/ and {TEST}/; allowed are both, or a folder per class")
+            raise BadInput(f"{root}: has only one of {TRAIN}/ and {TEST}/; allowed: both, or one folder per class")
         files, passed_over = _classes_of(root, folders)
         return _listing(list(files), [files], None, others + passed_over)
     if extra := sorted(folders.keys() - {TRAIN, TEST}):
-        raise BadInput(f"{root / extra[0]}: allowed beside {TRAIN}/ and {TEST}/ is no other folder")
+        raise BadInput(f"{root / extra[0]}: not allowed next to {TRAIN}/ and {TEST}/")
     parts = []
     for part in (TRAIN, TEST):
         inner, loose = _folders(root / part)
@@ -81,7 +81,7 @@ def _listing(classes: list[str], parts: list[dict[str, list[str]]], tests: int |
 
 
 def _folders(root: Path) -> tuple[dict[str, Path], int]:
-    """Return the folders in a folder by name, sorted, and the number of files beside them; hidden folders are left."""
+    """Return the folders in a folder by name, sorted, and the number of files next to them; hidden folders are left."""
     entries = _entries(root)
     folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
     return folders, sum(not entry.is_dir() for entry in entries)
@@ -91,7 +91,7 @@ def _classes_of(root: Path, folders: dict[str, Path]) -> tuple[dict[str, list[st
     """List the images of each class, and count the other files."""
     if len(folders) < 2:
         held = f"only the class {next(iter(folders))}" if folders else "no class"
-        raise BadInput(f"{root}: has {held}; allowed are two or more folders of images")
+        raise BadInput(f"{root}: has {held}; allowed: two or more folders of images")
     images: dict[str, list[str]] = {}
     passed_over = 0
     for name, folder in folders.items():
@@ -111,7 +111,7 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     """
     real = os.path.realpath(folder, strict=True)
     if real in above:
-        raise BadInput(f"{folder}: a link leads back to {real}, a folder that holds it")
+        raise BadInput(f"{folder}: a link leads back to {real}, which contains it")
     for entry in _entries(folder):
         if entry.is_dir():
             yield from _walk(entry.path, (*above, real))

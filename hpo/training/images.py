@@ -1,4 +1,4 @@
-"""Data sets of one's own: images that are decoded once into a file of tensors, which every process maps."""
+"""Users' own data sets: images that are decoded once into a file of tensors, which every process maps."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def name_of(path: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", base.stem if _is_array_file(path) else base.name).strip("._-")[:60]
     if not name:
         raise BadInput(
-            f"--dataset {path}: its name must have a letter (a to z) or a digit, as studies are named after it"
+            f"--dataset {path}: its name needs a letter (a to z) or a digit, because studies are named after it"
         )
     if name in get_args(DatasetName):
         raise BadInput(f"--dataset {path}: {name} is the name of a known data set; rename the folder or file")
@@ -179,7 +179,7 @@ def _is_array_file(path: Path) -> bool:
 
 def _array_file(path: Path) -> arrays.ArrayFile:
     if not _is_array_file(path):
-        raise BadInput(f"--dataset {path}: allowed are a folder of images and an .npz file")
+        raise BadInput(f"--dataset {path}: allowed: a folder of images and an .npz file")
     return arrays.read_headers(path)
 
 
@@ -220,7 +220,7 @@ def _collect_arrays(file: arrays.ArrayFile, image_size: int | None) -> Collectio
 def _require_side(path: Path | str, width: int, height: int) -> None:
     if min(width, height) < MIN_IMAGE_SIDE or max(width, height) > MAX_IMAGE_SIDE:
         raise BadInput(
-            f"{path}: images are {width}x{height}; allowed are {MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE} pixels a side, "
+            f"{path}: images are {width}x{height}; allowed: {MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE} pixels a side, "
             "to which --image-size N scales the images of a folder"
         )
 

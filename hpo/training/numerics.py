@@ -34,7 +34,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:
-    """What decides the last bit of a result, beside the recipe and the data.
+    """What decides the last bit of a result, apart from the recipe and the data.
 
     Attributes:
         processor: A GPU with its compute capability and number of multiprocessors, or a CPU with vendor, family, model,
@@ -114,16 +114,16 @@ def require_precision(device: torch.device, precision: Precision) -> None:
     """Refuse a device on which a precision does not exist, or would be emulated very slowly.
 
     Raises:
-        BadInput: bf16 on a GPU without it, or TF32 where there is none.
+        BadInput: bf16 on a GPU without it, or TF32 on a device without it.
     """
     if device.type == "cpu" and precision == "tf32":
-        raise BadInput("device cpu: tf32 is a precision of GPUs; use fp32 or bf16")
+        raise BadInput("device cpu: tf32 needs a GPU; use fp32 or bf16")
     if device.type != "cuda" or precision == "fp32" or torch.cuda.get_device_capability(device) >= (8, 0):
         return
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     raise BadInput(
         f"device {device}: {name} (compute capability {major}.{minor}) has no native {precision}, "
-        "which takes 8.0 or later; use another device, or a study made with --precision fp32"
+        "which takes 8.0 or later; use another device, or create the study with --precision fp32"
     )
 
 

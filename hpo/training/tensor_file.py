@@ -127,7 +127,7 @@ def _require_file(name: str, checksum: str, data_dir: Path) -> Path:
     if others:
         raise BadInput(
             f"data set {name} in {data_dir}: its checksum is {', '.join(other[:12] for other in others)}, "
-            f"the study was made with {checksum[:12]}"
+            f"the study was created with {checksum[:12]}"
         )
     raise DataUnavailable(
         f"data set {name} is not in {data_dir}; `hpo worker --dataset PATH` decodes its folder or .npz file"

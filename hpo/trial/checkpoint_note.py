@@ -51,7 +51,7 @@ def describe_saved(segment: str, iteration: int, curve: Sequence[CurvePoint], ar
 
 
 def note_name(path: Sequence[Segment], key: bytes) -> str:
-    """Return the name of a recipe's note, for which the key of its last segment stands.
+    """Return the name of a recipe's note, which contains the key of its last segment.
 
     The databases that use one artifact store have notes of different names, so none deletes another's.
     """

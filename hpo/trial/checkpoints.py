@@ -83,7 +83,7 @@ class Checkpoints:
             log.warning("%s", error)
             self._missing.add(artifact_id)
         except ArtifactDamaged as error:
-            log.warning("checkpoint %s of iteration %d: %s; it is dropped", artifact_id, checkpoint.iteration, error)
+            log.warning("checkpoint %s of iteration %d: %s; ignoring it", artifact_id, checkpoint.iteration, error)
             self._drop(artifact_id)
         return False
 
@@ -108,7 +108,7 @@ class Checkpoints:
             artifact = self.artifacts.write(encode(state))
         except ArtifactsUnavailable as error:
             if not self._warned:
-                log.warning("%s; training goes on without new checkpoints", error)
+                log.warning("%s; training continues without new checkpoints", error)
             self._warned = True
             return
         saved = describe_saved(segment_of(path, state.iteration).key, state.iteration, curve, artifact)
@@ -134,7 +134,7 @@ class Checkpoints:
             del self._unindexed[0]
 
     def leave(self) -> None:
-        """List the unindexed checkpoints in notes beside the files, for the next attempt at the same recipe."""
+        """List the unindexed checkpoints in notes next to the files, for the next attempt at the same recipe."""
         for name in {each.note for each in self._unindexed}:
             saved = [each.saved for each in self._unindexed if each.note == name]
             try:
@@ -166,7 +166,7 @@ class Checkpoints:
             log.warning("%s", error)
             return
         except ArtifactDamaged as error:
-            log.warning("note %s: %s; it is dropped", name, error)
+            log.warning("note %s: %s; ignoring it", name, error)
         self.index()
         self._remove_files([name])
 
@@ -203,7 +203,7 @@ class Checkpoints:
             try:
                 self.artifacts.remove(artifact_id)
             except ArtifactsUnavailable as error:
-                log.warning("%s; file %s is left over", error, artifact_id)
+                log.warning("%s; file %s could not be deleted", error, artifact_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ def decode(content: bytes) -> State:
         facts = _Header.model_validate_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).metadata.state
         loss_sum = float.fromhex(facts.loss_sum)
     except (SafetensorError, KeyError, ValueError, OverflowError) as error:
-        raise ArtifactDamaged(f"it holds no state of a training ({type(error).__name__})") from error
+        raise ArtifactDamaged(f"it is not a training state ({type(error).__name__})") from error
     return State(
         iteration=facts.iteration,
         **parts,
@@ -282,7 +282,7 @@ def _require_fit(state: State, checkpoint: Checkpoint, training: Training) -> St
         ArtifactDamaged: It is the state of another iteration or of another network.
     """
     if state.iteration != checkpoint.iteration:
-        raise ArtifactDamaged(f"it holds a state of iteration {state.iteration:,}")
+        raise ArtifactDamaged(f"its state is of iteration {state.iteration:,}")
     if (misfit := training.misfit(state)) is not None:
         raise ArtifactDamaged(misfit)
     return state

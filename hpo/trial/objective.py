@@ -27,7 +27,7 @@ AtEnd = Callable[[Training], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What a trial trains, and how it is compared with others.
+    """The task of a trial: its recipe, and how it is compared with others.
 
     Attributes:
         base: The base recipe of the space at the same budget.

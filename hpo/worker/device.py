@@ -32,7 +32,7 @@ def open_device(name: str) -> torch.device:
 
 
 def pick_device(name: str) -> torch.device:
-    """Find a device by name; `auto` is the first GPU, or the CPU where there is none.
+    """Find a device by name; `auto` is the first GPU, or the CPU without one.
 
     Raises:
         BadInput: There is no such device.
@@ -42,9 +42,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadInput(f"device {name!r}: allowed are auto, cpu, cuda and cuda:N") from None
+        raise BadInput(f"device {name!r}: allowed: auto, cpu, cuda and cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise BadInput(f"device {name!r}: allowed are auto, cpu, cuda and cuda:N")
+        raise BadInput(f"device {name!r}: allowed: auto, cpu, cuda and cuda:N")
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
@@ -58,7 +58,9 @@ def warn_of_unused_gpu() -> None:
     """Log why CUDA does not start where there seems to be a GPU, unless somebody hid it from CUDA."""
     file = find_gpu_file()
     if file is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        log.warning("there is a GPU (%s), but CUDA does not start: %s; training on the CPU", file, why_no_cuda())
+        log.warning(
+            "this machine has a GPU (%s), but CUDA does not start: %s; training on the CPU", file, why_no_cuda()
+        )
 
 
 def why_no_cuda() -> str:
@@ -87,4 +89,4 @@ def require_device(device: torch.device) -> None:
         torch.ones(1, device=device).sum().item()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise DeviceLost(f"device {device}: {reason}; this worker ends, another process may use it") from error
+        raise DeviceLost(f"device {device}: {reason}; this worker exits; another process may be using it") from error

@@ -78,7 +78,7 @@ def delete_figures(figure_ids: Iterable[str], artifacts: Artifacts | None) -> No
         try:
             artifacts.remove(figure_id)
         except ArtifactsUnavailable as error:
-            log.warning("%s; file %s is left over", error, figure_id)
+            log.warning("%s; file %s could not be deleted", error, figure_id)
 
 
 def _store_figure(curve: list[CurvePoint], recipe: Recipe, attempt: Attempt, artifacts: Artifacts) -> str | None:

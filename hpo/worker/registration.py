@@ -60,7 +60,7 @@ class WorkerRegistration:
         try:
             self.storage.retry_policy.once(lambda: workers.deregister(self.storage, self.worker))
         except StorageUnavailable as error:
-            log.info("%s; this worker is listed until its lease is over", error)
+            log.info("%s; this worker is listed until its lease expires", error)
 
     def show(self) -> None:
         """Send a heartbeat where one is due; while a trial is trained, renewing its lease counts as one."""
@@ -113,7 +113,7 @@ def registered(stop: StopSignal, registration: WorkerRegistration) -> Iterator[N
         except StorageUnavailable as error:
             if not stop:
                 raise
-            log.warning("%s; a trial that could not be handed back is given out again when its lease is over", error)
+            log.warning("%s; a trial that could not be handed back is retried when its lease expires", error)
 
 
 def idle_poll_s(idle_s: float, longest_s: float = LONGEST_BEAT_S) -> float:
@@ -138,7 +138,7 @@ class IdleBackoff:
         self.since_s = since_s
 
     def end(self) -> None:
-        """Take note that there is something to do."""
+        """Reset the back-off, because there is work."""
         self.since_s = None
 
     def wait(self, stop: StopSignal) -> None:

@@ -172,7 +172,7 @@ class StudyRotation:
         except (HpoError, ValueError) as error:  # ValueError: settings that only another release understands
             self._refuse(load, f"cannot be served here: {error}")
             return None
-        log.info("study %s is served", load.name)
+        log.info("serving study %s", load.name)
         self._served[key_of(load)] = served
         return served
 
@@ -189,7 +189,9 @@ class StudyRotation:
             self._refuse(load, f"is given up: {error}")
 
     def _refuse(self, load: StudyLoad, why: str) -> None:
-        log.warning("study %s %s; `hpo resume --study %s` makes this worker try it again", load.name, why, load.name)
+        log.warning(
+            "study %s %s; to make this worker try it again, run `hpo resume --study %s`", load.name, why, load.name
+        )
         self._refused.add(key_of(load))
 
     def _forget_all_but(self, present: set[Key]) -> None:

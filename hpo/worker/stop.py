@@ -108,5 +108,5 @@ class StopSignal:
         while not left.wait(LOOK_S):
             # A handler must not touch what another thread may have locked, so the signal is looked for here.
             if self and self.reason in EXIT_CODES and not left.wait(self.last_call_s):
-                log.error("%s, and not done within %g s: what is left is given up", self.reason, self.last_call_s)
+                log.error("%s, and not finished within %g s: exiting now", self.reason, self.last_call_s)
                 os._exit(EXIT_CODES[self.reason])

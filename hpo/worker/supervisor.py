@@ -1,4 +1,4 @@
-"""The supervision of one trial: keep its lease alive beside its training, and write its measurements."""
+"""The supervision of one trial: keep its lease alive during its training, and write its measurements."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ DEFAULT_HANG_LIMITS = HangLimits()
 
 
 class TrialSupervisor:
-    """A thread beside a trial's training that renews its lease, writes its measurements, and ends a worker that hangs.
+    """A thread next to a trial's training that renews its lease, writes its measurements, and ends a worker that hangs.
 
     Use as a context manager: the thread runs until the context is left, so training continues while the database does
     not answer.
 
     Args:
-        hang_limits: How long training may stand still.
+        hang_limits: How long training may make no progress.
         clock: Measures that in seconds.
 
     Attributes:
         failure: The error that ended the attempt before its trial had ended; None while there is none.
         recalled: Whether the study was stopped.
-        progress: What is written beside the lease.
-        watch: Whether training goes on.
+        progress: What is written together with the lease.
+        watch: Watches whether training makes progress.
 
     Side effects:
-        Ends the process when training stands still for too long.
+        Ends the process when training makes no progress for too long.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class TrialSupervisor:
         except LeaseLost as error:
             log.warning("%s", error)
         except StorageUnavailable as error:
-            log.warning("%s; the trial is given out again when its lease is over", error)
+            log.warning("%s; the trial is retried when its lease expires", error)
 
     def should_prune(self) -> bool:
         """Ask the study's pruner about the values reported so far; wait while the database does not answer.
@@ -211,7 +211,7 @@ class TrialSupervisor:
                 self._try_to_write()
 
     def _end_hung(self, why: str) -> Never:
-        log.error("trial %d: %s; this worker ends", self.attempt.trial_number, why)
+        log.error("trial %d: %s; this worker exits", self.attempt.trial_number, why)
         try:
             self.give_up(Loss(kind="hung", reason=why))
         finally:

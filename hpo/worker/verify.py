@@ -56,7 +56,7 @@ def compare_with_scratch(
     checkpoint = checkpoints.find(path, training.iteration)
     compared = f"{len(stored)} points of the curve up to iteration {training.iteration} are equal bit for bit"
     if checkpoint is None or checkpoint.iteration != training.iteration:
-        return f"{compared}; the checkpoint of the last is no longer kept"
+        return f"{compared}; the last checkpoint is no longer kept"
     state = training.state()
     before = replace(state, correct_count=None)  # as releases without training accuracy saved it
     if checkpoints.artifacts.read(checkpoint.artifact) not in (encode(state), encode(before)):
@@ -84,13 +84,13 @@ def verify(
     """
     trial = next((t for t in study.trials() if t.number == trial_number and t.state.is_finished()), None)
     if trial is None:
-        raise BadInput(f"--trial {trial_number}: study {study.name} has no such finished trial")
+        raise BadInput(f"--trial {trial_number}: study {study.name} has no finished trial with that number")
     with study.storage.translated():
         trial_id = study.storage.optuna.get_trial_id_from_study_id_trial_number(study.study_id, trial.number)
     stored = overview.load_curve(study.storage, trial_id)
     if not stored or trial not in study.trained_trials():
         why = trial.user_attrs.get("outcome", "another client has told its result")
-        raise BadInput(f"--trial {trial_number}: it was not trained here, so there is nothing to compare: {why}")
+        raise BadInput(f"--trial {trial_number}: it was not trained by hpo, so it cannot be compared: {why}")
     precision = study.settings.precision
     trained_by = numerics_of(trial)
     prepare_torch(precision)

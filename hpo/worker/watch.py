@@ -1,4 +1,4 @@
-"""The watch for a training that stands still: a device that hangs raises no error."""
+"""The watch for training that makes no progress: a device that hangs raises no error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HangLimits:
-    """How long training may stand still, whichever of the two is longer.
+    """How long training may make no progress, whichever of the two is longer.
 
     Attributes:
         least_s: Long enough for torch to load and compile the first step.
@@ -53,7 +53,7 @@ class Watch:
             self._computes = outer
 
     def note_progress(self) -> None:
-        """Take note that the device has computed something."""
+        """Record that the device has computed something."""
         now_s = self.clock()
         self.longest_s = max(self.longest_s, now_s - self._since_s)
         self._since_s = now_s
@@ -63,4 +63,4 @@ class Watch:
         still_s, limit_s = self.clock() - self._since_s, self.hang_limits.limit_s(self.longest_s)
         if not self._computes or still_s <= limit_s:
             return None
-        return f"training has stood still for {still_s:.4g} s, and {limit_s:.4g} s are allowed"
+        return f"training has made no progress for {still_s:.4g} s (limit: {limit_s:.4g} s)"

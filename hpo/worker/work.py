@@ -107,7 +107,9 @@ def require_measure(study: Study, at_end: AtEnd | None) -> None:
     """
     space = study.space
     if isinstance(space, Comparison) and not space.is_confirmation and at_end is None:
-        raise BadInput(f"study {study.name} is a benchmark: its runs need the test split, which `hpo worker` opens")
+        raise BadInput(
+            f"study {study.name} is a benchmark: only `hpo worker` can train it, because its runs need the test split"
+        )
 
 
 def _work(
@@ -232,7 +234,7 @@ def _run(study: Study, supervisor: TrialSupervisor, dataset: Dataset, config: Wo
     except (LeaseLost, StorageUnavailable):
         raise
     except RecipeRefused as error:
-        log.warning("trial %d is refused: %s", supervisor.attempt.trial_number, error)
+        log.warning("trial %d was refused: %s", supervisor.attempt.trial_number, error)
         return Outcome(state="refused", value=None, attrs={"outcome": f"refused: {error}", "iterations": 0})
     except Exception as error:  # whatever went wrong in training belongs to the trial, or to its device
         queue.renew(study.storage, supervisor.attempt, supervisor.progress, config.lease_s)  # unless it was deleted
@@ -285,6 +287,6 @@ def require_split(study: Study, dataset: Dataset, data_dir: Path) -> Dataset:
     if dataset.checksum != study.settings.split:
         raise BadInput(
             f"data set {dataset.name} in {data_dir}: its splits have checksum {dataset.checksum[:12]}, "
-            f"the study was made with {study.settings.split[:12]}"
+            f"the study was created with {study.settings.split[:12]}"
         )
     return dataset

@@ -138,7 +138,7 @@ def test_a_browser_shows_the_study_after_the_login_and_nothing_before(
         ),
         (["--auth", "none"], {}, "error: --auth none: No such file or directory"),
         (["--auth", "hpo.db"], {}, "error: --auth hpo.db: others may read it; `chmod 600 hpo.db` keeps it private"),
-        ([], {"HPO_DASHBOARD_USER": "ada"}, "error: HPO_DASHBOARD_USER and HPO_DASHBOARD_PASSWORD: allowed is"),
+        ([], {"HPO_DASHBOARD_USER": "ada"}, "error: HPO_DASHBOARD_USER and HPO_DASHBOARD_PASSWORD: allowed: "),
     ],
 )
 def test_an_open_address_without_a_good_login_is_refused(

@@ -91,7 +91,7 @@ def test_an_export_does_not_write_over_what_is_there(finished: Shell, tmp_path: 
     refused = finished.hpo("best", "--export", tmp_path)
 
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == f"error: folder {tmp_path}: there is something already; allowed is a new or an empty folder\n"
+    assert refused.err == f"error: folder {tmp_path}: already exists and is not empty\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -99,5 +99,5 @@ def test_a_benchmark_of_a_study_that_is_not_there_is_refused_in_a_line(finished:
     refused = finished.hpo("benchmark", "--study", "other")
 
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.endswith("holds no study 'other' of hpo; it holds: smooth_lr-digits\n")
+    assert refused.err.endswith("has no hpo study 'other'; it has: smooth_lr-digits\n")
     assert len(refused.err.splitlines()) == 1

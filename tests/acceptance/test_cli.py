@@ -119,8 +119,8 @@ def test_other_settings_do_not_continue_a_study(finished: Shell) -> None:
     )
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == (
-        f"error: study {STUDY} was made with other settings: iterations is 32 in the study and 64 here; "
-        "seed is 0 in the study and 7 here. Give the settings of the study, or another name with --study.\n"
+        f"error: study {STUDY} was created with other settings: iterations is 32 in the study and 64 here; "
+        "seed is 0 in the study and 7 here. Use the study's settings, or another name with --study.\n"
     )
     assert finished.hpo("status", "--json").json["target"] == 6
 
@@ -145,7 +145,7 @@ def test_a_submitted_study_waits_for_a_worker(shell: Shell) -> None:
     submitted = shell.hpo("run", *SMALL, "--trials", "1", "--submit", "--json")
     waiting = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
     assert (submitted.code, submitted.json["trials"]) == (0, waiting)
-    assert submitted.err == f"study {STUDY}: its trials wait for `hpo worker --study {STUDY}`, on any machine\n"
+    assert submitted.err == f"study {STUDY}: created; train it with `hpo worker --study {STUDY}` on any machine\n"
     assert shell.hpo("worker").code == 0
     assert shell.hpo("status", "--json").json["trials"] == waiting | {"complete": 1, "waiting": 0}
 
@@ -157,7 +157,7 @@ def test_a_search_space_that_is_used_up_ends_the_study_with_a_sentence(shell: Sh
     submitted = shell.hpo(*command, "--submit")
     assert (submitted.code, submitted.err.splitlines()[-1]) == (
         0,
-        "study two-digits: 2 trials instead of 5, as its search space has no more distinct recipes",
+        "study two-digits: 2 trials instead of 5, because its search space has no more distinct recipes",
     )
     worked = shell.hpo("worker")
     assert (worked.code, worked.err.splitlines()[-1]) == (
@@ -180,14 +180,14 @@ BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
         (
             ["--dataset", "mnist"],
             2,
-            "--dataset mnist: allowed are auto, cifar10, cifar100, fashion_mnist, digits, or the path of",
+            "--dataset mnist: allowed: auto, cifar10, cifar100, fashion_mnist, digits, or the path of",
         ),
-        (["--study", "../x"], 2, "study name '../x': allowed are 1 to 100 letters, digits, '.', '_' and '-'"),
+        (["--study", "../x"], 2, "study name '../x': allowed: 1 to 100 letters, digits, '.', '_' and '-'"),
         (["--iterations", "31"], 2, "Invalid value for '--iterations'"),
         (["--workers", "0"], 2, "Invalid value for '--workers'"),
         (["--storage", "nonsense"], 2, "storage: not a database URL; allowed: sqlite:///FILE or postgresql://"),
         (["--storage", "mysql://root:correct-horse@host/db"], 2, "storage mysql://root:***@host/db: 'mysql'"),
-        (["--storage", "sqlite:///no/such/folder/x.db"], 2, "no/such/folder/x.db cannot be a database file"),
+        (["--storage", "sqlite:///no/such/folder/x.db"], 2, "no/such/folder/x.db is not a usable database path"),
         (
             ["--storage", "postgresql://u:correct-horse@127.0.0.1:PORT/db"],
             3,
@@ -196,7 +196,7 @@ BAD = "name: bad\nbase: smooth_lr\nsearch:\n  dropout: [0.5, 1.5]\n"
         (
             ["--artifacts", "ftp://host"],
             2,
-            "artifacts 'ftp://host': allowed are a folder, or s3://BUCKET or gs://BUCKET",
+            "artifacts 'ftp://host': allowed: a folder, or s3://BUCKET or gs://BUCKET",
         ),
         (["--unknown"], 2, "No such option: --unknown"),
     ],
@@ -240,7 +240,7 @@ def test_a_damaged_copy_of_cifar10_is_named(shell: Shell) -> None:
     checked = shell.hpo("data", "check")
     assert checked.code == 2
     assert "cifar10: damaged: " in checked.out
-    assert "digits: whole: 1293 training and 144 validation images" in checked.out
+    assert "digits: complete: 1293 training and 144 validation images" in checked.out
 
 
 def test_digits_in_place_of_cifar10_come_with_a_notice(shell: Shell) -> None:
@@ -263,7 +263,7 @@ def test_digits_in_place_of_cifar10_come_with_a_notice(shell: Shell) -> None:
     assert done.json["dataset"] == "digits"
     assert done.json["study"] == "baseline-digits"
     assert "NOTICE: digits in place of CIFAR-10" in done.err
-    assert "cifar10 could not be fetched" in done.err
+    assert "cifar10 could not be downloaded" in done.err
 
 
 def test_help_is_instant(shell: Shell) -> None:

@@ -43,6 +43,6 @@ def test_only_a_run_that_trains_is_confirmed(shell: Shell) -> None:
 
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == (
-        "error: --confirm: allowed only without --submit; `hpo confirm` does it once the trials are finished\n"
+        "error: --confirm: only valid without --submit; run `hpo confirm` when the trials have finished\n"
     )
     assert {path.name for path in shell.folder.iterdir()} == {"two.yaml"}

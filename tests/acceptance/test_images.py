@@ -1,4 +1,4 @@
-"""Search on a folder of one's own images as a user would, from the folder to a model that names their classes."""
+"""Search on a folder of the user's own images as a user would, from the folder to a model that names their classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_folder_of_images_is_searched_benchmarked_reported_and_exported(shell:
     assert not (shell.folder / "hpo.db").exists()
 
     submitted = shell.hpo(*line, "--trials", "1", "--image-size", "8", "--submit", "--json")
-    assert "1 files or arrays that are no images were passed over" in submitted.err
+    assert "1 files or arrays that are not images were skipped" in submitted.err
     assert submitted.json["study"] == "baseline-colours"
 
     shutil.rmtree(shell.folder / "data")

@@ -37,7 +37,7 @@ def test_a_study_is_deleted_when_its_name_is_typed_and_checkpoints_stay(copied: 
     assert done.code == 0, done.err
     assert done.out.splitlines() == [
         f"deleted study {STUDY}: 6 trials with their curves and notes, 6 files",
-        "kept: all checkpoints, which other studies may start from; `hpo gc` bounds what they take",
+        "kept: all checkpoints, because other studies may start from them; `hpo gc` limits their size",
     ]
     assert files_of(copied) == before | {"figures": 0}
     gone = copied.hpo("status")
@@ -47,16 +47,18 @@ def test_a_study_is_deleted_when_its_name_is_typed_and_checkpoints_stay(copied: 
 def test_a_waiting_study_is_paused_stopped_resumed_and_deleted_without_asking(shell: Shell) -> None:
     assert shell.hpo("run", *SMALL, "--trials", "2", "--submit").code == 0
     assert shell.hpo("pause").out == (
-        f"study {STUDY} is paused: 0 running trials go on to their ends, 2 wait. "
-        f"`hpo resume --study {STUDY}` lets it go on\n"
+        f"study {STUDY} is paused: 0 running trials will finish, 2 wait; "
+        f"continue it with `hpo resume --study {STUDY}`\n"
     )
     assert shell.hpo("status", "--json").json["state"] == "paused"
     assert shell.hpo("stop").out == (
-        f"study {STUDY} is stopped: 0 running trials were handed back, 0 came to their ends; 0 are finished and 2 "
-        f"wait. `hpo resume --study {STUDY}`, or the command that began it, continues\n"
+        f"study {STUDY} is stopped: 0 running trials were handed back, 0 finished; 0 have finished and 2 "
+        f"are waiting. Continue it with `hpo resume --study {STUDY}` or the command that created it\n"
     )
-    assert shell.hpo("worker").err.endswith(f"study {STUDY} was stopped; `hpo resume --study {STUDY}` lets it go on\n")
-    assert shell.hpo("resume").out == f"study {STUDY} was stopped and goes on: 0 trials run, 2 wait for workers\n"
+    assert shell.hpo("worker").err.endswith(
+        f"study {STUDY} was stopped; continue it with `hpo resume --study {STUDY}`\n"
+    )
+    assert shell.hpo("resume").out == f"study {STUDY} was stopped and continues: 0 trials are running, 2 are waiting\n"
     done = shell.hpo("delete", "--study", STUDY, "--yes")
     assert (done.code, done.err) == (0, "")
 
@@ -65,7 +67,7 @@ def test_a_waiting_study_is_paused_stopped_resumed_and_deleted_without_asking(sh
 def test_a_study_that_is_not_there_is_named(finished: Shell, command: str) -> None:
     refused = finished.hpo(command, "--study", "nope")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == f"error: storage sqlite:///hpo.db holds no study 'nope' of hpo; it holds: {STUDY}\n"
+    assert refused.err == f"error: storage sqlite:///hpo.db has no hpo study 'nope'; it has: {STUDY}\n"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def test_a_study_that_is_not_there_is_named(finished: Shell, command: str) -> No
     [
         (["delete"], "Missing option '--study'"),
         (["stop", "--timeout", "0"], "Invalid value for '--timeout'"),
-        (["worker", "--forever", "--study", "../x"], "study name '../x': allowed are 1 to 100 letters"),
-        (["worker", "--forever", "--device", "gpu"], "device 'gpu': allowed are auto, cpu, cuda and cuda:N"),
+        (["worker", "--forever", "--study", "../x"], "study name '../x': allowed: 1 to 100 letters"),
+        (["worker", "--forever", "--device", "gpu"], "device 'gpu': allowed: auto, cpu, cuda and cuda:N"),
         (["worker", "--forever", "--storage", "nonsense"], "storage: not a database URL"),
         (["workers", "--storage", "sqlite:///none.db"], "there is no database none.db"),
     ],

@@ -177,7 +177,7 @@ def test_a_best_trial_that_is_the_baseline_is_not_trained_twice(storage: Storage
     assert companion.space.runs.keys() == {"baseline"}
     assert overview.count(storage, companion.study_id).total == 3
     assert benchmark.verdict(benchmark.result(companion)).endswith(
-        "is the documented baseline itself: there is nothing to compare."
+        "is the documented baseline itself, so there is nothing to compare."
     )
 
 
@@ -192,8 +192,8 @@ def test_the_benchmark_of_an_earlier_best_trial_is_not_continued_with_another(st
         benchmark.begin(search, 1, DATA)
 
     assert str(refused.value) == (
-        "study small.benchmark is the benchmark of trial 1, but by now trial 2 is the best of small; "
-        "--name begins another benchmark beside it"
+        "study small.benchmark is the benchmark of trial 1, but trial 2 is the best of small; "
+        "start another benchmark with --name"
     )
     assert dump(storage) == before
     assert benchmark.begin(search, 1, DATA, name="again").name == "again"
@@ -233,9 +233,7 @@ def test_a_search_with_the_name_of_the_benchmark_is_left_alone(storage: Storage)
     with pytest.raises(StudyMismatch) as refused:
         benchmark.begin(search, 1, DATA)
 
-    assert str(refused.value) == (
-        "study small.benchmark is a search, not a benchmark; give the benchmark another name with --name"
-    )
+    assert str(refused.value) == ("study small.benchmark is a search, not a benchmark; choose another name with --name")
     assert dump(storage) == before
     assert benchmark.begin(search, 1, DATA, name="again").name == "again"
 

@@ -127,7 +127,7 @@ def test_the_confirmed_recipe_is_the_best_one_from_then_on(storage: Storage) -> 
     before = confirmation.status(search)
     assert (before["best"]["trial"], before["confirmation"]) == (1, None)
     assert confirmation.explain(search) == (
-        "Not confirmed: the trial was picked by its value on one seed, where luck may decide. "
+        "Not confirmed: the trial was picked on one seed, where luck may decide. "
         "`hpo confirm --study small` trains the best recipes on further seeds."
     )
 
@@ -169,7 +169,7 @@ def test_a_confirmation_counts_only_once_it_is_finished(storage: Storage) -> Non
     assert confirmation.find(search) is None
     assert confirmation.load_best(search).trial == 1
     assert confirmation.verdict(confirmation.result(companion)) == (
-        "The confirmation is not finished: 4 of its runs are still to be trained."
+        "The confirmation is not finished: 4 of its runs have not finished."
     )
 
 
@@ -279,7 +279,7 @@ def test_at_the_end_of_a_run_only_a_finished_search_with_a_choice_is_confirmed(
     complete(other, attempt, 0.5)
     assert _begin_confirmation(other) is None
     assert capsys.readouterr().err == (
-        "study other: its base recipe is the only one that completed; there is none to confirm\n"
+        "study other: its base recipe is the only recipe that completed, so there is nothing to confirm\n"
     )
 
     made = study.continue_or_create(storage, "other", SEARCH, 2)

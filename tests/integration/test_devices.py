@@ -37,7 +37,7 @@ START_S = 120.0  # to import torch on a busy machine
 FINISH_S = 120.0
 SHORT_LEASE_S = 12.0  # after memory was short a worker waits for a sixth of it
 LOST = "device cpu: CUDA error: an illegal memory access was encountered"
-LOST_LINE = f"{LOST}; this worker ends, another process may use it"
+LOST_LINE = f"{LOST}; this worker exits; another process may be using it"
 
 
 def break_device(*_: object, **__: object) -> int:
@@ -259,7 +259,7 @@ def test_one_sick_device_of_two_is_given_up_and_the_other_finishes_the_study(
 
     driver = start(*RUN, before=ONE_SICK)
     assert isinstance(driver, Forked)
-    warning = f"{died(tmp_path)}no worker is started there any more, 1 places are left"
+    warning = f"{died(tmp_path)}no more workers are started there, 1 devices remain"
     wait_until(lambda: warning in driver.printed(), START_S, "a place that is given up")
     (tmp_path / "given up").touch()
     _, err = driver.communicate(timeout=FINISH_S)
@@ -327,7 +327,7 @@ def test_a_worker_whose_device_hangs_ends_and_another_finishes_its_trial(
     _, err = process.communicate(timeout=START_S)
 
     assert process.returncode == 1, err
-    assert "ERROR trial 0: training has stood still for " in err
+    assert "ERROR trial 0: training has made no progress for " in err
     assert outcomes(storage) == ["hung"]
     assert overview.count(storage, made.study_id) == Counts(waiting=1)
     params = made.trials()[0].params

@@ -245,8 +245,8 @@ def test_visible_devices_that_are_given_restrict_the_choice_and_are_locked_all_t
 @pytest.mark.parametrize(
     ("visible", "problem"),
     [
-        ("0", "CUDA_VISIBLE_DEVICES is 0: allowed are UUIDs of GPUs and of slices, GPU-... and MIG-..."),
-        ("GPU-aaaa,all", "CUDA_VISIBLE_DEVICES is GPU-aaaa,all: allowed are UUIDs of GPUs and of slices, "),
+        ("0", "CUDA_VISIBLE_DEVICES is 0: allowed: UUIDs of GPUs and of slices, GPU-... and MIG-..."),
+        ("GPU-aaaa,all", "CUDA_VISIBLE_DEVICES is GPU-aaaa,all: allowed: UUIDs of GPUs and of slices, "),
         ("GPU-gone", "CUDA_VISIBLE_DEVICES is GPU-gone: nvidia-smi -L lists no such device"),
     ],
 )
@@ -272,7 +272,7 @@ def test_what_is_no_list_of_gpus_is_an_error(machine: Machine, script: str, prob
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="nvidia-smi is installed")
 def test_no_nvidia_smi_is_an_error(machine: Machine) -> None:
     (machine.container.folder / "nvidia-smi").unlink()
-    problem = "error: there is no nvidia-smi here: NVIDIA's container toolkit brings it\n"
+    problem = "error: nvidia-smi is missing; NVIDIA's container toolkit provides it\n"
     assert machine.refused() == (2, problem)
 
 

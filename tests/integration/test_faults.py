@@ -170,7 +170,7 @@ def test_a_full_disk_costs_one_warning_and_no_trial(
 
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("hpo")]
     assert warnings == [
-        f"artifacts {small_disk}: [Errno 28] No space left on device; training goes on without new checkpoints"
+        f"artifacts {small_disk}: [Errno 28] No space left on device; training continues without new checkpoints"
     ]
     assert overview.count(storage, made.study_id) == Counts(complete=3)
     with storage.transaction() as session:

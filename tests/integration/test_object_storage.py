@@ -143,7 +143,7 @@ def test_a_bucket_that_does_not_exist_costs_checkpoints_and_nothing_else(
     found, watcher = train_and_finish(RECIPE, digits, Checkpoints(storage, open_artifacts(f"{bucket}-of-another")))
     assert (found, watcher.curve) == (outcome, alone.curve)
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("hpo")]
-    assert "training goes on without new checkpoints" in warning
+    assert "training continues without new checkpoints" in warning
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

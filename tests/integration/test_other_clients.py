@@ -1,4 +1,4 @@
-"""Let other clients of Optuna write into a study of ours: it ends all the same, and nothing of ours is lost.
+"""Let other clients of Optuna write into a study: it ends all the same, and nothing of ours is lost.
 
 The clients are real: Optuna's API, its command, and all that optuna-dashboard lets people do.
 """
@@ -253,7 +253,7 @@ def test_results_that_a_client_adds_are_counted_and_shown_but_never_the_winner(
     assert count(made) == Counts(complete=len(added) + 2, told=len(added))
     assert study.best(made).value < 0.999
     require_readable(made, tmp_path)
-    with pytest.raises(BadInput, match="--trial 1: it was not trained here, so there is nothing to compare"):
+    with pytest.raises(BadInput, match="--trial 1: it was not trained by hpo, so it cannot be compared"):
         verify(made, 1, tmp_path, Checkpoints(made.storage, open_artifacts(f"{tmp_path}/artifacts")), lambda _: None)
 
 
@@ -307,7 +307,7 @@ def test_an_attempt_whose_trial_was_ended_by_a_client_writes_nothing_more(
         lambda: queue.finish(made.storage, attempt, NOTHING, ended),
         lambda: queue.hand_back(made.storage, attempt, NOTHING, "stopped"),
     ):
-        with pytest.raises(LeaseLost, match="trial 0: another client has ended it, or put it back in the queue"):
+        with pytest.raises(LeaseLost, match="trial 0: ended by another client, or put it back in the queue"):
             write()
 
     assert queue.reap(made.storage, made.study_id) == []
@@ -354,7 +354,7 @@ def test_a_study_that_a_client_deletes_ends_its_worker_in_one_line(
         return record(*given)
 
     monkeypatch.setattr(queue, "record", delete_before)
-    with pytest.raises(StudyNotFound, match="is gone: somebody has deleted or renamed it"):
+    with pytest.raises(StudyNotFound, match="no longer exists: it was deleted or renamed"):
         train(made, tmp_path)
 
 
@@ -432,7 +432,7 @@ def test_a_study_that_is_renamed_while_it_trains_goes_on_under_its_new_name(
         return record(storage, attempt, *given)
 
     monkeypatch.setattr(queue, "record", rename_before)
-    with pytest.raises(StudyNotFound, match="is gone: somebody has deleted or renamed it"):
+    with pytest.raises(StudyNotFound, match="no longer exists: it was deleted or renamed"):
         train(made, tmp_path)
 
     storage = opened(str(made.storage.engine.url.render_as_string(hide_password=False)))

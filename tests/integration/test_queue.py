@@ -541,8 +541,8 @@ def test_of_drivers_that_differ_one_makes_the_study_and_the_others_are_refused(
     assert said == [
         "made"
         if other == seed
-        else f"study small was made with other settings: seed is {seed} in the study and "
-        f"{other} here. Give the settings of the study, or another name with --study."
+        else f"study small was created with other settings: seed is {seed} in the study and "
+        f"{other} here. Use the study's settings, or another name with --study."
         for other in range(PROCESSES)
     ]
     assert overview.count(storage, study.load(storage, None).study_id).waiting == 5
@@ -569,7 +569,7 @@ def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
     with pytest.raises(StudyNotFound):
         studies.set_target(storage, made.study_id, 5, first={})
     for ask in (lambda: queue.claim(storage, made.study_id, WORKER), lambda: overview.count(storage, made.study_id)):
-        with pytest.raises(StudyNotFound, match="is gone: somebody has deleted or renamed it"):
+        with pytest.raises(StudyNotFound, match="no longer exists: it was deleted or renamed"):
             ask()
     assert queue.reap(storage, made.study_id) == []
     for write in WRITES.values():

@@ -95,7 +95,7 @@ def test_a_cluster_without_room_is_refused_at_once_with_what_it_has(head: Any, s
     assert refused.communicate(timeout=START_S) == (
         "",
         f"error: a CPU for each worker: the Ray cluster {head.address} has no room for that; "
-        "it has 0 CPUs and 0 GPUs in all\n",
+        "its total is 0 CPUs and 0 GPUs\n",
     )
     assert refused.returncode == 2
     assert {path.name for path in tmp_path.iterdir()} == {"small.yaml"}
@@ -113,7 +113,9 @@ def test_actors_on_shares_of_a_gpu_find_what_a_local_worker_finds(
     assert json.loads(out)["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
     first, *others = err.splitlines()
     assert first.startswith(f"study small: 2 workers on the Ray cluster {cluster.address} (0.5 GPU each), their output")
-    assert [line for line in others if " / 4 finished, " not in line and not line.endswith(" wait for room")] == []
+    assert [
+        line for line in others if " / 4 finished, " not in line and not line.endswith(" are waiting for room")
+    ] == []
     logs = Path(first.rpartition(" ")[2])
     assert sum(file.read_text().count(" trials of small\n") for file in logs.glob("worker-*.err")) >= 1
     made = study.load(opened(storage_url, "read"), "small")
@@ -219,7 +221,7 @@ def test_sigterm_ends_the_workers_on_a_cluster_and_says_who_had_no_room(
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made)
     [pid] = pids(made)
-    wait_until(lambda: "1 of 2 workers wait for room\n" in driver.printed(), FINISH_S, "a worker without room")
+    wait_until(lambda: "1 of 2 workers are waiting for room\n" in driver.printed(), FINISH_S, "a worker without room")
     require_end(driver, signal.SIGTERM, 143, "terminated", pid)
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
     assert outcomes(made.storage) == ["stopped"]

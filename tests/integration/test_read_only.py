@@ -91,7 +91,7 @@ def test_what_others_keep_to_themselves_is_refused_in_one_line(folder: Path) -> 
     (folder / "hpo.db").chmod(0)
     with unprivileged(), pytest.raises(BadInput) as refused:
         open_storage(url, "read")
-    assert str(refused.value) == f"storage: you may not read {folder}/hpo.db"
+    assert str(refused.value) == f"storage: {folder}/hpo.db is not readable for you"
 
     folder.chmod(0)
     with unprivileged(), pytest.raises(BadInput, match=r"^storage: there is no database"):

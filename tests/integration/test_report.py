@@ -198,8 +198,8 @@ def test_a_report_has_the_users_form_for_each_run_and_calls_nothing_comparable_t
         ("total parameters", "271,882"),
         ("test accuracy", "not benchmarked yet"),
         ("documented test loss", "0.6009; not comparable: CIFAR-10 at 64,000 iterations"),
-        ("naive", "256", "100%", "every finished trial at its full budget"),
-        ("requested", "216", "84%", "what pruning and early stopping leave"),
+        ("naive", "256", "100%", "all finished trials, each with the full budget"),
+        ("requested", "216", "84%", "after pruning and early stopping"),
     ):
         assert row in cells
 
@@ -211,7 +211,7 @@ def test_a_report_on_cifar10_shows_the_documented_runs_that_it_did_not_train(fac
 
     assert [stated.comparable for stated in (facts, short, full)] == [False, False, True]
     blocks = write_blocks(short)
-    at = blocks.index(Heading(2, "Documented runs that this study did not train"))
+    at = blocks.index(Heading(2, "Documented runs not trained in this study"))
     explained, table = blocks[at + 1 :]
     assert isinstance(explained, Paragraph) and "Not comparable: this study has another budget." in explained.text
     assert isinstance(table, Grid)
@@ -252,10 +252,10 @@ def test_a_study_that_has_hardly_begun_can_be_reported_on(storage: Storage, ends
     if ends == (8,):  # drawing takes seconds, and this is the emptiest
         assert all(to_svg(block.figure) for block in blocks if isinstance(block, Plate))
     if 32 in ends:
-        few = f"Importances need 4 completed trials of different accuracy; there are {len(ends)}."
+        few = f"Importances need 4 completed trials with different accuracies; this study has {len(ends)}."
         assert few in said
     else:
-        assert "No trial is complete yet, so nothing can be said of the parameters." in said
+        assert "No trial is complete yet, so the parameters cannot be judged." in said
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -298,9 +298,7 @@ def test_a_report_never_replaces_a_file_by_a_folder(
     made = write_study(storage, (32,))
     (tmp_path / "file").write_text("mine")
 
-    with pytest.raises(
-        BadInput, match=r"--out .*file: the report cannot be written there: (File exists|Not a directory)"
-    ):
+    with pytest.raises(BadInput, match=r"--out .*file: cannot write the report: (File exists|Not a directory)"):
         write_report(made, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -316,4 +314,4 @@ def test_states_that_are_not_finished_are_left_out(storage: Storage) -> None:
     states = [trial.state for trial in made.trials()]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING]
     said = [block.text for block in write_blocks(facts)[:2] if isinstance(block, Paragraph)]
-    assert said == ["The study is not finished: this report shows how it stood when it was written."]
+    assert said == ["The study is not finished; this report shows its state when the report was written."]

@@ -78,7 +78,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     storage: Storage, start: Start
 ) -> None:
     made = make_study(storage, 8, replace(SETTINGS, iterations=128, pruner="none"))
-    paused = "study small is paused: 0 running trials go on to their ends, 8 wait. "
+    paused = "study small is paused: 0 running trials will finish, 8 wait. "
     assert said(start("pause")).startswith(paused)
     joined = [start("worker"), start("worker")]
     wait_until(lambda: len(workers.list_workers(storage)) == 2, START_S, "two workers")
@@ -89,11 +89,11 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     assert all(0 <= row["heartbeat_age_s"] < 60 for row in listed)
     assert overview.count(storage, made.study_id) == Counts(waiting=8)
 
-    assert said(start("resume")) == "study small was paused and goes on: 0 trials run, 8 wait for workers\n"
+    assert said(start("resume")) == "study small was paused and continues: 0 trials are running, 8 are waiting\n"
     wait_until_it_trains(made, workers=2)
     study_state.set_state(storage, made.study_id, "paused")
     begun = {trial.number for trial in made.trials() if trial.state != TrialState.WAITING}
-    wait_until(lambda: not overview.count(storage, made.study_id).running, FINISH_S, "trials that came to their ends")
+    wait_until(lambda: not overview.count(storage, made.study_id).running, FINISH_S, "trials that finished")
     assert re.search(r"^state +paused +$", said(start("status")), re.MULTILINE)
     assert {trial.number for trial in made.trials() if trial.state == TrialState.COMPLETE} == begun
     assert overview.count(storage, made.study_id).waiting == 8 - len(begun) > 0
@@ -102,7 +102,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     study_state.set_state(storage, made.study_id, "running")
     assert all(said(worker) for worker in joined)
     assert overview.count(storage, made.study_id) == Counts(complete=8)
-    assert said(start("workers")) == "no worker is alive\n"
+    assert said(start("workers")) == "no live workers\n"
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -146,7 +146,7 @@ def _outcomes(made: study.Study) -> set[Any]:
         return set(session.scalars(select(AttemptRow.outcome)))
 
 
-ENDED = "finished {} trials of small\nstudy small was stopped; `hpo resume --study small` lets it go on\n"
+ENDED = "finished {} trials of small\nstudy small was stopped; continue it with `hpo resume --study small`\n"
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
@@ -158,7 +158,7 @@ def test_stopping_hands_back_what_a_worker_trains_and_ends_it(storage: Storage, 
 
     output = said(start("stop"))
 
-    became = "1 running trials were handed back, 0 came to their ends; 0 are finished and 2 wait. "
+    became = "1 running trials were handed back, 0 finished; 0 have finished and 2 are waiting. "
     assert f"study small is stopped: {became}" in output
     assert "study small: waiting for " in output
     assert said(worker).endswith(ENDED.format(0))
@@ -282,12 +282,12 @@ def test_what_a_machine_cannot_serve_is_passed_over_with_one_warning(
     serve_until(storage, tmp_path, lambda: count(served).finished == 2)
 
     assert (count(missing), count(foreign)) == (Counts(waiting=2), Counts(waiting=2))
-    remedy = "makes this worker try it again"
+    remedy = "to make this worker try it again, run `hpo resume --study"
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"study missing cannot be served here: cifar10 is not in {tmp_path}: there is no folder "
-        f"{tmp_path}/cifar-10-batches-py; `hpo resume --study missing` {remedy}",
+        f"study missing cannot be served here: cifar10 is not in {tmp_path}: the folder "
+        f"{tmp_path}/cifar-10-batches-py does not exist; {remedy} missing`",
         f"study foreign cannot be served here: data set digits in {tmp_path}: its splits have checksum 0f0e738ae99d, "
-        f"the study was made with 000000000000; `hpo resume --study foreign` {remedy}",
+        f"the study was created with 000000000000; {remedy} foreign`",
     ]
 
 

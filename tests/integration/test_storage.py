@@ -106,7 +106,8 @@ def test_a_file_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as refused:
         open_storage(f"sqlite:///{tmp_path}/none/hpo.db", "create")
     assert str(refused.value) == (
-        f"storage: {tmp_path}/none/hpo.db cannot be a database file; its folder must exist and it must not be one"
+        f"storage: {tmp_path}/none/hpo.db is not a usable database path: it is a directory, "
+        "or its parent directory does not exist"
     )
 
 
@@ -135,11 +136,11 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
         (f"host=h user=hpo password={PASSWORD}", f"storage: not a database URL; {ALLOWED}"),
         (
             f"postgresql://hpo:{PASSWORD}@tail@host/hpo",
-            f"storage postgresql://hpo:***@host/hpo: an @ too many, or a / before it; {ESCAPES}",
+            f"storage postgresql://hpo:***@host/hpo: more than one @, or a / before it; {ESCAPES}",
         ),
         (
             f"postgresql://h/po:{PASSWORD}@host/hpo",
-            f"storage postgresql://h/po:***@host/hpo: an @ too many, or a / before it; {ESCAPES}",
+            f"storage postgresql://h/po:***@host/hpo: more than one @, or a / before it; {ESCAPES}",
         ),
         (
             f"mysql://host/hpo?sslpassword={PASSWORD}&x=y",
@@ -155,12 +156,12 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
         ),
         (
             f"postgresql://hpo:{PASSWORD}@host",
-            f"storage postgresql://hpo:***@host: names no database that processes could share; {ALLOWED}",
+            f"storage postgresql://hpo:***@host: not a database that processes can share; {ALLOWED}",
         ),
-        ("sqlite://", f"storage sqlite://: names no database that processes could share; {ALLOWED}"),
+        ("sqlite://", f"storage sqlite://: not a database that processes can share; {ALLOWED}"),
         (
             "sqlite:///:memory:",
-            f"storage sqlite:///%3Amemory%3A: names no database that processes could share; {ALLOWED}",
+            f"storage sqlite:///%3Amemory%3A: not a database that processes can share; {ALLOWED}",
         ),
     ],
 )
@@ -214,7 +215,7 @@ def test_a_database_that_optuna_alone_uses_holds_no_studies_of_ours(
     for access in ("write", "read"):
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
-        assert str(refused.value) == f"storage {shown_url}: holds no studies of hpo; `hpo run` makes one"
+        assert str(refused.value) == f"storage {shown_url}: has no hpo studies; create one with `hpo run`"
 
 
 def test_a_study_of_ours_fits_beside_one_that_optuna_made(storage_url: str, opened: Open) -> None:
@@ -235,7 +236,7 @@ def test_an_empty_database_holds_no_studies_of_ours(kind: str, storage_url: str,
     for access in ("write", "read"):
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
-        assert str(refused.value) == f"storage {shown_url}: holds no studies of hpo; `hpo run` makes one"
+        assert str(refused.value) == f"storage {shown_url}: has no hpo studies; create one with `hpo run`"
 
 
 def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_url: str, opened: Open) -> None:
@@ -303,7 +304,7 @@ def test_tables_of_an_older_release_of_optuna_are_refused_until_they_are_upgrade
     for access in ("create", "write", "read"):
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
-        assert str(refused.value) == f"storage {shown_url}: its tables are of another release of Optuna; {UPGRADE}"
+        assert str(refused.value) == f"storage {shown_url}: its tables belong to another release of Optuna; {UPGRADE}"
     assert dump(storage) == before
 
     assert upgrade_storage(storage_url) == [
@@ -429,7 +430,7 @@ def test_tables_of_a_newer_release_are_not_upgraded(storage_url: str, shown_url:
     with pytest.raises(BadInput) as refused:
         open_storage(storage_url, "create")
     assert str(refused.value) == (
-        f"storage {shown_url}: its tables are of another release of Optuna; a newer Optuna made them: "
+        f"storage {shown_url}: its tables belong to another release of Optuna; a newer Optuna made them: "
         "`pip install --upgrade hpo optuna`"
     )
     assert dump(storage) == before
@@ -442,7 +443,7 @@ def test_only_databases_of_ours_are_upgraded(tmp_path: Path, postgresql: Postgre
         with pytest.raises(BadInput) as refused:
             upgrade_storage(url)
         shown = _with_driver(url).replace(PASSWORD, "***")
-        assert str(refused.value) == f"storage {shown}: holds no studies of hpo; `hpo run` makes one"
+        assert str(refused.value) == f"storage {shown}: has no hpo studies; create one with `hpo run`"
     assert (tmp_path / "empty.db").stat().st_size == 0
     with pytest.raises(BadInput, match="there is no database"):
         upgrade_storage(f"sqlite:///{tmp_path}/none.db")

@@ -206,8 +206,8 @@ def test_a_study_of_other_settings_is_refused_with_each_difference_and_left_alon
         make_study(storage, 5, other)
 
     assert str(refused.value) == (
-        f"study small was made with other settings: {difference}. "
-        "Give the settings of the study, or another name with --study."
+        f"study small was created with other settings: {difference}. "
+        "Use the study's settings, or another name with --study."
     )
     assert dump(storage) == before
 
@@ -234,7 +234,7 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(storage: Storage
     assert str(refused.value) == f"storage {storage.url} holds 2 studies: a, b; name one with --study"
     with pytest.raises(StudyNotFound) as refused:
         study.load(storage, "c")
-    assert str(refused.value) == f"storage {storage.url} holds no study 'c' of hpo; it holds: a, b"
+    assert str(refused.value) == f"storage {storage.url} has no hpo study 'c'; it has: a, b"
 
 
 @pytest.mark.parametrize("sampler", get_args(SamplerName))

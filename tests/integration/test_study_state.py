@@ -267,7 +267,7 @@ def test_stopping_reaps_whoever_died_and_names_whoever_does_not_end(storage: Sto
     claim(made)
     with pytest.raises(StillRunning) as late:
         study_state.stop(storage, made.study_id, "small", finish=False, timeout_s=0.1)
-    assert str(late.value) == "study small is stopped, but after 0.1 s not yet left by host:1"
+    assert str(late.value) == "study small is stopped, but these workers were still running after 0.1 s: host:1"
     assert state_of(made) == "stopped"
 
 
@@ -281,7 +281,7 @@ def test_stopping_gives_up_where_somebody_resumes(storage_url: str, made: study.
 
     other = threading.Thread(target=resume)
     other.start()
-    with pytest.raises(StillRunning, match="study small was resumed before its last trial had ended"):
+    with pytest.raises(StillRunning, match="study small was resumed before its last trial had finished"):
         study_state.stop(made.storage, made.study_id, "small", finish=False, timeout_s=PROCESSES_S)
     other.join()
 
@@ -327,7 +327,10 @@ def test_a_study_that_workers_are_on_is_not_deleted(
     ):
         with pytest.raises(BadInput) as refused:
             refuse()
-        assert str(refused.value) == "study small: workers are on it: host:1; `hpo stop --study small` ends them"
+        assert (
+            str(refused.value)
+            == "study small still has active workers: host:1; stop them with `hpo stop --study small`"
+        )
     assert dump(storage) == before
 
 

@@ -171,7 +171,7 @@ def test_a_full_store_costs_checkpoints_and_nothing_else(
     assert (outcome, watcher.curve) == (outcome_alone, alone.curve)
     assert [r.getMessage() for r in caplog.records] == [
         f"artifacts {checkpoints.artifacts.url}: [Errno 28] No space left on device; "
-        "training goes on without new checkpoints"
+        "training continues without new checkpoints"
     ]
 
 

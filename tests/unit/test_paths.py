@@ -44,8 +44,11 @@ def test_a_path_is_expanded_as_a_shell_does(text, expanded):
     [
         ("$NOPE/x", "path '$NOPE/x': the variable NOPE is not set"),
         ("a/${NOPE}", "path 'a/${NOPE}': the variable NOPE is not set"),
-        ("~nobody-here/x", "path '~nobody-here/x': there is no such home folder; a file of that name is './~nobody"),
-        ("~\0", "path '~\\x00': there is no such home folder; a file of that name is "),
+        (
+            "~nobody-here/x",
+            "path '~nobody-here/x': the home folder does not exist; for a file with that name, write './~nobody",
+        ),
+        ("~\0", "path '~\\x00': the home folder does not exist; for a file with that name, write "),
     ],
 )
 def test_what_cannot_be_expanded_is_refused(text, problem):
@@ -70,7 +73,7 @@ def test_without_a_home_folder_the_option_that_needs_none_is_named(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda text: text)  # as where neither HOME nor an account names one
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
-    with pytest.raises(BadInput, match=r"HOME is not set; give --data-dir"):
+    with pytest.raises(BadInput, match=r"HOME is not set; use --data-dir"):
         default_data_dir()
 
 

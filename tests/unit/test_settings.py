@@ -67,7 +67,7 @@ def test_a_study_from_before_images_of_ones_own_has_the_shape_and_augmentation_t
 
 
 def test_what_is_not_a_study_of_this_program_is_noticed():
-    with pytest.raises(BadInput, match="it has no attribute 'search space', so hpo did not make it"):
+    with pytest.raises(BadInput, match="it has no attribute 'search space', so hpo did not create it"):
         StudySettings.from_attrs({})
 
 
@@ -108,7 +108,7 @@ def test_a_study_with_the_same_settings_goes_on():
         ({"dataset": "cifar10"}, "data set is cifar10 in the study and digits here"),
         ({"split": "aaaa"}, "split checksum is aaaa in the study and 0f0e here"),
         ({"augment": "none"}, "augment is none in the study and crop here"),
-        ({"image_shape": (8, 8, 3)}, "image shape is (8, 8, 3) in the study and (8, 8, 1) here"),
+        ({"image_shape": (8, 8, 3)}, "image shape is 8 x 8 x 3 in the study and 8 x 8 x 1 here"),
         ({"iterations": 64}, "iterations is 64 in the study and 640 here"),
         ({"seed": 0}, "seed is 0 in the study and 7 here"),
         ({"precision": "bf16"}, "precision is bf16 in the study and fp32 here"),
@@ -130,8 +130,8 @@ def test_a_study_with_other_settings_is_refused_with_each_that_differs(changed, 
         SETTINGS.require(replace(SETTINGS, **changed), "mine-digits")
 
     assert str(refused.value) == (
-        f"study mine-digits was made with other settings: {problem}. "
-        "Give the settings of the study, or another name with --study."
+        f"study mine-digits was created with other settings: {problem}. "
+        "Use the study's settings, or another name with --study."
     )
 
 
@@ -153,7 +153,7 @@ def test_a_name_that_cannot_stand_in_a_file_name_is_refused(name):
         check_study_name(name)
 
     assert str(refused.value) == (
-        f"study name {name!r}: allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
+        f"study name {name!r}: allowed: 1 to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
     )
 
 
@@ -169,5 +169,5 @@ def test_a_study_made_with_an_option_that_was_withdrawn_is_refused():
     attrs = SETTINGS.to_attrs()
 
     assert StudySettings.from_attrs(attrs | {"compiled": False}) == SETTINGS
-    with pytest.raises(BadInput, match="made with --compile, which was withdrawn"):
+    with pytest.raises(BadInput, match="created with --compile, which was withdrawn"):
         StudySettings.from_attrs(attrs | {"compiled": True})

@@ -174,8 +174,8 @@ def test_a_study_is_not_continued_with_other_settings_and_nothing_is_changed(sto
         continue_or_create(storage, "mine", replace(SETTINGS, **changed), 9)
 
     assert str(refused.value) == (
-        f"study mine was made with other settings: {problem}. "
-        "Give the settings of the study, or another name with --study."
+        f"study mine was created with other settings: {problem}. "
+        "Use the study's settings, or another name with --study."
     )
     assert everything(study) == before
 
@@ -187,7 +187,7 @@ def test_trials_that_others_made_are_left_alone(storage):
     with pytest.raises(StudyMismatch) as refused:
         continue_or_create(storage, "foreign", SETTINGS, 5)
 
-    assert str(refused.value) == ("study foreign has trials that were not made by hpo; give another name with --study")
+    assert str(refused.value) == ("study foreign has trials that hpo did not create; choose another name with --study")
     assert (foreign.user_attrs, len(foreign.trials)) == ({}, 1)
 
 
@@ -240,7 +240,7 @@ def test_a_name_that_no_study_has_is_refused_with_those_that_are_there(storage):
     with pytest.raises(StudyNotFound) as refused:
         load(storage, "foreign")
 
-    assert str(refused.value) == f"storage {storage.url} holds no study 'foreign' of hpo; it holds: one"
+    assert str(refused.value) == f"storage {storage.url} has no hpo study 'foreign'; it has: one"
 
 
 # What came of it

@@ -40,5 +40,5 @@ def write_report(study: Study, folder: Path) -> tuple[Path, Path]:
         write_whole(folder / MARKDOWN, markdown.encode())
         write_whole(folder / PAGE, page.encode())
     except OSError as error:
-        raise BadInput(f"--out {folder}: the report cannot be written there: {error.strerror or error}") from error
+        raise BadInput(f"--out {folder}: cannot write the report: {error.strerror or error}") from error
     return folder / PAGE, folder / MARKDOWN

@@ -179,7 +179,7 @@ def _curve(axes: Axes, trial: Trial, is_best: bool) -> None:
 
 
 def _end_range(facts: Facts) -> tuple[float, float]:
-    """Give the range of the accuracies at which trials end, with a margin."""
+    """Return the range of the accuracies at which trials end, with a margin."""
     ends = [trial.value for trial in facts.complete or facts.trials if trial.value is not None] or [0.0, 1.0]
     margin = max(0.01, (max(ends) - min(ends)) / 2)
     return min(ends) - 2 * margin, min(1.0, max(ends) + margin / 2) + 0.002
@@ -218,7 +218,7 @@ def _short(value: object) -> str:
 
 
 def _fifths(trials: Sequence[Trial]) -> list[float]:
-    """Give the accuracies that divide the trials into fifths of equal size."""
+    """Return the accuracies that divide the trials into fifths of equal size."""
     values = [trial.value for trial in trials if trial.value is not None]
     return sorted(set(quantiles(values, n=len(RAMP), method="inclusive"))) if len(values) > 1 else []
 
@@ -253,7 +253,7 @@ def _branch(axes: Axes, branch: Branch, rows: Mapping[int, int], most: int) -> N
 
 
 def _shared_look(trials: int, most: int) -> tuple[str, float]:
-    """Give the colour and the width, in points, of a segment that a number of trials share."""
+    """Return the colour and the width, in points, of a segment that a number of trials share."""
     depth = math.log2(trials) / max(1.0, math.log2(most))
     return LIGHT[RAMP[round(depth * (len(RAMP) - 1))]], 1.2 + 3.2 * depth
 

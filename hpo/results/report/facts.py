@@ -52,7 +52,7 @@ class Trial:
 
     @property
     def end(self) -> int:
-        """Give the iteration that the trial reached."""
+        """Return the iteration that the trial reached."""
         return self.curve[-1].iteration if self.curve else 0
 
 
@@ -121,7 +121,7 @@ class Facts:
 
     @property
     def comparable(self) -> bool:
-        """Tell whether the study has the data set and the budget of the documented runs."""
+        """Return whether the study has the data set and the budget of the documented runs."""
         return benchmark.is_comparable(self.settings.dataset, self.settings.iterations)
 
 

@@ -28,22 +28,22 @@ def _overview(facts: Facts) -> Iterator[Block]:
     states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     yield Heading(1, f"Study {facts.name}")
     if counts["running"] + counts["waiting"]:
-        yield Paragraph("The study is not finished: this report shows how it stood when it was written.")
+        yield Paragraph("The study is not finished; this report shows its state when the report was written.")
     yield Grid(
         rows=[
             ("search space", f"{settings.space['name']}: {settings.space.get('description', '')}"),
             ("data set", f"{settings.dataset}; split checksum {settings.split[:12]}"),
             ("budget of a trial", f"{show_value(settings.iterations)} iterations, {settings.precision}"),
-            ("recipes chosen by", f"{settings.sampler}, seed {settings.seed}"),
-            ("poor trials ended by", f"{settings.pruner}, compared at equal {_alignment(facts)}"),
+            ("sampler", f"{settings.sampler}, seed {settings.seed}"),
+            ("pruner", f"{settings.pruner}, compared at equal {_alignment(facts)}"),
             ("trials", states),
             ("best", _best_line(facts.best)),
         ]
     )
     if facts.best:
         yield Paragraph(
-            "The best trial was picked for being high among many, on images that the search has seen: expect less on "
-            "new ones. The final benchmark measures that."
+            "The best trial was picked from many, on images that the search used; expect less on new images. "
+            "The final benchmark measures that."
         )
         yield Paragraph(facts.confirmed)
 
@@ -53,56 +53,57 @@ def _search(facts: Facts) -> Iterator[Block]:
     yield Plate(
         name="history",
         figure=charts.history(facts),
-        caption="Validation accuracy of each trial, in the order of their numbers.",
+        caption="Validation accuracy of each trial, by number.",
     )
     yield Plate(
         name="learning_curves",
         figure=charts.learning_curves(facts),
-        caption="Validation accuracy of all trials while they trained; those that were pruned are faint. "
-        "Right: the same, enlarged.",
+        caption="Validation accuracy of all trials during training; pruned trials are faint. Right: the top, enlarged.",
     )
     yield Plate(
         name="schedules",
         figure=charts.schedules(facts),
-        caption="The learning-rate schedules that were tried, coloured by validation accuracy, in fifths of the "
+        caption="The learning-rate schedules, coloured by validation accuracy, in fifths of the "
         f"completed trials. Equal rates are drawn up to {charts.BESIDE:.0%} apart, so that each can be seen.",
     )
     if not facts.complete:
-        yield Paragraph("No trial is complete yet, so nothing can be said of the parameters.")
+        yield Paragraph("No trial is complete yet, so the parameters cannot be judged.")
         return
     yield Heading(2, "Parameters")
     if facts.importances:
         yield Plate(
             name="importances",
             figure=charts.importances(facts),
-            caption=f"How much each parameter matters for reaching the top of the {len(facts.complete)} completed "
-            "trials (PED-ANOVA, as computed by Optuna). With few trials this is a hint at most.",
+            caption="How much each parameter matters for ranking among the best of the "
+            f"{len(facts.complete)} completed trials (PED-ANOVA, as computed by Optuna). "
+            "With few trials this is only a hint.",
         )
     else:
         yield Paragraph(
-            f"Importances need {MIN_COMPLETE} completed trials of different accuracy; there are {len(facts.complete)}."
+            f"Importances need {MIN_COMPLETE} completed trials with different accuracies; "
+            f"this study has {len(facts.complete)}."
         )
     if any(trial.params for trial in facts.complete):
         yield Plate(
             name="slices",
             figure=charts.slices(facts),
-            caption="Validation accuracy of the completed trials over each parameter; the line is the median of a "
-            "value. Boundaries and patience are in reference iterations (of 64,000).",
+            caption="Validation accuracy of the completed trials by value of each parameter; the line is the median. "
+            "Boundaries and patience are in reference iterations (of 64,000).",
         )
 
 
 def _cost(facts: Facts) -> Iterator[Block]:
     spent = facts.status["iterations_spent"]
     distinct = distinct_iterations((trial.recipe, trial.end) for trial in facts.trials)
-    yield Heading(2, "What was trained, and what was shared")
+    yield Heading(2, "Training cost")
     yield Grid(
         header=("iterations", "number", "of naive", ""),
         rows=[
-            _cost_row("naive", spent["naive"], spent, "every finished trial at its full budget"),
-            _cost_row("requested", spent["requested"], spent, "what pruning and early stopping leave"),
-            _cost_row("distinct", distinct, spent, "of these, the different ones: the tree below"),
+            _cost_row("naive", spent["naive"], spent, "all finished trials, each with the full budget"),
+            _cost_row("requested", spent["requested"], spent, "after pruning and early stopping"),
+            _cost_row("distinct", distinct, spent, "each shared part counted once: the tree below"),
             _cost_row(
-                "trained", spent["trained"], spent, "optimizer steps executed by all workers, redone work included"
+                "trained", spent["trained"], spent, "optimizer steps that workers executed, including repeated ones"
             ),
         ],
     )
@@ -110,9 +111,9 @@ def _cost(facts: Facts) -> Iterator[Block]:
         yield Plate(
             name="tree",
             figure=charts.tree(facts),
-            caption="Paths of the trials. Recipes that agree up to an iteration have the same state there, so each "
-            "stretch is drawn once, on the row of the first trial that walked it; the thicker, the more trials "
-            "share it. Numbers are trials, with the accuracy of those that are complete.",
+            caption="The trials as a tree. Recipes that agree up to an iteration have the same state there, so each "
+            "segment is drawn once, on the row of the first trial that trained it; the thicker, the more trials "
+            "share it. Numbers are trials, with the accuracy of the completed ones.",
         )
 
 
@@ -138,11 +139,11 @@ def _runs(facts: Facts) -> Iterator[Block]:
 def _documented(facts: Facts) -> Iterator[Block]:
     if not facts.documented:
         return
-    yield Heading(2, "Documented runs that this study did not train")
+    yield Heading(2, "Documented runs not trained in this study")
     yield Paragraph(
-        "Figures of the document, on the test split of CIFAR-10 at 64,000 iterations, one run each. "
+        "Documented results on the test split of CIFAR-10 with 64,000 iterations, one run each. "
         + (
-            "This study has that data set and budget."
+            "This study has the same data set and budget."
             if facts.comparable
             else "Not comparable: this study has another budget."
         )
@@ -197,7 +198,7 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def network_counts(recipe: Recipe, channels: int, classes: int) -> ParameterCounts:
-    """Count the parameters of a recipe's network for images of so many channels and classes."""
+    """Count the parameters of a recipe's network for images with given channels and classes."""
     network = ResNet(
         channels=channels,
         classes=classes,

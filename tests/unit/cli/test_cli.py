@@ -276,7 +276,7 @@ def test_a_shipped_space_is_valid_as_written_for_this_test():
     with empty_folder(space=yaml.safe_dump(SHIPPED).encode()):
         assert hpo("spaces", "check", "space.yaml") == (
             0,
-            "space.yaml: a good space: full, 18 parameters around a recipe of its own\n",
+            "space.yaml: valid: full, 18 parameters around a recipe of its own\n",
             "",
         )
 
@@ -300,16 +300,16 @@ def test_a_space_file_runs_no_code(command, tag):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--address", "auto"], "--address auto: allowed only with --launcher ray"),
-        (["--gpus-per-worker", "0.5"], "--gpus-per-worker 0.5: allowed only with --launcher ray"),
+        (["--address", "auto"], "--address auto: only valid with --launcher ray"),
+        (["--gpus-per-worker", "0.5"], "--gpus-per-worker 0.5: only valid with --launcher ray"),
         (
             ["--launcher", "ray", "--submit"],
-            "--submit: allowed only without --launcher ray; it leaves the trials to `hpo worker`",
+            "--submit: only valid without --launcher ray; it leaves training to `hpo worker`",
         ),
-        (["--launcher", "ray", "--gpus-per-worker", "2"], "--gpus-per-worker 2: allowed are 0, and from 0.01 to 1"),
+        (["--launcher", "ray", "--gpus-per-worker", "2"], "--gpus-per-worker 2: allowed: 0, and from 0.01 to 1"),
         (
             ["--launcher", "ray", "--address", "ray://h:1"],
-            "Ray address 'ray://h:1': allowed are auto, local, or HOST:PORT of a running cluster",
+            "Ray address 'ray://h:1': allowed: auto, local, or HOST:PORT of a running cluster",
         ),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_path_is_decoded_with_progress_and_later_known_by_its_name(own, capsys
     later = capsys.readouterr().err
 
     assert "reading cats" in first and "52/52" in first
-    assert f"{folder}: 1 files or arrays that are no images were passed over" in first
+    assert f"{folder}: 1 files or arrays that are not images were skipped" in first
     assert "reading cats" not in later
     assert data_settings(by_path) == {
         "dataset": "cats",
@@ -52,14 +52,14 @@ def test_a_path_is_decoded_with_progress_and_later_known_by_its_name(own, capsys
         (
             "mnist",
             None,
-            "--dataset mnist: allowed are auto, cifar10, cifar100, fashion_mnist, digits, "
+            "--dataset mnist: allowed: auto, cifar10, cifar100, fashion_mnist, digits, "
             "or the path of a folder of images or an .npz file",
         ),
-        ("no/such/folder", None, "--dataset no/such/folder: allowed are auto, cifar10"),
+        ("no/such/folder", None, "--dataset no/such/folder: allowed: auto, cifar10"),
         ("x" * 300, None, "--dataset xxx"),
-        ("digits", 8, "--image-size 8: allowed only with the path of a folder; digits has its size"),
-        ("auto", 8, "--image-size 8: allowed only with the path of a folder; auto has its size"),
-        ("cats", 8, "--image-size 8: allowed only with the path of a folder; cats is decoded"),
+        ("digits", 8, "--image-size 8: only valid with the path of a folder; digits has a fixed size"),
+        ("auto", 8, "--image-size 8: only valid with the path of a folder; auto has a fixed size"),
+        ("cats", 8, "--image-size 8: only valid with the path of a folder; cats has been decoded"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_named(own, wanted, image_size, problem):
@@ -82,7 +82,7 @@ def test_a_name_that_several_data_sets_have_is_refused(own):
         choose_data("cats", data_dir)
 
     listed = ", ".join(sorted(checksum[:12] for checksum in checksums))
-    assert str(refused.value) == f"--dataset cats: {data_dir} has several of that name ({listed}); give the path"
+    assert str(refused.value) == f"--dataset cats: {data_dir} has several with that name ({listed}); give the path"
 
 
 @pytest.mark.parametrize("image_size", [None, 9])
@@ -108,7 +108,7 @@ def test_a_worker_refuses_other_images_with_both_checksums(own, tmp_path):
     there, here = study.settings.split[:12], refused.value.args[0].split("its checksum is ")[1][:12]
     assert here == other.checksum[:12]
     assert str(refused.value) == (
-        f"--dataset {tmp_path}/dogs.npz: its checksum is {here}, study mine was made with {there}"
+        f"--dataset {tmp_path}/dogs.npz: its checksum is {here}, study mine was created with {there}"
     )
 
 
@@ -120,7 +120,7 @@ def test_a_worker_of_a_known_data_set_needs_no_path(own, digits):
 
 
 def test_a_worker_for_all_studies_takes_no_path(own):
-    with pytest.raises(BadInput, match="allowed only without --forever, as it belongs to one study"):
+    with pytest.raises(BadInput, match="only valid without --forever, as it belongs to one study"):
         worker(forever=True, dataset=own[0])
 
 
@@ -132,5 +132,5 @@ def test_what_is_decoded_is_checked_with_the_others(own, capsys):
     data_check(data_dir, json_output=True)
 
     states = json.loads(capsys.readouterr().out)
-    assert states[f"cats ({checksum[:12]})"] == "whole: 18 training and 2 validation images"
+    assert states[f"cats ({checksum[:12]})"] == "complete: 18 training and 2 validation images"
     assert list(states)[:4] == ["cifar10", "cifar100", "fashion_mnist", "digits"]

@@ -1,4 +1,4 @@
-"""Test when progress is said where there is no terminal."""
+"""Test when progress is said without a terminal."""
 
 import io
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from rich.console import Console
 from hpo.cli import progress
 from hpo.database.overview import Counts
 
-NOTE = "1 of 2 workers wait for room"
+NOTE = "1 of 2 workers are waiting for room"
 
 
 @pytest.fixture

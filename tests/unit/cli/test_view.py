@@ -139,12 +139,12 @@ def test_workers_are_listed_with_what_they_train():
     [
         (
             COUNTS,
-            "study mine is stopped: 2 running trials were handed back, 1 came to their ends; 7 are finished and 11 "
-            "wait. `hpo resume --study mine`, or the command that began it, continues",
+            "study mine is stopped: 2 running trials were handed back, 1 finished; 7 have finished and 11 "
+            "are waiting. Continue it with `hpo resume --study mine` or the command that created it",
         ),
         (
             Counts(complete=20),
-            "study mine has no trial left: 2 running trials were handed back, 1 came to their ends, 20 are finished",
+            "study mine has no trials left: 2 running trials were handed back, 1 finished, 20 have finished",
         ),
     ],
 )
@@ -194,9 +194,9 @@ STATUS = {
 def test_the_status_of_a_study_is_a_table_of_seven_rows():
     assert lines_of(view.status(STATUS)) == [
         "study       smooth_lr-digits",
-        "space       smooth_lr on digits, 640 iterations a trial",
+        "space       smooth_lr on digits, 640 iterations per trial",
         "state       done",
-        "trials      50 of 50 finished: 18 complete, 32 pruned, 0 failed, 0 running, 0 waiting",
+        "trials      50 of 50 finished: 18 complete, 32 pruned",
         "recipes     50 of 22,680 tried",
         "best        0.9877 (trial 11)",
         "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
@@ -207,7 +207,7 @@ def test_the_status_says_at_which_rungs_trials_wait():
     trials = {"complete": 18, "pruned": 0, "failed": 0, "running": 2, "waiting": 30}
 
     assert lines_of(view.status(STATUS | {"trials": trials, "waiting_at_rungs": {1: 7}}))[3] == (
-        "trials      18 of 50 finished: 18 complete, 0 pruned, 0 failed, 2 running, 30 waiting (7 at rung 1)"
+        "trials      18 of 50 finished: 18 complete, 2 running, 30 waiting (7 at rung 1)"
     )
 
 
@@ -232,7 +232,7 @@ def test_the_status_says_how_much_of_the_space_was_tried(recipes, line):
     ("change", "line"),
     [
         ({}, []),
-        ({"confirmation": None}, ["confirmed   no; `hpo confirm` tries it on further seeds"]),
+        ({"confirmation": None}, ["confirmed   no; `hpo confirm` trains it on further seeds"]),
         ({"confirmation": {"verdict": "Trial 11 holds."}}, ["confirmed   Trial 11 holds."]),
         ({"confirmation": None, "best": None}, []),
     ],
@@ -283,21 +283,21 @@ def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
 
     assert lines_of(view.best(found, base.to_dict(), "Not confirmed."), width=140) == [
         "trial                11",
-        "validation accuracy  0.9877 ± 0.0092 (standard error). It is optimistic, as the best of many: "
-        "`hpo benchmark` tests it on new images.",
+        "validation accuracy  0.9877 ± 0.0092 (standard error). Optimistic, as the best of many; "
+        "`hpo benchmark` measures it on new images.",
         "further seeds        Not confirmed.",
         "head                 linear   (base recipe: dropout)",
-        "dropout              0.0   (base recipe: 0.5)",
-        "shortcut_norm        True",
+        "dropout              0   (base recipe: 0.5)",
+        "shortcut norm        yes",
         "depth                20",
-        "boundaries           [16000, 32000, 56000]   (base recipe: [20000, 32000, 56000])",
-        "values               [0.1, 0.02, 0.005, 0.001]",
-        "early_stopping       None",
-        "batch_size           128",
+        "boundaries           16,000 / 32,000 / 56,000   (base recipe: 20,000 / 32,000 / 56,000)",
+        "values               0.1 → 0.02 → 0.005 → 0.001",
+        "early stopping       none",
+        "batch size           128",
         "momentum             0.9",
-        "nesterov             False",
-        "weight_decay         0.0",
-        "label_smoothing      0.0",
+        "nesterov             no",
+        "weight decay         0",
+        "label smoothing      0",
         "iterations           640",
         "seed                 7",
     ]
@@ -336,8 +336,8 @@ def test_a_benchmark_shows_every_seed_the_means_and_the_verdict():
         "to                     1.0571    0.9685      0.0885     0.3785    0.4785",
         "documented                  -    0.8963                      -    0.5765",
         "",
-        "without a figure: baseline on seed 5: diverged",
-        "2 runs are still to be trained; the same command continues.",
+        "no result: baseline on seed 5: diverged",
+        "2 runs have not finished; the same command continues.",
         "The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.",
         "So it is.",
     ]
@@ -415,11 +415,11 @@ def test_the_spaces_are_listed_with_what_they_search():
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        ({"lent": 1, "told": 0, "refused": 0}, "1 lent to them (`hpo reclaim --study mine` takes back)"),
+        ({"lent": 1, "told": 0, "refused": 0}, "1 lent (take back with `hpo reclaim --study mine`)"),
         (
             {"lent": 0, "told": 2, "refused": 3},
-            "2 whose result they told, which is not compared with what was trained here; "
-            "3 that they failed, or gave parameters outside the search space",
+            "2 with results that they reported, which do not compete with trained ones; "
+            "3 that they failed, or whose parameters are outside the search space",
         ),
     ],
 )

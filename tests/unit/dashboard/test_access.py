@@ -25,7 +25,7 @@ from hpo.errors import BadInput
 
 PASSWORD = "correct-horse"
 LOGIN = Credentials(user="ada", password=PASSWORD)
-MISSING = "allowed is one line USER:PASSWORD, neither of them empty"
+MISSING = "allowed: one line USER:PASSWORD, neither of them empty"
 
 
 class Clock:
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_text_is_refused(private):
     file = private(b"ada:\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8")
     with pytest.raises(BadInput) as refused:
         find_credentials(file, {})
-    assert str(refused.value) == f"--auth {str(file)!r}: allowed is a text file with one line USER:PASSWORD"
+    assert str(refused.value) == f"--auth {str(file)!r}: allowed: a text file with one line USER:PASSWORD"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
@@ -111,7 +111,7 @@ def test_a_file_that_others_may_open_is_refused(private, mode):
     file.chmod(mode)
     with pytest.raises(BadInput) as refused:
         find_credentials(file, {})
-    assert str(refused.value) == f"--auth {file}: others may read it; `chmod 600 {file}` keeps it private"
+    assert str(refused.value) == f"--auth {file}: other users may read it; make it private with `chmod 600 {file}`"
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_a_short_password_is_refused_without_showing_it(private):
     file = private("ada:secret")
     with pytest.raises(BadInput) as refused:
         find_credentials(file, {})
-    assert str(refused.value) == f"--auth {file}: the password has 6 characters; allowed are 8 and more"
+    assert str(refused.value) == f"--auth {file}: the password has 6 characters; allowed: 8 or more"
 
 
 @pytest.mark.parametrize("given", ["HPO_DASHBOARD_USER", "HPO_DASHBOARD_PASSWORD"])
@@ -255,7 +255,7 @@ def test_what_is_no_name_of_a_host_is_not_allowed(name):
         check_host(name)
 
     assert str(refused.value) == (
-        f"--allow-host {name}: allowed is a host's name without scheme, port and path: hpo.example.org"
+        f"--allow-host {name}: allowed: a host's name without scheme, port and path: hpo.example.org"
     )
 
 
@@ -265,7 +265,7 @@ def test_a_name_of_a_host_is_compared_in_small_letters(name, host):
 
 
 def test_names_of_a_proxy_mean_nothing_at_an_address_that_others_reach():
-    with pytest.raises(BadInput, match=r"^--allow-host hpo\.example\.org: allowed only with --host 127\.0\.0\.1"):
+    with pytest.raises(BadInput, match=r"^--allow-host hpo\.example\.org: only valid with --host 127\.0\.0\.1"):
         guard(hello, "0.0.0.0", Credentials(user="me", password="correct-horse"), ["hpo.example.org"])
 
 

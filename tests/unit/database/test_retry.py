@@ -94,7 +94,7 @@ def test_a_call_is_made_again_until_it_is_answered(caplog):
     with caplog.at_level("INFO", "hpo"):
         assert (database.ask("who?", polite=True), database.calls) == (("who?", True), 3)
     warning, answered = [record.getMessage() for record in caplog.records]
-    assert warning == "the server is gone; it is tried again for 30 s"
+    assert warning == "the server is gone; retrying for 30 s"
     assert answered.startswith("the database answers again, after ")
 
 

@@ -30,7 +30,7 @@ def test_tables_of_another_revision_are_refused_with_what_to_do(engine, revision
 
     head = schema._scripts().get_current_head()
     assert str(refused.value) == (
-        f"storage sqlite:///hpo.db: its tables are of revision {revision}, this release wants {head}; {remedy}"
+        f"storage sqlite:///hpo.db: its tables are of revision {revision}, this release needs {head}; {remedy}"
     )
 
 
@@ -42,7 +42,7 @@ def test_tables_of_this_revision_are_taken(engine):
 
 
 def test_a_database_without_our_tables_is_named(engine):
-    with engine.connect() as connection, pytest.raises(BadInput, match="holds no studies of hpo; `hpo run` makes one"):
+    with engine.connect() as connection, pytest.raises(BadInput, match="has no hpo studies; create one with `hpo run`"):
         schema.require_tables(connection, "sqlite:///hpo.db")
 
 

@@ -155,7 +155,7 @@ def test_without_a_listing_workers_get_what_torch_counts_and_the_log_says_why(
     assert find_gpus() == [WorkerDevice(name=f"cuda:{index}", option=f"cuda:{index}") for index in range(2)]
 
     assert caplog.record_tuples == [
-        ("hpo.launch.devices", logging.WARNING, f"{reason}; workers take the 2 devices that torch counts")
+        ("hpo.launch.devices", logging.WARNING, f"{reason}; using the 2 devices that torch counts")
     ]
 
 
@@ -199,6 +199,6 @@ def test_a_gpu_that_does_not_tell_its_precision_is_refused_in_one_line(monkeypat
         find_native_precision()
 
     assert str(refused.value) == (
-        "--precision auto: the GPU does not tell what it computes (RuntimeError: all CUDA-capable devices are busy); "
-        "fp32, tf32 and bf16 are allowed"
+        "--precision auto: cannot find out what the GPU supports (RuntimeError: all CUDA-capable devices are busy); "
+        "pass fp32, tf32 or bf16"
     )

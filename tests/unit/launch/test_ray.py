@@ -63,9 +63,9 @@ def test_a_worker_takes_a_gpu_where_there_are_gpus_and_else_a_cpu(nodes, asked, 
 @pytest.mark.parametrize(
     ("nodes", "asked", "problem"),
     [
-        ([node(cpus=2), node(cpus=1)], 0.5, "--gpus-per-worker 0.5: .* it has 3 CPUs and 0 GPUs in all"),
-        ([node(cpus=0)], None, "a CPU for each worker: .* it has 0 CPUs and 0 GPUs in all"),
-        ([node(gpus=1)], 0.0, "a CPU for each worker: .* it has 0 CPUs and 1 GPUs in all"),
+        ([node(cpus=2), node(cpus=1)], 0.5, "--gpus-per-worker 0.5: .* its total is 3 CPUs and 0 GPUs"),
+        ([node(cpus=0)], None, "a CPU for each worker: .* its total is 0 CPUs and 0 GPUs"),
+        ([node(gpus=1)], 0.0, "a CPU for each worker: .* its total is 0 CPUs and 1 GPUs"),
     ],
 )
 def test_what_no_node_has_is_refused_with_what_there_is(nodes, asked, problem):
@@ -90,7 +90,7 @@ def test_one_file_is_refused_where_there_are_other_hosts(nodes, hosts):
         require_one_host(nodes, "Ray cluster x:1")
 
     assert str(refused.value) == (
-        f"storage: SQLite serves one host, and the Ray cluster x:1 has several ({hosts}); give a PostgreSQL"
+        f"storage: SQLite serves one host, and the Ray cluster x:1 has several ({hosts}); use PostgreSQL"
     )
 
 
@@ -101,7 +101,7 @@ def test_a_share_of_one_gpu_is_taken(share):
 
 @pytest.mark.parametrize("share", [-0.5, 0.001, 1.5, float("nan"), float("inf")])
 def test_other_shares_are_refused(share):
-    with pytest.raises(BadInput, match=r"^--gpus-per-worker .*: allowed are 0, and from 0\.01 to 1$"):
+    with pytest.raises(BadInput, match=r"^--gpus-per-worker .*: allowed: 0, and from 0\.01 to 1$"):
         check_share(share)
 
 
@@ -114,7 +114,7 @@ def test_a_malformed_address_is_refused_with_what_is_allowed(address):
         check_address(address)
 
     allowed = "auto, local, or HOST:PORT of a running cluster"
-    assert str(refused.value) == f"Ray address {address!r}: allowed are {allowed}"
+    assert str(refused.value) == f"Ray address {address!r}: allowed: {allowed}"
 
 
 def test_a_cluster_that_does_not_listen_is_unavailable_at_once():

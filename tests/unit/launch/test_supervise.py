@@ -92,7 +92,7 @@ def test_a_place_whose_worker_keeps_dying_is_given_up_with_a_warning_and_the_oth
     assert broken.asked == ["start"] * DIED + ["ask to end", "end"]
     assert fine.asked == ["start", "ask to end", "end"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{LAST.format('broken')}; no worker is started there any more, 1 places are left"
+        f"{LAST.format('broken')}; no more workers are started there, 1 devices remain"
     ]
 
 
@@ -106,7 +106,7 @@ def test_the_others_are_started_again_after_a_stop_although_a_place_was_given_up
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["one"], LAST.format("one")), (["one", "other"], f"{LAST.format('other')}; no other place is left")],
+    [(["one"], LAST.format("one")), (["one", "other"], f"{LAST.format('other')}; no other device remains")],
 )
 def test_a_study_fails_when_no_place_is_left_and_all_are_ended(workers, names, message):
     slots = [Slot(dying(), name) for name in names]
@@ -137,7 +137,7 @@ def test_workers_that_ended_with_a_stop_which_their_driver_missed_are_started_ag
 
 @pytest.mark.parametrize(
     ("waiting", "note"),
-    [([], ""), ([False, False], ""), ([True, False, True], "2 of 3 workers wait for room")],
+    [([], ""), ([False, False], ""), ([True, False, True], "2 of 3 workers are waiting for room")],
 )
 def test_who_waits_for_room_is_told(waiting, note):
     assert waiting_note(waiting) == note

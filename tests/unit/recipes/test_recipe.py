@@ -129,7 +129,7 @@ def test_a_recipe_for_another_budget_and_seed_keeps_everything_else():
         ),
         ({"boundaries": (0, 20_000)}, f"boundaries is [0, 20000]; {BOUNDARIES}"),
         ({"boundaries": (20_000, 64_000)}, f"boundaries is [20000, 64000]; {BOUNDARIES}"),
-        ({"values": (0.1, 0.01)}, "values is [0.1, 0.01]; allowed: one more than boundaries"),
+        ({"values": (0.1, 0.01)}, "values has 2 numbers; allowed: one more than boundaries"),
         ({"values": (0.1, 0.01, 0.0)}, "values is [0.1, 0.01, 0.0]; allowed: a list of numbers over 0"),
         ({"values": (0.1, -0.01, 0.1)}, "values is [0.1, -0.01, 0.1]; allowed: a list of numbers over 0"),
         ({"values": (float("inf"), 0.01, 0.1)}, "values is [inf, 0.01, 0.1]; allowed: a list of numbers over 0"),

@@ -350,21 +350,21 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
             "{dropout: {low: 0.1, high: 0.75, step: 0.1}}",
             "search.dropout: high 0.75 is not low 0.1 plus a multiple of step 0.1",
         ),
-        ("{dropout: {low: 0.7, high: 0.1, step: 0.1}}", "search.dropout: high 0.1 is under low 0.7"),
+        ("{dropout: {low: 0.7, high: 0.1, step: 0.1}}", "search.dropout: high 0.1 is less than low 0.7"),
         ("{dropout: {low: 0.1, high: 0.7, step: 0}}", "search.dropout.step is 0: Input should be greater than 0"),
         ("{dropout: {low: .nan, high: 0.7, step: 0.1}}", "search.dropout.low is nan: Input should be a finite number"),
         ("{dropout: {low: 0.1, high: 0.7}}", "search.dropout: needs a step, or log: true"),
         (
             "{dropout: {low: 0.0, high: 0.7, step: 0.1, log: true}}",
-            "search.dropout: low 0.0 of a logarithmic range is not over 0",
+            "search.dropout: low 0.0 of a logarithmic range must be positive",
         ),
         (
             "{values: [{low: 0.001, high: 2.001, step: 0.001}, [0.01], [0.001]]}",
-            "search.values.0: low 0.001 to high 2.001 in steps of 0.001 are over 1000 values",
+            "search.values.0: low 0.001 to high 2.001 in steps of 0.001 are more than 1000 values",
         ),
         (
             "{dropout: {low: 1e-40, high: 0.5, step: 1e-40, log: true}}",
-            "search.dropout: low 1e-40 to high 0.5 in steps of 1e-40 are over 1000000 values",
+            "search.dropout: low 1e-40 to high 0.5 in steps of 1e-40 are more than 1000000 values",
         ),
         (
             "{weight_decay: 1e-4}",
@@ -406,7 +406,7 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ),
         ("{depth: [2, 20]}", "search.depth.0 is 2: Input should be greater than or equal to 8"),
         ("{dropout: [0.3, 0.4]}", "search.dropout: leaves out the base recipe's 0.5; allowed there: [0.3, 0.4]"),
-        ("{shortcut_norm: [true, true]}", "search.shortcut_norm: a choice stands twice"),
+        ("{shortcut_norm: [true, true]}", "search.shortcut_norm: duplicate choice"),
         (
             "{early_stopping: [true, false]}",
             "search.early_stopping: needs search.patience: the base recipe has no patience",
@@ -428,7 +428,7 @@ def test_a_space_comes_back_from_the_json_that_a_study_keeps(name):
         ),
         (
             "{boundaries: [{low: 0, high: 32000, step: 4000}, [48000]]}",
-            "search.boundaries.0: 0 is not over 0 and under 64000",
+            "search.boundaries.0: 0 is not greater than 0 and less than 64000",
         ),
         ("{values: [[20.0], [0.01], [0.001]]}", "search.values.0.0 is 20.0: Input should be less than 10"),
         (
@@ -470,7 +470,7 @@ def test_the_ends_of_a_range_are_held_to_the_same_limits_as_choices(search, plac
     ],
 )
 def test_a_boundary_or_rate_that_stands_twice_is_refused(search, place):
-    with pytest.raises(SpaceError, match=rf"^mine\.yaml: line 3: {place}.*: a choice stands twice$"):
+    with pytest.raises(SpaceError, match=rf"^mine\.yaml: line 3: {place}.*: duplicate choice$"):
         space_of(search)
 
 
@@ -491,8 +491,8 @@ def test_a_dropout_head_without_a_rate_is_refused_because_it_is_the_linear_head_
         ("", "line 1: a space is a mapping with the keys name, description, base, search"),
         ("- baseline\n", "line 1: a space is a mapping with the keys name, description, base, search"),
         ("name: x\n", "line 1: base: Field required"),
-        ("name: x\nbase: dropout\nbase: dense\n", "line 3: key 'base' stands twice"),
-        ("name: x\nbase: dropout\nsearch: {head: [linear], head: [dense]}\n", "line 3: key 'head' stands twice"),
+        ("name: x\nbase: dropout\nbase: dense\n", "line 3: duplicate key 'base'"),
+        ("name: x\nbase: dropout\nsearch: {head: [linear], head: [dense]}\n", "line 3: duplicate key 'head'"),
         ("name: x\nbase: dropout\n---\nname: y\n", "line 3, column 1: not YAML: but found another document"),
         ("name: x\nbase: [\n", "line 3, column 1: not YAML: expected the node content, but found '<stream end>'"),
         ("name: x\nbase: dropout\nsince: 2001-99-99\n", "not YAML: month must be in 1..12"),

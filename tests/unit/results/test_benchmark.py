@@ -146,8 +146,8 @@ def result(candidate, baseline, **changed):
             "not shown to be better than the baseline: its test accuracy differs by +0.0067 "
             "(-0.0313 to +0.0446, 3 seeds, p = 0.53).",
         ),
-        ((), (), "not shown to be better than the baseline: that takes two seeds, and better five."),
-        ((0.9,), (0.8,), "not shown to be better than the baseline: that takes two seeds, and better five."),
+        ((), (), "not shown to be better than the baseline: this needs at least two seeds, or better five."),
+        ((0.9,), (0.8,), "not shown to be better than the baseline: this needs at least two seeds, or better five."),
         (
             (0.92, 0.93),
             (0.90, 0.91),
@@ -164,14 +164,16 @@ def test_a_candidate_some_of_whose_runs_have_no_figure_is_not_called_better():
 
     assert verdict(found) == (
         "The best recipe (trial 7) is not shown to be better than the baseline: 1 of its and the baseline's runs "
-        "ended without a figure."
+        "have no result."
     )
 
 
 def test_a_best_trial_that_is_the_baseline_is_called_so_and_has_a_difference_of_zero():
     found = result((), (0.90, 0.95), runs=(run("baseline", (0.90, 0.95)),))
 
-    assert verdict(found) == "The best recipe (trial 7) is the documented baseline itself: there is nothing to compare."
+    assert (
+        verdict(found) == "The best recipe (trial 7) is the documented baseline itself, so there is nothing to compare."
+    )
     assert found.candidate is found.baseline
     assert to_dict(found)["difference"] == {"mean": 0, "ci95": None, "p_value": None}
 
@@ -213,26 +215,29 @@ def test_documented_figures_are_compared_at_their_own_data_and_budget_only(datas
     [
         (
             {"all_documented": True, "study_name": "mine"},
-            "--study mine: with --all-documented no study is benchmarked; --name names the runs' own",
+            "--study mine: cannot be combined with --all-documented; use --name to name the new study",
         ),
         (
             {"dataset": "digits"},
-            "--dataset digits: allowed only with --all-documented; a study's runs have the study's",
+            "--dataset digits: only valid with --all-documented; otherwise the study's setting is used",
         ),
-        ({"image_size": 32}, "--image-size 32: allowed only with --all-documented; a study's runs have the study's"),
+        (
+            {"image_size": 32},
+            "--image-size 32: only valid with --all-documented; otherwise the study's setting is used",
+        ),
         (
             {"augment": AugmentChoice.crop_flip},
-            "--augment crop,flip: allowed only with --all-documented; a study's runs have the study's",
+            "--augment crop,flip: only valid with --all-documented; otherwise the study's setting is used",
         ),
         (
             {"precision": PrecisionChoice.bf16},
-            "--precision bf16: allowed only with --all-documented; a study's runs have the study's",
+            "--precision bf16: only valid with --all-documented; otherwise the study's setting is used",
         ),
         (
             {"name": "a/b"},
-            "study name 'a/b': allowed are 1 to 100 letters, digits, '.', '_' and '-', the first a letter",
+            "study name 'a/b': allowed: 1 to 100 letters, digits, '.', '_' and '-', the first a letter",
         ),
-        ({"artifacts": "ftp://x"}, "artifacts 'ftp://x': allowed are a folder, "),
+        ({"artifacts": "ftp://x"}, "artifacts 'ftp://x': allowed: a folder, "),
     ],
 )
 def test_options_that_go_with_nothing_are_refused_before_anything_is_opened(options, problem):

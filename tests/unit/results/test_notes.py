@@ -77,10 +77,10 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "",
         "| | |",
         "| --- | --- |",
-        "| data set | digits; accuracy is that on its validation split |",
+        "| data set | digits; accuracies are measured on its validation split |",
         "| budget of a trial | 640 iterations, fp32 |",
-        "| recipes chosen by | tpe, seed 0 |",
-        "| poor trials ended by | asha-stop |",
+        "| sampler | tpe, seed 0 |",
+        "| pruner | asha-stop |",
         "",
         "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
         "past the same fraction of it; a step is that point on the schedule of trial 0.",
@@ -230,13 +230,13 @@ def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():
     [
         (
             "pruned at iteration 40",
-            "**Pruned at iteration 40.** The median pruner ended it: its best accuracy so far was under the median of "
+            "**Pruned at iteration 40.** The median pruner ended it: its best accuracy so far was below the median of "
             "the earlier trials, compared at the same point.",
         ),
         (
             "stopped early at iteration 90, weights of iteration 20",
-            "**Stopped early at iteration 90, weights of iteration 20.** The validation loss had not fallen for as "
-            "long as the recipe's patience.",
+            "**Stopped early at iteration 90, weights of iteration 20.** The validation loss had not improved for "
+            "the recipe's patience.",
         ),
         (
             "diverged: the loss was not finite at iteration 10",
@@ -244,8 +244,8 @@ def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():
         ),
         (
             "waiting at rung 1 (iteration 20)",
-            "**Waiting at rung 1 (iteration 20).** It trains on once it is in the best third of the trials there, and "
-            "is pruned if the study ends before.",
+            "**Waiting at rung 1 (iteration 20).** It continues once it is among the best third of the trials there, "
+            "and is pruned if the study ends first.",
         ),
         ("failed: RuntimeError: no memory (train.py:1)", "**Failed: RuntimeError: no memory (train.py:1).**"),
     ],

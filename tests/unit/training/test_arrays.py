@@ -43,15 +43,15 @@ class Trap:
 BAD = [
     ({"y_train": None}, "has no array y_train; it has x_test, x_train, y_test"),
     ({"y_test": None}, "has no array y_test; it has x_test, x_train, y_train"),
-    ({"x_train": np.zeros((20, 8, 8))}, "x_train is float64 of shape (20, 8, 8); allowed is uint8"),
-    ({"x_train": np.zeros((20, 8, 8, 2), np.uint8)}, "x_train is uint8 of shape (20, 8, 8, 2); allowed is"),
-    ({"x_test": np.zeros((4, 64), np.uint8)}, "x_test is uint8 of shape (4, 64); allowed is uint8 [N, H, W]"),
+    ({"x_train": np.zeros((20, 8, 8))}, "x_train is float64 of shape (20, 8, 8); allowed: uint8"),
+    ({"x_train": np.zeros((20, 8, 8, 2), np.uint8)}, "x_train is uint8 of shape (20, 8, 8, 2); allowed: uint8"),
+    ({"x_test": np.zeros((4, 64), np.uint8)}, "x_test is uint8 of shape (4, 64); allowed: uint8 [N, H, W]"),
     ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "images of x_train are (8, 8, 1), of x_test (9, 9, 1); allowed: equal"),
-    ({"y_train": np.zeros((20, 10), int)}, "y_train is int64 of shape (20, 10); allowed are whole numbers"),
-    ({"y_train": np.zeros(20)}, "y_train is float64 of shape (20,); allowed are whole numbers"),
+    ({"y_train": np.zeros((20, 10), int)}, "y_train is int64 of shape (20, 10); allowed: whole numbers"),
+    ({"y_train": np.zeros(20)}, "y_train is float64 of shape (20,); allowed: whole numbers"),
     ({"y_train": np.arange(19) % 2}, "x_train has 20 images and y_train 19 labels; allowed: equal"),
-    ({"x_train": np.array([Trap()] * 20)}, "x_train.npy holds a pickle, which is never loaded"),
-    ({"y_train": np.array([Trap()] * 20)}, "y_train.npy holds a pickle, which is never loaded"),
+    ({"x_train": np.array([Trap()] * 20)}, "x_train.npy contains a pickle, which is never loaded"),
+    ({"y_train": np.array([Trap()] * 20)}, "y_train.npy contains a pickle, which is never loaded"),
 ]
 
 
@@ -69,10 +69,10 @@ def test_arrays_that_cannot_be_a_data_set_are_refused_before_they_are_read(tmp_p
 @pytest.mark.parametrize(
     ("labels", "problem"),
     [
-        ({"y_train": np.arange(20) % 2 + 1}, "labels of y_train are 1, 2; allowed are 0 to n-1, each of them used"),
-        ({"y_train": np.arange(20) % 2 * 2}, "labels of y_train are 0, 2; allowed are 0 to n-1"),
+        ({"y_train": np.arange(20) % 2 + 1}, "labels of y_train are 1, 2; allowed: 0 to n-1, each of them used"),
+        ({"y_train": np.arange(20) % 2 * 2}, "labels of y_train are 0, 2; allowed: 0 to n-1"),
         ({"y_train": np.arange(20) - 5}, "labels of y_train are -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, ...; allowed"),
-        ({"y_train": np.zeros(20, int)}, "all labels of y_train are 0; allowed are two or more classes"),
+        ({"y_train": np.zeros(20, int)}, "all labels of y_train are 0; allowed: two or more classes"),
         ({"y_test": np.arange(4) % 3}, "labels of y_test are 0, 1, 2, of y_train 0, 1; allowed: the same"),
         ({"y_test": np.zeros(4, int)}, "labels of y_test are 0, of y_train 0, 1; allowed: the same"),
     ],

@@ -364,7 +364,10 @@ def test_cifar10_that_is_not_there_is_unavailable(tmp_path):
     with pytest.raises(DataUnavailable) as refused:
         load_dataset("cifar10", tmp_path)
 
-    assert str(refused.value) == (f"cifar10 is not in {tmp_path}: there is no folder {tmp_path / CIFAR10.base_folder}")
+    assert (
+        str(refused.value)
+        == f"cifar10 is not in {tmp_path}: the folder {tmp_path / CIFAR10.base_folder} does not exist"
+    )
 
 
 def test_auto_takes_cifar10_where_it_is(small_cifar):
@@ -552,7 +555,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_within_the_limit():
     with raw_server(answer=None) as url:
         started = time.monotonic()
         with pytest.raises(
-            DataUnavailable, match=r"^cifar10 could not be fetched: (no answer within 0\.3 s|.*timed out.*)$"
+            DataUnavailable, match=r"^cifar10 could not be downloaded: (no answer within 0\.3 s|.*timed out.*)$"
         ):
             datasets.require_reachable("cifar10", url, limit_s=0.3)
         took_s = time.monotonic() - started
@@ -564,14 +567,14 @@ def test_a_server_that_does_not_speak_http_is_unavailable_and_not_a_crash():
     with raw_server(answer=b"220 this is a mail server\r\n") as url, pytest.raises(DataUnavailable) as refused:
         datasets.require_reachable("cifar10", url, limit_s=5)
 
-    assert str(refused.value) == "cifar10 could not be fetched: 220 this is a mail server"
+    assert str(refused.value) == "cifar10 could not be downloaded: 220 this is a mail server"
 
 
 def test_a_server_that_has_no_such_file_is_unavailable():
     with http_server({}) as url, pytest.raises(DataUnavailable) as refused:
         datasets.require_reachable("cifar10", f"{url}/file", limit_s=5)
 
-    assert str(refused.value) == "cifar10 could not be fetched: HTTP Error 404: Not Found"
+    assert str(refused.value) == "cifar10 could not be downloaded: HTTP Error 404: Not Found"
     refused.value.__cause__.close()
 
 
@@ -585,7 +588,7 @@ def test_auto_takes_digits_and_says_why_where_cifar10_cannot_be_fetched(tmp_path
 
     assert choose_dataset("auto", tmp_path) == (
         "digits",
-        "cifar10 could not be fetched: <urlopen error [Errno 111] Connection refused>",
+        "cifar10 could not be downloaded: <urlopen error [Errno 111] Connection refused>",
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -593,7 +596,7 @@ def test_auto_takes_digits_and_says_why_where_cifar10_cannot_be_fetched(tmp_path
 def test_a_data_set_asked_for_by_name_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{closed_port()}/cifar.tar.gz")
 
-    with pytest.raises(DataUnavailable, match=r"^cifar10 could not be fetched: "):
+    with pytest.raises(DataUnavailable, match=r"^cifar10 could not be downloaded: "):
         choose_dataset("cifar10", tmp_path)
 
 
@@ -689,7 +692,7 @@ def test_an_archive_that_is_not_cifar10_is_unavailable_and_leaves_no_data_set(tm
         name, reason = choose_dataset("auto", tmp_path)
 
     assert name == "digits"
-    assert reason.startswith("cifar10 could not be fetched: ")
+    assert reason.startswith("cifar10 could not be downloaded: ")
     with pytest.raises(DataUnavailable):
         load_dataset("cifar10", tmp_path)
 
@@ -721,7 +724,7 @@ def test_a_fetch_that_broke_off_is_taken_up_by_the_next(tmp_path, monkeypatch, f
         monkeypatch.setattr(FashionMNIST, "mirrors", [f"{url}/"])
         with pytest.raises(DataUnavailable) as refused:
             fetch_dataset("fashion_mnist", tmp_path)
-    assert str(refused.value) == "fashion_mnist could not be fetched: HTTP Error 404: Not Found"
+    assert str(refused.value) == "fashion_mnist could not be downloaded: HTTP Error 404: Not Found"
     refused.value.__cause__.close()
 
     with http_server(fashion_files) as url:

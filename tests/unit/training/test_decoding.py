@@ -88,5 +88,5 @@ def test_pixels_of_16_bits_are_refused_rather_than_cut(tmp_path):
     path = tmp_path / "1.png"
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(path)
 
-    with pytest.raises(DataDamaged, match="its pixels are of mode I;16; allowed are 8 bits per channel"):
+    with pytest.raises(DataDamaged, match="its pixels are of mode I;16; allowed: 8 bits per channel"):
         inspect_files([str(path)], lambda _: None)

@@ -57,12 +57,12 @@ def test_what_is_no_image_is_passed_over_and_counted_and_hidden_folders_are_left
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ((), "{root}: has no class; allowed are two or more folders of images"),
+        ((), "{root}: has no class; allowed: two or more folders of images"),
         (("1.png",), "{root}: has no class; allowed"),
         (("a/1.png",), "{root}: has only the class a; allowed"),
         (("a/1.png", "b/x.txt"), "{root}/b: the class has no image; names of images end with .jpg"),
-        (("train/a/1.png", "train/b/1.png"), "{root}: has one of train/ and test/; allowed are both"),
-        (("test/a/1.png", "b/1.png"), "{root}: has one of train/ and test/"),
+        (("train/a/1.png", "train/b/1.png"), "{root}: has only one of train/ and test/; allowed: both"),
+        (("test/a/1.png", "b/1.png"), "{root}: has only one of train/ and test/"),
         (("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/x"), "{root}/test/b: the class has no image"),
         (
             ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"),
@@ -70,7 +70,7 @@ def test_what_is_no_image_is_passed_over_and_counted_and_hidden_folders_are_left
         ),
         (
             ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "val/a/1.png"),
-            "{root}/val: allowed beside train/ and test/ is no other folder",
+            "{root}/val: not allowed next to train/ and test/",
         ),
     ],
 )
@@ -93,7 +93,7 @@ def test_links_are_followed_but_not_in_a_loop(tmp_path):
     with pytest.raises(BadInput) as refused:
         list_images(tmp_path / "data")
     assert str(refused.value) == (
-        f"{tmp_path}/data/a/back: a link leads back to {tmp_path}/elsewhere, a folder that holds it"
+        f"{tmp_path}/data/a/back: a link leads back to {tmp_path}/elsewhere, which contains it"
     )
 
 

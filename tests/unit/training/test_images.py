@@ -220,7 +220,7 @@ def test_images_that_are_too_small_or_too_large_are_refused(tmp_path, shape):
         with pytest.raises(BadInput) as refused:
             prepared(path, tmp_path / "data")
         assert str(refused.value).startswith(
-            f"{tmp_path}/{where}: images are {shape[1]}x{shape[0]}; allowed are 8 to 96 pixels a side"
+            f"{tmp_path}/{where}: images are {shape[1]}x{shape[0]}; allowed: 8 to 96 pixels a side"
         )
 
 
@@ -330,7 +330,7 @@ def test_a_file_that_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(BadInput) as refused:
         prepared(path, tmp_path / "data")
 
-    assert str(refused.value) == f"--dataset {path}: allowed are a folder of images and an .npz file"
+    assert str(refused.value) == f"--dataset {path}: allowed: a folder of images and an .npz file"
 
 
 def test_a_folder_of_data_sets_that_cannot_be_written_is_named(tmp_path):
@@ -360,8 +360,8 @@ def test_a_data_set_is_named_after_its_folder_or_file(path, name):
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("/", "--dataset /: its name must have a letter (a to z) or a digit, as studies are named after it"),
-        ("犬", "--dataset 犬: its name must have a letter"),
+        ("/", "--dataset /: its name needs a letter (a to z) or a digit, because studies are named after it"),
+        ("犬", "--dataset 犬: its name needs a letter"),
         ("old/digits", "--dataset old/digits: digits is the name of a known data set; rename the folder or file"),
         ("cifar10.npz", "--dataset cifar10.npz: cifar10 is the name of a known data set"),
     ],

@@ -157,5 +157,5 @@ def test_a_card_without_a_native_precision_is_refused(monkeypatch, precision, ca
 
 
 def test_tf32_is_refused_on_a_cpu():
-    with pytest.raises(BadInput, match="tf32 is a precision of GPUs"):
+    with pytest.raises(BadInput, match="tf32 needs a GPU"):
         require_precision(torch.device("cpu"), "tf32")

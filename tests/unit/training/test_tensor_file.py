@@ -49,7 +49,7 @@ def test_another_data_set_of_the_name_is_refused_with_both_checksums(tmp_path, r
         read("mine", "0" * 64, tmp_path / "data")
 
     assert str(refused.value) == (
-        f"data set mine in {tmp_path}/data: its checksum is {checksum[:12]}, the study was made with 000000000000"
+        f"data set mine in {tmp_path}/data: its checksum is {checksum[:12]}, the study was created with 000000000000"
     )
 
 

@@ -237,7 +237,7 @@ def metadata(**changed):
     ],
 )
 def test_what_is_no_checkpoint_is_refused(content):
-    with pytest.raises(ArtifactDamaged, match="it holds no state of a training"):
+    with pytest.raises(ArtifactDamaged, match="it is not a training state"):
         decode(content)
 
 

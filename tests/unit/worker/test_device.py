@@ -83,7 +83,7 @@ def test_a_gpu_that_is_not_there_is_refused(cuda):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", ""])
 def test_other_names_are_refused(name):
-    with pytest.raises(BadInput, match=r"allowed are auto, cpu, cuda and cuda:N$"):
+    with pytest.raises(BadInput, match=r"allowed: auto, cpu, cuda and cuda:N$"):
         pick_device(name)
 
 
@@ -131,7 +131,8 @@ def test_a_gpu_shows_itself_by_its_device_file(tmp_path, files, found):
             "/dev/nvidia0",
             None,
             [
-                "there is a GPU (/dev/nvidia0), but CUDA does not start: Found no NVIDIA driver on your system; "
+                "this machine has a GPU (/dev/nvidia0), but CUDA does not start: "
+                "Found no NVIDIA driver on your system; "
                 "training on the CPU"
             ],
         ),

@@ -78,4 +78,4 @@ def test_a_hang_is_told_with_its_length_and_the_limit():
         clock.now_s = 1234.0
         hang = watch.find_hang()
 
-    assert hang == "training has stood still for 1234 s, and 600 s are allowed"
+    assert hang == "training has made no progress for 1234 s (limit: 600 s)"

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create our tables beside Optuna's."""
+    """Create our tables next to Optuna's."""
     op.create_table(
         "hpo_attempts",
         sa.Column("attempt_id", sa.Integer, primary_key=True),

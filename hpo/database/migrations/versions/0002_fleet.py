@@ -19,7 +19,7 @@ NOW_S = {
 
 
 def upgrade() -> None:
-    """Create the tables, and mark every study of ours as running."""
+    """Create the tables, and mark every hpo study as running."""
     studies = op.create_table(
         "hpo_studies",
         sa.Column(

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table, and keep the studies of the pruner `asha` with the pruner that they were made with."""
+    """Create the table, and keep the studies of the pruner `asha` with the pruner that they were created with."""
     op.create_table(
         "hpo_rungs",
         sa.Column("trial_id", sa.Integer, sa.ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True),

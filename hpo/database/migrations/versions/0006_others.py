@@ -1,4 +1,4 @@
-"""Trials that are lent to other clients, what studies were made with, and how many trials each is to have.
+"""Trials that are lent to other clients, what studies were created with, and how many trials each is to have.
 
 A migration imports nothing from the package: the package may change, and a migration may not.
 """
@@ -52,7 +52,7 @@ def downgrade() -> None:
 
 
 def _keep_settings() -> None:
-    """Copy the attributes of each study of ours to our table."""
+    """Copy the attributes of each hpo study to our table."""
     ours = shown.c.study_id.in_(sa.select(studies.c.study_id))
     made_with: dict[int, dict[str, object]] = {}
     for study_id, key, text in op.get_bind().execute(sa.select(shown).where(ours)):
@@ -62,7 +62,7 @@ def _keep_settings() -> None:
 
 
 def _remove_waiting() -> None:
-    """Delete the trials at the end of each study of ours that wait and were never begun."""
+    """Delete the trials at the end of each hpo study that wait and were never begun."""
     later = trials.alias()
     same = later.c.study_id == trials.c.study_id
     last = sa.select(sa.func.max(later.c.number)).where(same, _is_begun(later)).scalar_subquery()
