@@ -25,7 +25,7 @@ from hpo.recipes.recipe import derive_seed
 from hpo.recipes.schedule import RUNGS
 from hpo.settings import PrunerName, SamplerName
 
-ASHA_FACTOR = 3  # misses less than 2 and trains less, on all curves of docs/benchmarks.md
+ASHA_FACTOR = 3
 HYPERBAND_FACTOR = 3  # Li et al. 2018, §3
 
 

@@ -41,12 +41,12 @@ def test_plain_optuna_is_compared(shell: Shell) -> None:
     assert "plain Optuna takes " in found.splitlines()[-1]
 
 
-def test_pruners_are_replayed_on_full_curves(shell: Shell) -> None:
-    curves = ("--trials", "3", "--iterations", "32", "--sampler", "random", "--pruner", "none")
-    assert shell.hpo("run", "--space", "smooth_lr", "--dataset", "digits", *curves, "--submit").code == 0
-    assert shell.hpo("worker").code == 0
-    found = run(shell, "pruning_regret", "--storage", "sqlite:///hpo.db", "--orders", "2", "--processes", "1").out
-    assert "asha" in found
+def test_searches_are_replayed_on_curves_that_were_trained_for_it(shell: Shell) -> None:
+    small = ("--recipes", "3", "--seeds", "2", "--iterations", "32", "--out", ".")
+    assert run(shell, "truth", *small).out == "digits-32.json.gz: 3 recipes on 2 of 2 seeds\n"
+    said = run(shell, "true_regret", "digits-32.json.gz", "--orders", "2").out.splitlines()
+    assert said[0] == "digits-32.json.gz: 3 recipes, 2 seeds"
+    assert [line.split("|")[-2].strip() for line in said if line.startswith("| no pruning |")] == ["4"] * 4
 
 
 def test_the_control_plane_is_measured_without_an_error(shell: Shell) -> None:
