@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean, median
 from typing import Literal, Protocol
 
@@ -16,15 +15,9 @@ import numpy as np
 from truth_table import Run, Truth
 
 from hpo.recipes.comparison import BASELINE
+from hpo.recipes.promotion import first_drop
 from hpo.recipes.recipe import Recipe
-from hpo.recipes.schedule import (
-    Align,
-    CurvePoint,
-    distinct_iterations,
-    grid,
-    iteration_at_phase_time,
-    learning_rate_runs,
-)
+from hpo.recipes.schedule import Align, CurvePoint, distinct_iterations, grid, iteration_at_phase_time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +106,6 @@ def compared_value(curve: Sequence[CurvePoint], iteration: int, compared: Compar
             return fmean(known[-compared.count :])
         case "best":
             return max(known)
-
-
-def first_drop(recipe: Recipe) -> int:
-    """Return the iteration at which the learning rate first drops; 0 if it never does."""
-    runs = learning_rate_runs(recipe, recipe.iterations)
-    return next((end for (end, rate), (_, later) in pairwise(runs) if later < rate), 0)
 
 
 def rungs_after_drop(base: Recipe, count: int, factor: int) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ CHOICES = (
     Choice(ties="loss alone"),
     *(Choice(top=top, seeds=seeds) for top in (2, 3, 5) for seeds in (2, 3)),
 )
-RUNG_PLANS = ((1, 2), (2, 2), (3, 2), (1, 3), (2, 3), (3, 3))
+RUNG_PLANS = ((1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (1, 3), (2, 3), (3, 3))
 """Numbers of rungs, and factors."""
 
 COMPARED_CHOICES = (UNCONFIRMED, Choice(top=3, seeds=2))

@@ -1,7 +1,7 @@
 """Train recipes of a space on several seeds to their ends, so that whole searches can be replayed from their curves.
 
     python benchmarks/truth.py --seeds 8                                           # digits, 640 iterations
-    python benchmarks/truth.py --dataset fashion_mnist --iterations 320 --seeds 6
+    python benchmarks/truth.py --dataset ~/cifar10 --iterations 1280 --seeds 4      # a folder of images
 
 The runs are trials of an ordinary study with prefix reuse and without a pruner, on the validation split alone. The same
 command continues after a break, and run a second time beside the first it is a second worker. Whenever it ends, the
@@ -28,8 +28,9 @@ from truth_table import Run, Truth, save
 
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
+from hpo.cli.data import choose_data, data_settings
 from hpo.database import overview
-from hpo.database.storage import open_storage
+from hpo.database.storage import Storage, open_storage
 from hpo.errors import HpoError
 from hpo.recipes.comparison import BASELINE, Comparison
 from hpo.recipes.recipe import Recipe
@@ -37,7 +38,7 @@ from hpo.recipes.space import Param, SearchSpace
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings, default_data_dir
 from hpo.study import Study
-from hpo.training.datasets import load_dataset
+from hpo.training.data import Dataset
 from hpo.training.numerics import native_precision
 from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.objective import NUMERICS
@@ -83,14 +84,13 @@ def _member_at(distribution: BaseDistribution, share: float) -> Param:
     return round(distribution.low + int(share * count) * distribution.step, 9)
 
 
-def begin(arguments: argparse.Namespace, storage: Any) -> Study:
+def begin(arguments: argparse.Namespace, dataset: Dataset, storage: Storage) -> Study:
     """Create or continue the study of all runs."""
     recipes = draw_recipes(load_space(arguments.space), arguments.recipes, arguments.draw_seed)
     comparison = Comparison.of(recipes, name=f"truth-{arguments.space}", searched_seed=arguments.draw_seed)
     settings = StudySettings(
         space=comparison.model_dump(mode="json"),
-        dataset=arguments.dataset,
-        split=load_dataset(arguments.dataset, arguments.data_dir).checksum,
+        **data_settings(dataset),
         iterations=arguments.iterations,
         seed=arguments.draw_seed,
         precision=native_precision(torch.device(arguments.device)),
@@ -98,11 +98,11 @@ def begin(arguments: argparse.Namespace, storage: Any) -> Study:
         pruner="none",
         align="iteration",
     )
-    return studies.continue_or_create(storage, _name(arguments), settings, arguments.seeds * len(recipes))
+    return studies.continue_or_create(storage, _name(arguments, dataset), settings, arguments.seeds * len(recipes))
 
 
-def _name(arguments: argparse.Namespace) -> str:
-    return f"{Path(arguments.dataset).stem}-{arguments.iterations}"
+def _name(arguments: argparse.Namespace, dataset: Dataset) -> str:
+    return f"{dataset.name}-{arguments.iterations}"
 
 
 def train(study: Study, arguments: argparse.Namespace, stop: StopSignal) -> None:
@@ -119,7 +119,7 @@ def train(study: Study, arguments: argparse.Namespace, stop: StopSignal) -> None
         )
 
 
-def collect(study: Study, arguments: argparse.Namespace) -> Truth:
+def collect(study: Study, arguments: argparse.Namespace, dataset: Dataset) -> Truth:
     """Collect the seeds on which every recipe is complete."""
     comparison = study.space
     assert isinstance(comparison, Comparison)
@@ -129,7 +129,7 @@ def collect(study: Study, arguments: argparse.Namespace) -> Truth:
     runs = [_run(study, trial) for trial in complete]
     fields = {"iterations": study.settings.iterations, "seed": study.settings.seed}
     return Truth(
-        source=_source(study, arguments, complete),
+        source=_source(study, arguments, dataset, complete),
         recipes={name: Recipe.from_dict(run | fields) for name, run in comparison.runs.items()},
         runs={(run.recipe, run.seed): run for run in runs},
     )
@@ -146,7 +146,7 @@ def _run(study: Study, trial: FrozenTrial) -> Run:
     )
 
 
-def _source(study: Study, arguments: argparse.Namespace, trials: list[FrozenTrial]) -> dict[str, Any]:
+def _source(study: Study, arguments: argparse.Namespace, dataset: Dataset, trials: list[FrozenTrial]) -> dict[str, Any]:
     batch_size = study.space.base_recipe.batch_size
     numerics = {tuple(trial.user_attrs[NUMERICS].items()) for trial in trials}
     return {
@@ -156,7 +156,7 @@ def _source(study: Study, arguments: argparse.Namespace, trials: list[FrozenTria
         "dataset": study.settings.dataset,
         "split": study.settings.split,
         "iterations": study.settings.iterations,
-        "iterations per epoch": len(load_dataset(arguments.dataset, arguments.data_dir).train) / batch_size,
+        "iterations per epoch": len(dataset.train) / batch_size,
         "optimizer steps": overview.trained_iterations(study.storage, study.study_id),
         "python": platform.python_version(),
         "hpo": version("hpo"),
@@ -167,7 +167,8 @@ def _source(study: Study, arguments: argparse.Namespace, trials: list[FrozenTria
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="smooth_lr", help="name or file")
-    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--dataset", default="digits", help="name or path")
+    parser.add_argument("--image-size", type=int, help="for images of different sizes")
     parser.add_argument("--iterations", type=int, default=640)
     parser.add_argument("--recipes", type=int, default=32, help="how many, the base recipe among them")
     parser.add_argument("--seeds", type=int, default=4, help="how many; more later continue the same study")
@@ -182,12 +183,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     stop = StopSignal()
     try:
-        study = begin(arguments, open_storage(f"sqlite:///{arguments.work_dir / 'hpo.db'}", "create"))
+        dataset = choose_data(arguments.dataset, arguments.data_dir, arguments.image_size)
+        study = begin(arguments, dataset, open_storage(f"sqlite:///{arguments.work_dir / 'hpo.db'}", "create"))
         train(study, arguments, stop)
     except HpoError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    truth = collect(study, arguments)
+    truth = collect(study, arguments, dataset)
     path = arguments.out / f"{study.name}.json.gz"
     save(truth, path)
     print(f"{path}: {len(truth.recipes)} recipes on {len(truth.seeds)} of {arguments.seeds} seeds")
