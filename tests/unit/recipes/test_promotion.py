@@ -62,7 +62,16 @@ def test_the_best_half_of_each_rung_is_promoted(trials, promotable):
         ((60_000,), (0.1, 0.01), 60_000, (62_000,)),
         ((62_000,), (0.1, 0.01), 62_000, ()),
     ],
-    ids=["two drops", "three drops", "equal phases", "a warm-up", "one phase", "a rate that rises", "a late drop", "a very late drop"],
+    ids=[
+        "two drops",
+        "three drops",
+        "equal phases",
+        "a warm-up",
+        "one phase",
+        "a rate that rises",
+        "a late drop",
+        "a very late drop",
+    ],
 )
 @pytest.mark.parametrize("iterations", [32, 640, 64_000])
 def test_rungs_lie_at_halves_of_what_is_left_after_the_first_drop(iterations, boundaries, values, drop, rungs):

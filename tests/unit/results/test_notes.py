@@ -33,7 +33,7 @@ SETTINGS = StudySettings(
     seed=0,
     precision="fp32",
     sampler="tpe",
-    pruner="asha-stop",
+    pruner="asha",
     align="phase",
 )
 BASE = documented_runs()["smooth_lr"].recipe.at(iterations=640, seed=0)
@@ -80,7 +80,7 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "| data set | digits; accuracies are measured on its validation split |",
         "| budget of a trial | 640 iterations, fp32 |",
         "| sampler | tpe, seed 0 |",
-        "| pruner | asha-stop |",
+        "| pruner | asha |",
         "",
         "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
         "past the same fraction of it; a step is that point on the schedule of trial 0.",

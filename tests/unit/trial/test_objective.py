@@ -1,6 +1,7 @@
 """Test how a trial is run: what it reports, and how it ends."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from hpo.database.attempt import Outcome
+from hpo.recipes.promotion import first_drop
 from hpo.recipes.recipe import documented_runs
 from hpo.recipes.schedule import best_point, evaluation, reports, rungs, stops_early
 from hpo.training.numerics import numerics
@@ -39,6 +41,9 @@ class Recorder:
             return True
         self._next += 1
         return False
+
+    def computing(self):
+        return nullcontext()
 
     def advanced(self, iteration, steps):
         self.iteration = iteration
@@ -127,43 +132,44 @@ def test_the_base_recipe_is_never_pruned_and_its_pruner_is_asked_all_the_same(fe
     assert recorder.asked_at == sorted(rungs(32))
 
 
-# The rate of BASE drops at iteration 8 of 32, and its rungs are the steps 11 and 16; that of LATER drops at 12.
+# The rate of BASE drops at iteration 8 of 32, and its rungs are the steps 10, 11, 14 and 20; that of LATER at 12.
 LATER = replace(BASE, boundaries=(24_000, 48_000))
 
 
 @pytest.mark.parametrize(
     ("recipe", "align", "rungs_at"),
     [
-        (BASE, "phase", {1: 11, 2: 16}),
-        (OTHER, "iteration", {1: 11, 2: 16}),
-        (LATER, "phase", {1: 16, 2: 24}),
-        (LATER, "iteration", {2: 16}),
+        (BASE, "phase", {1: 10, 2: 11, 3: 14, 4: 20}),
+        (OTHER, "iteration", {1: 10, 2: 11, 3: 14, 4: 20}),
+        (LATER, "phase", {1: 15, 2: 16, 3: 21, 4: 26}),
+        (LATER, "iteration", {3: 14, 4: 20}),
     ],
 )
 def test_a_trial_is_compared_at_each_rung_after_its_rate_has_dropped(few_digits, recipe, align, rungs_at):
     _, curve = train(recipe, few_digits, 32)
+    drop = first_drop(recipe)
 
     outcome, recorder = run(recipe, few_digits, align=align, promoting=True)
 
     assert outcome.state == "complete"
     assert recorder.rungs == [
-        (rung, at, fmean(point.val_accuracy for point in curve[at - 3 : at]), recipe == BASE)
+        (rung, at, fmean(point.val_accuracy for point in curve[max(drop, at - 3) : at]), recipe == BASE)
         for rung, at in rungs_at.items()
     ]
 
 
 def test_a_trial_that_has_to_wait_at_a_rung_has_no_value_yet(few_digits):
-    _, curve = train(OTHER, few_digits, 16)
+    _, curve = train(OTHER, few_digits, 14)
 
-    outcome, recorder = run(OTHER, few_digits, promoting=True, wait_at=2)
+    outcome, recorder = run(OTHER, few_digits, promoting=True, wait_at=3)
 
     assert outcome == Outcome(
         state="waiting",
         value=None,
-        attrs={"outcome": "waiting at rung 2 (iteration 16)", "iterations": 16, "numerics": here()},
+        attrs={"outcome": "waiting at rung 3 (iteration 14)", "iterations": 14, "numerics": here()},
     )
     assert recorder.curve == curve
-    assert (recorder.steps, [rung for rung, *_ in recorder.rungs]) == (16, [1, 2])
+    assert (recorder.steps, [rung for rung, *_ in recorder.rungs]) == (14, [1, 2, 3])
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 7])
