@@ -1,6 +1,6 @@
 """The promotion of trials: where their rungs are, what is compared there, and which trials may train beyond.
 
-This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the best third
+This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the better half
 of those that have reached its rung waits there, and continues once it is. So an early decision can be corrected later.
 """
 

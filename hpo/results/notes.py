@@ -127,9 +127,7 @@ def _sentence(outcome: str) -> str:
 
 def _reason(outcome: str, pruner: str) -> str:
     if outcome.startswith("waiting at rung"):
-        return (
-            " It continues once it is in the better half of the trials there, and is pruned if the study ends first."
-        )
+        return " It continues once it is in the better half of the trials there, and is pruned if the study ends first."
     if outcome.startswith("pruned"):
         return f" The {pruner} pruner ended it: {_WHY_PRUNED[pruner]}, compared at the same point."
     if outcome.startswith("stopped early"):
