@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)  ## Run a study of 50 trials on the digits in demo/
 	@mkdir -p demo
-	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50 --dataset digits
+	cd demo && PATH="$(CURDIR)/$(BIN):$$PATH" hpo run --space smooth_lr --trials 50 --dataset digits --iterations 160
 
 test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real browser
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(PYTEST_ARGS)
