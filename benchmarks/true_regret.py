@@ -46,6 +46,7 @@ from replay import (
 from truth_table import Run, Truth, load
 
 from hpo.recipes.comparison import BASELINE
+from hpo.recipes.promotion import COMPARED_EVALUATIONS, FACTOR, promotion_rungs
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import RUNGS, Align, CurvePoint, grid, rungs
 
@@ -71,7 +72,7 @@ RUNG_PLANS = ((1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (1, 3), (2, 3), (3, 3))
 """Numbers of rungs, and factors."""
 
 COMPARED_CHOICES = (UNCONFIRMED, Choice(top=3, seeds=2))
-CHOSEN = (("no pruning", LAST), ("asha-stop", LAST), ("promotion, factor 3, 2 rungs", LAST))
+CHOSEN = (("no pruning", LAST), ("asha-stop", LAST), ("asha", Compared(over="mean", count=COMPARED_EVALUATIONS)))
 """The searches that are replayed with every choice of the winner."""
 
 BEST_DOCUMENTED = "dropout"
@@ -126,6 +127,7 @@ def searches(truth: Truth) -> list[Search]:
         Search(name="no pruning, no reuse", pruner=train_all, reuse=False),
         median_every_epoch(base, epoch),
         ray_tune(base, epoch),
+        landed_promotion(base),
         landed_halving(base),
         landed_median(base),
         *(median_after_drop(base, compared) for compared in COMPARED),
@@ -156,6 +158,17 @@ def ray_tune(base: Recipe, epoch: float) -> Search:
         steps=steps,
         align="iteration",
         reuse=False,
+    )
+
+
+def landed_promotion(base: Recipe) -> Search:
+    """Describe `--pruner asha`, the default."""
+    return Search(
+        name="asha",
+        pruner=promote_by(FACTOR),
+        steps=promotion_rungs(base),
+        compared=Compared(over="mean", count=COMPARED_EVALUATIONS),
+        after_drop=True,
     )
 
 
