@@ -27,9 +27,9 @@ class Progress:
             Live(console=self._console, transient=True, redirect_stdout=False) if self._console.is_terminal else None
         )
         self._started = time.monotonic()
-        self._finished_before: int | None = None
+        self._settled_before: int | None = None
         self._last_line = 0.0
-        self._last_finished = -1
+        self._last_settled = -1
         self._last_note = ""
         self._last_state = "running"
 
@@ -49,16 +49,15 @@ class Progress:
             state: The study's state in a word.
             note: Whatever else people should know.
         """
-        if self._finished_before is None:
-            self._finished_before = counts.finished
+        settled = counts.finished + sum(counts.at_rungs.values())  # few of those that wait at a rung are promoted
+        if self._settled_before is None:
+            self._settled_before = settled
         now = time.monotonic()
-        left = view.time_left(
-            now - self._started, counts.finished - self._finished_before, counts.total - counts.finished
-        )
+        left = view.time_left(now - self._started, settled - self._settled_before, counts.total - settled)
         if not self._live and note and note != self._last_note:
             self._console.print(note, soft_wrap=True)
         self._last_note = note
-        due = counts.finished != self._last_finished and now - self._last_line >= PLAIN_EVERY_S
+        due = settled != self._last_settled and now - self._last_line >= PLAIN_EVERY_S
         due |= state not in (self._last_state, "done")
         if not self._live and not due and counts.finished != counts.total:
             return
@@ -70,4 +69,4 @@ class Progress:
             self._live.update(shown)
         else:
             self._console.print(view.progress_line(counts, counts.total, best, left, state), soft_wrap=True)
-            self._last_line, self._last_finished, self._last_state = now, counts.finished, state
+            self._last_line, self._last_settled, self._last_state = now, settled, state

@@ -46,3 +46,12 @@ def lines(watched, updates):
 )
 def test_a_line_is_printed_when_it_says_something_new(watched, updates, expected):
     assert lines(watched, updates) == expected
+
+
+def test_trials_that_wait_at_a_rung_count_as_settled_for_the_time_left(watched):
+    shown, clock, printed = watched
+    shown.update(Counts(waiting=10), "running")
+    clock.now = 60.0
+    shown.update(Counts(complete=1, running=1, waiting=8, at_rungs={1: 3, 2: 1}), "running")
+
+    assert printed.getvalue().splitlines()[-1].endswith("time left 1 min 00 s")
