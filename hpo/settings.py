@@ -64,6 +64,12 @@ DEFAULT_CONFIRM_TOP = 3  # recipes next to the base recipe
 DEFAULT_CONFIRM_SEEDS = 3
 DEFAULT_DASHBOARD_PORT = 8080
 
+SPACE = "search space"
+"""The study's user attribute that makes it one of ours."""
+
+STANDARD_ERROR = "standard error"
+"""The user attribute that holds the standard error of a completed trial's value."""
+
 VALIDATION_LOSS = "validation loss"
 """The user attribute that holds a completed trial's loss; of equally accurate trials, the lowest is best."""
 
@@ -166,7 +172,7 @@ def _facts_of_earlier(dataset: str) -> dict[str, Any]:
 
 
 def _title(name: str) -> str:
-    titles = {"space": "search space", "dataset": "data set", "split": "split checksum", "image_shape": "image shape"}
+    titles = {"space": SPACE, "dataset": "data set", "split": "split checksum", "image_shape": "image shape"}
     return titles.get(name, name)
 
 

@@ -28,10 +28,7 @@ from hpo.recipes.distinct import count_recipes, recipe_key
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.recipes.space import Param, SearchSpace
-from hpo.settings import VALIDATION_LOSS, StudySettings
-
-SPACE = "search space"
-"""The study's user attribute that makes it one of ours."""
+from hpo.settings import SPACE, STANDARD_ERROR, VALIDATION_LOSS, StudySettings
 
 HOPELESS_FAILURES = 5
 """The number of failed trials, with none succeeded, after which a study is abandoned."""
@@ -240,7 +237,7 @@ def load(storage: Storage, name: str | None) -> Study:
     if name is None:
         ours = {title: attrs for title, attrs in ours.items() if is_search(attrs[SPACE])} or ours
         if len(ours) != 1:
-            hint = "; name one with --study" if ours else "; `hpo run` makes one"
+            hint = "; name one with --study (`hpo studies` shows them)" if ours else "; `hpo run` makes one"
             raise StudyNotFound(f"storage {storage.url} holds {len(ours)} studies{_listed(ours)}{hint}")
         name = next(iter(ours))
     study_id = _find_study_id(storage, name) if name in ours else None
@@ -354,7 +351,7 @@ def best(study: Study, number: int | None = None) -> Best:
     return Best(
         trial=trial.number,
         value=trial.value,
-        standard_error=trial.user_attrs["standard error"],
+        standard_error=trial.user_attrs[STANDARD_ERROR],
         recipe=study.recipe_of(trial),
         curve=tuple(overview.load_curve(study.storage, trial_id)),
     )

@@ -57,6 +57,7 @@ for command in (
     catalog.model,
 ):
     app.command(cls=GroupedCommand)(command)
+app.command("studies", cls=GroupedCommand)(studies.list_studies)
 spaces_app.command("list", cls=GroupedCommand)(catalog.spaces_list)
 spaces_app.command("show", cls=GroupedCommand)(catalog.spaces_show)
 spaces_app.command("check", cls=GroupedCommand)(catalog.spaces_check)

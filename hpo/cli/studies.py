@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from hpo.study import Study
 
 
+def list_studies(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = False) -> None:
+    """List all studies of a storage."""
+    from dataclasses import asdict
+
+    from hpo.cli import view
+    from hpo.database.storage import open_storage
+    from hpo.database.study_list import list_studies
+
+    listed = list_studies(open_storage(storage, "read"))
+    if json_output:
+        print_json([asdict(study) for study in listed])
+    elif listed:
+        show(view.studies(listed))
+    else:
+        print("there is no study yet; `hpo run` makes one")
+
+
 def workers(storage: StorageOption = DEFAULT_STORAGE, json_output: JsonOption = False) -> None:
     """List the live workers of all studies."""
     from dataclasses import asdict

@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hpo.database.overview import Counts, Running
+    from hpo.database.study_list import BestValue, ListedStudy
     from hpo.database.study_state import Stopped
     from hpo.database.workers import LiveWorker
     from hpo.recipes.recipe import ParameterCounts
@@ -95,6 +96,26 @@ def _best_so_far(best: tuple[int, float] | None) -> str:
 def _state_prefix(state: str) -> str:
     """Write a study's state unless it is running or done."""
     return "" if state in ("running", "done") else f"{state}: "
+
+
+def studies(listed: Sequence[ListedStudy]) -> RenderableType:
+    """Draw the table of `hpo studies`; what confirms or tests a search says so behind its state."""
+    table = _table("study", "state")
+    for title in ("finished", "best", "steps", "last active", "workers"):
+        table.add_column(title, justify="right")
+    for row in listed:
+        state = row.state if row.kind == "search" else f"{row.state} ({row.kind})"
+        idle = "-" if row.idle_s is None else f"{duration(row.idle_s)} ago"
+        counts = (f"{row.finished} of {row.target}", _best_value(row.best), f"{row.trained_iterations:,}")
+        table.add_row(row.study, state, *counts, idle, str(len(row.workers)))
+    return table
+
+
+def _best_value(best: BestValue | None) -> str:
+    """Write the value of a study's best trial with its standard error."""
+    if best is None:
+        return "-"
+    return accuracy(best.value) + ("" if best.standard_error is None else f" ± {best.standard_error:.4f}")
 
 
 def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Double, and_, cast, func, select
+from sqlalchemy.orm import Session
 
 from hpo.database.copies import load_points
 from hpo.database.optuna_tables import TrialModel, TrialUserAttributeModel, TrialValueModel
@@ -76,16 +77,32 @@ def count(storage: Storage, study_id: int) -> Counts:
     Raises:
         StudyNotFound: The study was deleted or renamed.
     """
+    with storage.transaction() as session:
+        return count_each(session, {study_id: find_target(session, study_id)})[study_id]
+
+
+def count_each(session: Session, targets: Mapping[int, int]) -> dict[int, Counts]:
+    """Count the trials of studies by state.
+
+    Args:
+        targets: How many trials each is to have, by the studies' ids.
+    """
+    flags = (is_open().label("is_open"), is_trained().label("is_trained"))
     each = (
-        select(TrialModel.state, RungRow.rung, is_open().label("is_open"), is_trained().label("is_trained"))
+        select(TrialModel.study_id, TrialModel.state, RungRow.rung, *flags)
         .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
-        .where(TrialModel.study_id == study_id)
+        .where(TrialModel.study_id.in_(targets))
         .subquery()
     )
-    columns = (each.c.state, each.c.rung, each.c.is_open, each.c.is_trained)
-    with storage.transaction() as session:
-        target = find_target(session, study_id)
-        rows = session.execute(select(*columns, func.count()).group_by(*columns).order_by(each.c.rung)).all()
+    query = select(*each.c, func.count()).group_by(*each.c).order_by(each.c.rung)
+    rows: dict[int, list[Any]] = {study_id: [] for study_id in targets}
+    for study_id, *row in session.execute(query):
+        rows[study_id].append(row)
+    return {study_id: _sum(rows[study_id], target) for study_id, target in targets.items()}
+
+
+def _sum(rows: Sequence[Any], target: int) -> Counts:
+    """Sum the numbers of a study's trials by state, rung, and whether workers of ours hold or have ended them."""
     by_state: Counter[TrialState] = Counter()
     others: Counter[TrialState] = Counter()
     for state, _, held, trained, number in rows:

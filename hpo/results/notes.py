@@ -13,6 +13,7 @@ from hpo.settings import (
     DEFAULT_PRUNER,
     DEFAULT_SAMPLER,
     DEFAULT_SEED,
+    STANDARD_ERROR,
     VALIDATION_LOSS,
     StudySettings,
     default_augment,
@@ -107,8 +108,8 @@ def trial_note(
         figure_path: URL path on the dashboard of the figure of its curve, or None if it has no figure.
     """
     lines = [f"**{_sentence(attrs['outcome'])}**{_reason(attrs['outcome'], pruner)}", ""]
-    if "standard error" in attrs:
-        loss, error = attrs[VALIDATION_LOSS], attrs["standard error"]
+    if STANDARD_ERROR in attrs:
+        loss, error = attrs[VALIDATION_LOSS], attrs[STANDARD_ERROR]
         lines += [f"Validation loss {loss:.4f}, standard error of the accuracy {error:.4f}.", ""]
     if figure_path is not None:
         lines += [f"![Loss and accuracy over the iterations]({figure_path})", ""]

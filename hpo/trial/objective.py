@@ -12,7 +12,7 @@ from hpo.database.attempt import FinalState, Outcome
 from hpo.recipes.promotion import compared_value, promotion_rungs
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, CurvePoint, best_point, evaluation, final_iteration, reports, rungs, stops_early
-from hpo.settings import VALIDATION_LOSS, Precision
+from hpo.settings import STANDARD_ERROR, VALIDATION_LOSS, Precision
 from hpo.training.data import Dataset
 from hpo.training.train import Measurement, Training
 from hpo.trial.checkpoints import Sharing
@@ -168,7 +168,7 @@ def _completed(trajectory: Trajectory, task: Task, curve: list[CurvePoint]) -> O
         "outcome": sentence,
         "iterations": end,
         VALIDATION_LOSS: measurement.loss,
-        "standard error": standard_error(measurement.accuracy, measurement.images),
+        STANDARD_ERROR: standard_error(measurement.accuracy, measurement.images),
         NUMERICS: trajectory.numerics.to_dict(),
     }
     trajectory.save_kept(restored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.conftest import SMALL
-from tests.acceptance.support import Shell
+from tests.acceptance.support import Shell, check_document
 
 STUDY = "smooth_lr-digits"
 
@@ -92,3 +92,23 @@ def test_a_worker_that_was_asked_for_a_gpu_ends_where_cuda_does_not_start(finish
     refused = finished.hpo("worker", "--forever", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
     assert refused.err.startswith("error: device 'cuda': CUDA does not start: ")
+
+
+def test_studies_are_listed_and_a_command_that_needs_one_names_them(copied: Shell) -> None:
+    assert copied.hpo("run", *SMALL, "--trials", "2", "--submit", "--study", "second").code == 0
+
+    listed = copied.hpo("studies", "--json").json
+    check_document(listed, "studies")
+    assert [(row["study"], row["state"], row["finished"], row["target"]) for row in listed] == [
+        (STUDY, "done", 6, 6),
+        ("second", "running", 0, 2),
+    ]
+    lines = copied.hpo("studies").out.splitlines()
+    assert lines[0].split() == ["study", "state", "finished", "best", "steps", "last", "active", "workers"]
+    assert [line.split()[0] for line in lines[1:]] == [STUDY, "second"]
+    refused = copied.hpo("status")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == (
+        f"error: storage sqlite:///hpo.db holds 2 studies: second, {STUDY}; "
+        "name one with --study (`hpo studies` shows them)\n"
+    )

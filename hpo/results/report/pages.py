@@ -14,7 +14,7 @@ from hpo.results.figures import training_figure
 from hpo.results.formatting import show_measured, show_value
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
-from hpo.settings import VALIDATION_LOSS, StudySettings
+from hpo.settings import STANDARD_ERROR, VALIDATION_LOSS, StudySettings
 from hpo.training.model import ResNet, count_parameters, network_fields
 
 
@@ -186,7 +186,7 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
     yield ("outcome", str(attrs.get("outcome", "unknown")))
     if run.trial.state == "complete":
         assert run.trial.value is not None
-        yield ("validation accuracy", show_measured(run.trial.value, attrs["standard error"]))
+        yield ("validation accuracy", show_measured(run.trial.value, attrs[STANDARD_ERROR]))
         yield ("validation loss", f"{attrs[VALIDATION_LOSS]:.4f}")
     yield ("test loss", _across_seeds([result.loss for result in run.test]))
     yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
