@@ -11,12 +11,13 @@ from alembic.script import ScriptDirectory
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine
 
+from hpo import DISTRIBUTION
 from hpo.errors import BadInput
 
 VERSION_TABLE = "hpo_alembic_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
 UPGRADE = "`hpo storage upgrade` brings them up to date"
-NEWER = "they were made by a newer release: `pip install --upgrade hpo`"
+NEWER = f"they were made by a newer release: `pip install --upgrade {DISTRIBUTION}`"
 
 
 def create_tables(engine: Engine, shown: str) -> None:
@@ -71,7 +72,7 @@ def require_optuna_revision(backend: RDBStorage, shown: str) -> None:
     theirs = backend.get_current_version()
     if theirs != backend.get_head_version():
         newer = theirs not in backend.get_all_versions()
-        remedy = "a newer Optuna made them: `pip install --upgrade hpo optuna`" if newer else UPGRADE
+        remedy = f"a newer Optuna made them: `pip install --upgrade {DISTRIBUTION} optuna`" if newer else UPGRADE
         raise BadInput(f"storage {shown}: its tables belong to another release of Optuna; {remedy}")
 
 

@@ -72,7 +72,7 @@ def open_port(finished: Shell, auth: Path) -> Iterator[int]:
         assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
         yield port
         process.terminate()
-    assert "HTTP does not hide the password on its way" in log.read_text()
+    assert "HTTP does not encrypt the password" in log.read_text()
     assert PASSWORD not in log.read_text()
 
 
@@ -137,7 +137,11 @@ def test_a_browser_shows_the_study_after_the_login_and_nothing_before(
             "error: --host 0.0.0.0: others can reach this address, and optuna-dashboard has no login; ",
         ),
         (["--auth", "none"], {}, "error: --auth none: No such file or directory"),
-        (["--auth", "hpo.db"], {}, "error: --auth hpo.db: others may read it; `chmod 600 hpo.db` keeps it private"),
+        (
+            ["--auth", "hpo.db"],
+            {},
+            "error: --auth hpo.db: other users may read it; make it private with `chmod 600 hpo.db`",
+        ),
         ([], {"HPO_DASHBOARD_USER": "ada"}, "error: HPO_DASHBOARD_USER and HPO_DASHBOARD_PASSWORD: allowed: "),
     ],
 )

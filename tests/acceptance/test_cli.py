@@ -225,7 +225,10 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 def test_commands_that_read_make_no_database(shell: Shell, command: str) -> None:
     refused = shell.run("hpo", command)
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == "error: storage: there is no database hpo.db; `hpo run` makes one, --storage names another\n"
+    assert refused.err == (
+        "error: storage: the database hpo.db does not exist; "
+        "create it with `hpo run`, or choose another with --storage\n"
+    )
     assert not (shell.folder / "hpo.db").exists()
 
 

@@ -17,7 +17,19 @@ search: {values: [[0.05, 0.1], [0.01]]}
 @pytest.mark.slow
 def test_a_run_is_confirmed_and_every_command_names_the_same_winner(shell: Shell) -> None:
     shell.folder.joinpath("two.yaml").write_text(SPACE)
-    command = ("run", "--space", "two.yaml", "--dataset", "digits", "--iterations", "32", "--workers", "1")
+    command = (
+        "run",
+        "--space",
+        "two.yaml",
+        "--dataset",
+        "digits",
+        "--iterations",
+        "32",
+        "--workers",
+        "1",
+        "--pruner",
+        "none",
+    )
 
     done = shell.hpo(*command, "--trials", "2", "--confirm", "--json")
     assert done.code == 0, done.err

@@ -69,4 +69,4 @@ def test_a_report_that_cannot_be_written_says_why_in_one_line(finished: Shell) -
     assert "holds no study 'nothing' of hpo" in absent.err
     occupied = finished.hpo("report", "--out", "hpo.db")
     assert (occupied.code, occupied.out, occupied.err.count("\n")) == (2, "", 1)
-    assert "--out hpo.db: the report cannot be written there" in occupied.err
+    assert "--out hpo.db: cannot write the report: " in occupied.err

@@ -249,7 +249,7 @@ def test_what_cannot_be_confirmed_is_refused(storage: Storage) -> None:
         confirmation.begin(empty, 2, 1)
     search = search_with(storage, 0.5)
     assert confirmation.begin(search, 2, 1) is None, "the base recipe alone"
-    with pytest.raises(BadInput, match=r"^study small: its base recipe is the only one that completed; "):
+    with pytest.raises(BadInput, match=r"^study small: its base recipe is the only recipe that completed, "):
         cli.app(["confirm", "--storage", storage.url, "--workers", "1"], standalone_mode=False)
     search = search_with(storage, 0.5, 0.9)
     companion = confirmation.begin(search, 2, 1)

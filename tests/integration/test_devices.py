@@ -281,7 +281,7 @@ def test_a_study_of_which_every_device_is_sick_fails_and_its_trials_wait(
     driver = start(*RUN, before=ALL_SICK)
     _, err = driver.communicate(timeout=START_S)
 
-    assert (driver.returncode, err.splitlines()[-1]) == (1, f"error: {died(tmp_path)}no other place is left")
+    assert (driver.returncode, err.splitlines()[-1]) == (1, f"error: {died(tmp_path)}no other device remains")
     made = study.load(opened(storage_url), "small")
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
     assert list_attempts(made.storage) == []

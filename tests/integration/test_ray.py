@@ -174,7 +174,7 @@ def test_the_death_of_a_node_costs_no_trial_and_changes_no_value(
     out, err = driver.communicate(timeout=FINISH_S)
 
     assert driver.returncode == 0, err
-    assert "is gone; its worker starts wherever there is room" in err
+    assert "is lost; its worker will start on another node" in err
     trials = json.loads(out)["trials"]
     assert (trials["complete"] + trials["pruned"], sum(trials.values())) == (2, 2)
     assert [trial.number for trial in made.trials()] == [0, 1]

@@ -97,7 +97,8 @@ def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:
         with pytest.raises(BadInput) as refused:
             open_storage(f"sqlite:///{tmp_path}/none.db", access)
         assert str(refused.value) == (
-            f"storage: there is no database {tmp_path}/none.db; `hpo run` makes one, --storage names another"
+            f"storage: the database {tmp_path}/none.db does not exist; "
+            "create it with `hpo run`, or choose another with --storage"
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +251,7 @@ def test_tables_of_another_revision_of_ours_are_refused(storage_url: str, shown_
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision 9999, this release wants {HEAD}; {NEWER}"
+            f"storage {shown_url}: its tables are of revision 9999, this release needs {HEAD}; {NEWER}"
         )
 
     assert dump(storage) == before
@@ -329,7 +330,7 @@ def test_tables_of_an_older_release_of_ours_are_refused_until_they_are_upgraded(
         with pytest.raises(BadInput) as refused:
             open_storage(storage_url, access)
         assert str(refused.value) == (
-            f"storage {shown_url}: its tables are of revision {HEAD}, this release wants {NEXT}; {UPGRADE}"
+            f"storage {shown_url}: its tables are of revision {HEAD}, this release needs {NEXT}; {UPGRADE}"
         )
     assert dump(storage) == before
 
@@ -357,7 +358,7 @@ def test_the_studies_of_the_first_release_run_on_after_the_upgrade(storage_url: 
         for name, rows in now.items()
         if name not in ("hpo_studies", "hpo_workers", "hpo_rungs", "hpo_secrets", "hpo_lent")
     } | {VERSION_TABLE: [{"version_num": "0001"}]}
-    with pytest.raises(BadInput, match=f"revision 0001, this release wants {HEAD}; {UPGRADE}"):
+    with pytest.raises(BadInput, match=f"revision 0001, this release needs {HEAD}; {UPGRADE}"):
         open_storage(storage_url)
 
     assert upgrade_storage(storage_url)[1] == f"the tables of hpo are of revision {HEAD}, and were of 0001"
@@ -431,7 +432,7 @@ def test_tables_of_a_newer_release_are_not_upgraded(storage_url: str, shown_url:
         open_storage(storage_url, "create")
     assert str(refused.value) == (
         f"storage {shown_url}: its tables belong to another release of Optuna; a newer Optuna made them: "
-        "`pip install --upgrade hpo optuna`"
+        "`pip install --upgrade hpo-trajectories optuna`"
     )
     assert dump(storage) == before
 
@@ -445,7 +446,7 @@ def test_only_databases_of_ours_are_upgraded(tmp_path: Path, postgresql: Postgre
         shown = _with_driver(url).replace(PASSWORD, "***")
         assert str(refused.value) == f"storage {shown}: has no hpo studies; create one with `hpo run`"
     assert (tmp_path / "empty.db").stat().st_size == 0
-    with pytest.raises(BadInput, match="there is no database"):
+    with pytest.raises(BadInput, match=r"none\.db does not exist"):
         upgrade_storage(f"sqlite:///{tmp_path}/none.db")
 
 
