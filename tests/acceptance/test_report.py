@@ -66,7 +66,7 @@ def test_a_report_is_small_and_its_markdown_names_figures_that_are_there(folder:
 def test_a_report_that_cannot_be_written_says_why_in_one_line(finished: Shell) -> None:
     absent = finished.hpo("report", "--study", "nothing")
     assert (absent.code, absent.out, absent.err.count("\n")) == (2, "", 1)
-    assert "holds no study 'nothing' of hpo" in absent.err
+    assert "has no hpo study 'nothing'" in absent.err
     occupied = finished.hpo("report", "--out", "hpo.db")
     assert (occupied.code, occupied.out, occupied.err.count("\n")) == (2, "", 1)
     assert "--out hpo.db: cannot write the report: " in occupied.err

@@ -78,7 +78,7 @@ def test_a_study_that_is_not_there_is_named(finished: Shell, command: str) -> No
         (["worker", "--forever", "--study", "../x"], "study name '../x': allowed: 1 to 100 letters"),
         (["worker", "--forever", "--device", "gpu"], "device 'gpu': allowed: auto, cpu, cuda and cuda:N"),
         (["worker", "--forever", "--storage", "nonsense"], "storage: not a database URL"),
-        (["workers", "--storage", "sqlite:///none.db"], "there is no database none.db"),
+        (["workers", "--storage", "sqlite:///none.db"], "the database none.db does not exist"),
     ],
 )
 def test_bad_input_gets_one_line(finished: Shell, arguments: list[str], message: str) -> None:

@@ -192,7 +192,7 @@ def test_the_benchmark_of_an_earlier_best_trial_is_not_continued_with_another(st
         benchmark.begin(search, 1, DATA)
 
     assert str(refused.value) == (
-        "study small.benchmark is the benchmark of trial 1, but trial 2 is the best of small; "
+        "study small.benchmark is the benchmark of trial 1, but trial 2 is now the best of small; "
         "start another benchmark with --name"
     )
     assert dump(storage) == before
@@ -215,9 +215,11 @@ def test_what_cannot_be_benchmarked_is_refused(storage: Storage, tmp_path: Path)
         benchmark.begin(empty, 1, DATA)
     end_all(empty, lambda: 0.5)
     companion = benchmark.begin(empty, 1, DATA)
-    with pytest.raises(BadInput, match=r"--study small\.benchmark: it is a benchmark itself"):
+    with pytest.raises(
+        BadInput, match=r"--study small\.benchmark: this is a benchmark; give the study that it belongs to"
+    ):
         benchmark.begin(companion, 1, DATA)
-    with pytest.raises(BadInput, match=r"study small\.benchmark is a benchmark: its runs need the test split"):
+    with pytest.raises(BadInput, match=r"study small\.benchmark is a benchmark: only .* its runs need the test split"):
         work(companion, device=CPU, data_dir=DATA, stop=StopSignal())
 
 
@@ -248,7 +250,7 @@ def test_a_study_of_another_tool_with_the_name_of_the_benchmark_is_left_alone(st
     assert benchmark.find_result(search) is None
     assert benchmark.find_sentence(search, 1) is None
     assert study.best(search).trial == 1
-    with pytest.raises(StudyMismatch, match=r"study small\.benchmark has trials that were not made by hpo"):
+    with pytest.raises(StudyMismatch, match=r"study small\.benchmark has trials that hpo did not create"):
         benchmark.begin(search, 1, DATA)
 
     assert dump(storage) == before

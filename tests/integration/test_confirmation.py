@@ -313,7 +313,7 @@ def test_a_study_of_another_tool_with_the_name_of_the_confirmation_is_left_alone
     before = dump(storage)
 
     assert confirmation.find(search) is None
-    with pytest.raises(StudyMismatch, match=r"study small\.confirm has trials that were not made by hpo"):
+    with pytest.raises(StudyMismatch, match=r"study small\.confirm has trials that hpo did not create"):
         confirmation.begin(search, 2, 1)
 
     assert dump(storage) == before
