@@ -38,7 +38,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ from hpo.recipes.space_file import load_space
 from hpo.results.figures import LIGHT, drawing, to_png, use_log_scale
 from hpo.settings import DEFAULT_STORAGE_TIMEOUT_S, GIGABYTE, StudySettings
 from hpo.training.data import Dataset, Split
-from hpo.training.train import Measurement, Precision, State
+from hpo.training.train import Computing, Measurement, Precision, State
 from hpo.trial import trajectory
 from hpo.trial.checkpoints import Checkpoints, encode
 from hpo.trial.trajectory import Trajectory
@@ -180,7 +180,9 @@ class SleepingTraining:
     step_s = 1.9 / STEPS_PER_EPOCH
     tally: Tally
 
-    def __init__(self, recipe: Recipe, _dataset: Dataset, _precision: Precision) -> None:
+    def __init__(
+        self, recipe: Recipe, _dataset: Dataset, _precision: Precision, _computing: Computing = nullcontext
+    ) -> None:
         self.recipe = recipe
         self.iteration = 0
 
