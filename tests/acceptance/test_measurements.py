@@ -69,6 +69,7 @@ def test_training_steps_are_timed(shell: Shell) -> None:
     assert "bare" in found
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_check_of_a_gpu_runs_without_one(shell: Shell) -> None:
     options = ("--device", "cpu", "--quick", "--only", "determinism", "packing", "--json", "found.json")
