@@ -231,7 +231,9 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(storage: Storage
         study.continue_or_create(storage, name, SETTINGS, 1)
     with pytest.raises(StudyNotFound) as refused:
         study.load(storage, None)
-    assert str(refused.value) == f"storage {storage.url} holds 2 studies: a, b; name one with --study"
+    assert str(refused.value) == (
+        f"storage {storage.url} holds 2 studies: a, b; name one with --study (`hpo studies` shows them)"
+    )
     with pytest.raises(StudyNotFound) as refused:
         study.load(storage, "c")
     assert str(refused.value) == f"storage {storage.url} has no hpo study 'c'; it has: a, b"

@@ -209,7 +209,9 @@ def test_one_of_several_studies_has_to_be_named(storage):
     with pytest.raises(StudyNotFound) as refused:
         load(storage, None)
 
-    assert str(refused.value) == f"storage {storage.url} holds 2 studies: one, other; name one with --study"
+    assert str(refused.value) == (
+        f"storage {storage.url} holds 2 studies: one, other; name one with --study (`hpo studies` shows them)"
+    )
     assert load(storage, "other") == other
 
 
