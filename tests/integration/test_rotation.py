@@ -78,7 +78,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     storage: Storage, start: Start
 ) -> None:
     made = make_study(storage, 8, replace(SETTINGS, iterations=128, pruner="none"))
-    paused = "study small is paused: 0 running trials will finish, 8 wait. "
+    paused = "study small is paused: 0 running trials will finish, 8 wait; "
     assert said(start("pause")).startswith(paused)
     joined = [start("worker"), start("worker")]
     wait_until(lambda: len(workers.list_workers(storage)) == 2, START_S, "two workers")
