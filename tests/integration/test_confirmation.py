@@ -254,9 +254,13 @@ def test_what_cannot_be_confirmed_is_refused(storage: Storage) -> None:
     search = search_with(storage, 0.5, 0.9)
     companion = confirmation.begin(search, 2, 1)
     assert companion is not None
-    with pytest.raises(BadInput, match=r"^--study small\.confirm: it is a confirmation itself"):
+    with pytest.raises(
+        BadInput, match=r"^--study small\.confirm: this is a confirmation; give the study that it belongs to"
+    ):
         confirmation.begin(companion, 2, 1)
-    with pytest.raises(BadInput, match=r"^--study small\.confirm: it is a confirmation itself"):
+    with pytest.raises(
+        BadInput, match=r"^--study small\.confirm: this is a confirmation; give the study that it belongs to"
+    ):
         benchmark.begin(companion, 1, DATA)
 
 

@@ -162,7 +162,7 @@ def test_eight_workers_on_one_file_finish_exactly_the_trials_that_were_asked_for
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
     driver = start(
         *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"),
-        *("--trials", "16", "--workers", "8", "--json"),
+        *("--trials", "16", "--workers", "8", "--pruner", "asha-stop", "--json"),
     )
     output = driver.communicate(timeout=2 * START_S)
 
