@@ -85,6 +85,7 @@ def _computing(method: Callable[Concatenate[Training, P], R]) -> Callable[Concat
 
     @wraps(method)
     def compute(self: Training, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the method in the training's context."""
         with self.computing():
             return method(self, *args, **kwargs)
 
