@@ -16,10 +16,10 @@ the warm-up, as machines of a cluster do.
 An epoch, 351 steps of 128 images, takes 1.9 s by default (`--epoch-s`): `docs/benchmarks.md` says where that is from.
 An evaluation takes a third of the time that training takes for as many images.
 
-Measured is a window after a warm-up: trials that end in it; the processor seconds of all processes of the server, and
-of all workers, a second; statements as SQLAlchemy sends them; what the workers do with their time; what the server's
-connections wait for. Redone iterations are counted over the whole run: those trained minus the distinct ones of all
-trials. `workers.py` says how.
+Measured is a window after a warm-up, which begins with the first training step: trials that end in it; the processor
+seconds of all processes of the server, and of all workers, a second; statements as SQLAlchemy sends them; what the
+workers do with their time; what the server's connections wait for. Redone iterations are counted over the whole run:
+those trained minus the distinct ones of all trials. `workers.py` says how.
 """
 
 from __future__ import annotations
@@ -332,6 +332,8 @@ def run(plan: Plan, server: int | None) -> dict[str, Any]:
             plan.workers_a_process,
         )
         started_s = time.monotonic()
+        while not overview.trained_iterations(storage, study.study_id):
+            time.sleep(SLICE_S / 4)
         time.sleep(plan.warm_up_s)
         window = watch(plan, processes, server)
         for pid in processes.pids:

@@ -26,6 +26,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.stats import qmc
 from truth_table import Run, Truth, save
 
+from hpo import DISTRIBUTION
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
 from hpo.cli.data import choose_data, data_settings
@@ -159,7 +160,7 @@ def _source(study: Study, arguments: argparse.Namespace, dataset: Dataset, trial
         "iterations per epoch": len(dataset.train) / batch_size,
         "optimizer steps": overview.trained_iterations(study.storage, study.study_id),
         "python": platform.python_version(),
-        "hpo": version("hpo"),
+        "hpo": version(DISTRIBUTION),
         "numerics": [dict(fields) for fields in sorted(numerics)],
     }
 

@@ -60,7 +60,7 @@ def test_a_fleet_that_sleeps_is_measured_without_an_error(shell: Shell) -> None:
     times = ("--warm-up-s", "2", "--window-s", "4", "--speed-up", "20")
     [found] = runs_of(shell, "scale", "--workers", "2", *times)
     assert (found["errors"], found["redone"]) == (0, 0)
-    assert found["share_training"] > 0
+    assert found["trained"] > 0
 
 
 @pytest.mark.slow

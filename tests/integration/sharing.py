@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,9 @@ RECIPE = Recipe(
 )
 BASE = replace(RECIPE, weight_decay=1e-4)
 """Another recipe with the schedule of `RECIPE`: the base recipe itself is never pruned."""
+
+AT_RUNG = re.compile(r"(?<=at )rung \d+ \((?=iteration \d+\))|(?<=\d)\)$")
+"""What a promoting pruner says more than another: "pruned at rung 1 (iteration 32)" for "pruned at iteration 32"."""
 
 Alone = tuple[str, float | None, list[CurvePoint]]
 """How a trial ends that is disturbed by nothing, its value and its curve."""
@@ -117,7 +121,8 @@ def require_undisturbed(made: study.Study, folder: Path, each: Callable[..., Ite
     tasks = [Task(recipe=made.recipe_of(trial), base=made.base, align="phase", precision="fp32") for trial in trials]
     ends = [c[-1].iteration if t.state == TrialState.PRUNED else None for t, c in zip(trials, curves, strict=True)]
     alone = each(_train_undisturbed, tasks, ends, [folder] * len(trials))
-    found = [(t.user_attrs["outcome"], t.value, curve) for t, curve in zip(trials, curves, strict=True)]
+    outcomes = [AT_RUNG.sub("", trial.user_attrs["outcome"]) for trial in trials]
+    found = [(outcome, t.value, curve) for outcome, t, curve in zip(outcomes, trials, curves, strict=True)]
     for one, other in zip(found, alone, strict=True):
         assert one == other
 
