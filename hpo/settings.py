@@ -24,8 +24,8 @@ SamplerName = Literal["tpe", "random", "qmc", "gp", "cmaes"]
 PrunerName = Literal["asha", "asha-stop", "hyperband", "median", "wilcoxon", "none"]
 Precision = Literal["fp32", "tf32", "bf16"]
 LauncherName = Literal["local", "ray"]
-StudyState = Literal["running", "paused", "finishing", "stopped"]
-"""Running trials of a paused or finishing study finish; those of a stopped study are handed back."""
+StudyState = Literal["running", "paused", "finishing", "stopped", "ended"]
+"""Running trials of a paused or finishing study finish; those of a stopped study, or an ended one, are handed back."""
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 """Exit codes after SIGINT and SIGTERM: 128 plus the number of the signal, as in shells. `hpo.errors` has the others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
 from hpo.database import overview, recipe_index, studies, study_state
 from hpo.database.attempt import Attempt, ended_message
+from hpo.database.ends import find_ends, set_ends
 from hpo.database.optuna_tables import FIXED_PARAMS
 from hpo.database.optuna_view import Draft, DraftParam
 from hpo.database.overview import Counts
@@ -193,13 +194,21 @@ class Best:
     curve: tuple[CurvePoint, ...]
 
 
-def continue_or_create(storage: Storage, name: str, settings: StudySettings, total: int, note: str = "") -> Study:
-    """Create a study of `total` trials, or continue one, and fill its queue; a stopped study is resumed.
+def continue_or_create(
+    storage: Storage,
+    name: str,
+    settings: StudySettings,
+    total: int,
+    note: str = "",
+    ends: Mapping[str, float | None] = MappingProxyType({}),
+) -> Study:
+    """Create a study of `total` trials, or continue one; a study that was stopped, or has ended, is resumed.
 
     A study has no more trials than its search space has distinct recipes, apart from those that may repeat one.
 
     Args:
         note: Shown by optuna-dashboard next to the study, in Markdown.
+        ends: Values of fields of `hpo.database.ends.Ends`; 0 removes an end, None leaves it as it is.
 
     Raises:
         BadInput: The study exists, and an attribute of its settings was edited; nothing is changed.
@@ -220,6 +229,7 @@ def continue_or_create(storage: Storage, name: str, settings: StudySettings, tot
     base_key = recipe_key(study.base) if isinstance(study.space, SearchSpace) else None
     first = study.space.base_params()
     studies.set_target(storage, study_id, limit_trials(study, total), first, base_key)
+    set_ends(storage, study_id, ends)
     study_state.reopen(storage, study_id)
     return study
 
@@ -258,6 +268,7 @@ def status(study: Study) -> dict[str, Any]:
     trained = study.trained_trials()
     counts = overview.count(study.storage, study.study_id)
     best = find_best_trial(trained)
+    ends, reason = find_ends(study.storage, study.study_id)
     return {
         "study": study.name,
         "space": study.settings.space["name"],
@@ -265,6 +276,8 @@ def status(study: Study) -> dict[str, Any]:
         "iterations": study.settings.iterations,
         "target": counts.total,
         "state": study_state.shown_state(study_state.find_state(study.storage, study.study_id), counts),
+        "ended_because": reason,
+        "ends": asdict(ends),
         "trials": {state: getattr(counts, state) for state in ("complete", "pruned", "failed", "running", "waiting")},
         "waiting_at_rungs": dict(counts.at_rungs),
         "of_other_clients": {"lent": counts.lent, "told": counts.told, "refused": counts.refused},

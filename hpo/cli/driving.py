@@ -116,7 +116,17 @@ def drive(
         say(f"stopped after {timeout_s:g} s; the same command continues")
     if stop.reason == "stopped":
         say(f"study {study.name} was stopped; `hpo resume --study {study.name}`, or the same command, continues")
+    if stop.reason == "ended":
+        say(f"study {study.name} has ended: {_reason(study)}; the same command with more continues it")
+        stop.reason = ""  # whatever follows a search is not affected
     exit_if_stopped(stop)
+
+
+def _reason(study: Study) -> str | None:
+    from hpo.database.ends import find_ends
+
+    _, reason = find_ends(study.storage, study.study_id)
+    return reason
 
 
 def _train(study: Study, workers: Workers, timeout_s: float | None, stop: StopSignal) -> None:
@@ -140,4 +150,4 @@ def _look(study: Study, counts: Counts, note: str, progress: Progress, stop: Sto
     state = study_state.find_state(study.storage, study.study_id)
     progress.update(counts, study_state.shown_state(state, counts), note)
     if study_state.is_over(state, counts) and counts.waiting + counts.running:
-        stop.reason = stop.reason or "stopped"
+        stop.reason = stop.reason or ("ended" if state == "ended" else "stopped")

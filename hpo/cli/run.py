@@ -40,6 +40,7 @@ from hpo.cli.options import (
     StudyOption,
     TimeoutOption,
     WorkersOption,
+    require_number,
 )
 from hpo.cli.output import exit_if_stopped, log_to_stderr, print_json, say, show
 from hpo.errors import BadInput, StudyFailed
@@ -143,6 +144,41 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MAX_NUMBER,
+            metavar="STEPS",
+            help="End after about this many optimizer steps of all workers. 0: no limit.",
+            show_default=False,
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            "--stop-after",
+            min=0,
+            max=MAX_TRIALS,
+            metavar="N",
+            help="End after this many trials without a better one. 0: no limit.",
+            show_default=False,
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=require_number,
+            metavar="ACCURACY",
+            help="End when a trial has this validation accuracy, from 0 to 1. 0: no target.",
+            show_default=False,
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     reuse: ReuseOption = DEFAULT_REUSE,
     checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
     seed: Annotated[
@@ -162,7 +198,8 @@ def run(
 ) -> None:
     """Create or continue a study and train its trials.
 
-    The same command continues an interrupted study; a larger --trials extends it.
+    The same command continues an interrupted study; a larger --trials extends it. An end (--budget, --stop-after,
+    --target) stays with the study until another is given; the trials that are running then are handed back.
     """
     from hpo import study as studies
     from hpo.database.retry import RetryPolicy
@@ -199,7 +236,8 @@ def run(
     )
     database = open_storage(storage, "create", RetryPolicy(storage_timeout, gives_up=stop.__bool__))
     note = study_note(name, settings, space_name)
-    study = studies.continue_or_create(database, name, settings, trials, note=note)
+    ends = {"budget": budget, "stop_after": stop_after, "target_accuracy": target}
+    study = studies.continue_or_create(database, name, settings, trials, note=note, ends=ends)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)
     if submit:
@@ -297,6 +335,7 @@ def _serve_one(
 ) -> None:
     from hpo import study as studies
     from hpo.database import study_state
+    from hpo.database.ends import find_ends
     from hpo.results.test_split import end_of_run
     from hpo.worker.work import work
 
@@ -316,8 +355,11 @@ def _serve_one(
     say(f"finished {finished} trials of {study.name}")
     if used_up := studies.find_used_up(study):
         say(used_up)
-    if not stop and study_state.find_state(storage, study.study_id) in ("stopped", "finishing"):
+    state = study_state.find_state(storage, study.study_id)
+    if not stop and state in ("stopped", "finishing"):
         say(f"study {study.name} was stopped; continue it with `hpo resume --study {study.name}`")
+    if not stop and state == "ended":
+        say(f"study {study.name} has ended: {find_ends(storage, study.study_id)[1]}")
 
 
 def _serve_forever(
@@ -363,12 +405,13 @@ def status(
 
 def _begin_confirmation(study: Study) -> Study | None:
     """Begin or continue the confirmation of a search if that is finished, and has something to confirm."""
-    from hpo.database import overview
+    from hpo.database import overview, study_state
     from hpo.results import confirmation
     from hpo.study import find_best_trial
 
     counts = overview.count(study.storage, study.study_id)
-    if counts.waiting + counts.running or find_best_trial(study.trained_trials()) is None:
+    state = study_state.find_state(study.storage, study.study_id)
+    if (counts.waiting + counts.running and state != "ended") or find_best_trial(study.trained_trials()) is None:
         return None
     companion = confirmation.begin(study, DEFAULT_CONFIRM_TOP, DEFAULT_CONFIRM_SEEDS)
     if companion is None:
@@ -411,7 +454,7 @@ def _watch(study: Study) -> None:
             counts = overview.count(study.storage, study.study_id)
             state = study_state.find_state(study.storage, study.study_id)
             progress.update(counts, study_state.shown_state(state, counts))
-            if counts.waiting + counts.running == 0:
+            if counts.waiting + counts.running == 0 or state == "ended":
                 return
             time.sleep(WATCH_EVERY_S)
 

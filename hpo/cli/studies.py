@@ -73,8 +73,13 @@ def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STOR
     Workers that gave it up try it again.
     """
     from hpo.database import overview, study_state
+    from hpo.database.ends import find_ends
 
     study = _load(storage, study_name)
+    if reason := find_ends(study.storage, study.study_id)[1]:
+        raise BadInput(
+            f"study {study.name} has ended: {reason}; `hpo run` with more, or with 0 for no end, continues it"
+        )
     before = study_state.set_state(study.storage, study.study_id, "running")
     counts = overview.count(study.storage, study.study_id)
     was = {"running": "was running", "paused": "was paused"}.get(before, "was stopped")

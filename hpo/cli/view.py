@@ -154,7 +154,8 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "space", f"{summary['space']} on {summary['dataset']}, {summary['iterations']:,} iterations per trial"
     )
-    table.add_row("state", summary["state"])
+    why = f": {reason}" if (reason := summary["ended_because"]) else ""
+    table.add_row("state", summary["state"] + why)
     rungs = _at_rungs(summary["waiting_at_rungs"])
     table.add_row("trials", f"{finished} of {summary['target']} finished: {states}{rungs}")
     if others := _of_other_clients(summary["study"], summary["of_other_clients"]):

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import lent, recipe_index, rungs, studies, trial_rows
+from hpo.database import ends, lent, recipe_index, rungs, studies, trial_rows
 from hpo.database.attempt import (
     LOSSES,
     Attempt,
@@ -62,6 +62,8 @@ from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 
 LEASE_S = DEFAULT_LEASE_S
+
+STATE_AND_ENDS = (StudyRow.study_id, StudyRow.state, StudyRow.ends)
 
 MAX_LAPSES = 3
 """How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
@@ -395,45 +397,52 @@ def _lost_on(worker: WorkerId) -> ColumnElement[bool]:
 def _lock_study(session: Session, study_id: int) -> tuple[StudyState, int, int]:
     """Read a study's state and target, lock them until the transaction ends, and count its parked trials.
 
-    Claims take turns, since those that add a trial have to, and a change of the state has its turn among them.
+    Claims take turns, since those that add a trial have to, and a change of the state has its turn among them. A study
+    that has reached an end is ended first.
 
     Raises:
         StudyNotFound: It was deleted or renamed.
     """
     number_parked = select(func.count()).select_from(parked(study_id).subquery()).scalar_subquery()
-    query = select(StudyRow.state, StudyRow.target, number_parked).where(*described(study_id))
+    query = select(StudyRow.state, StudyRow.ends, StudyRow.target, number_parked).where(*described(study_id))
     row = session.execute(query.with_for_update(key_share=True, of=StudyRow)).first()
     if row is None:
         require_study(session, study_id)
         return UNCLAIMED, 0, 0
-    return row[0], row[1], row[2]
+    state, given, target, parked_now = row
+    return _end_if_reached(session, study_id, state, given), target, parked_now
 
 
 def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
     """Make sure that an attempt is open, and keep it open until the transaction ends, or for `lease_s`.
 
     Returns:
-        The state of its study, read in the same statement.
+        The state of its study, read in the same statement; a study that has reached an end is ended.
 
     Raises:
         LeaseLost: The attempt has ended, or ended by another clients trial.
     """
     lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
     study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
-    state = select(StudyRow.state).where(StudyRow.study_id == study).scalar_subquery()
+    of_study = [select(column).where(StudyRow.study_id == study).scalar_subquery() for column in STATE_AND_ENDS]
     still_open = (AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
     running = exists().where(TrialModel.trial_id == attempt.trial_id, TrialModel.state == TrialState.RUNNING)
     held = session.execute(
         update(AttemptRow)
         .where(*still_open, running)
         .values(**asdict(progress), **lease)
-        .returning(state)
+        .returning(*of_study)
         .execution_options(synchronize_session=False)
     ).first()
     if held is None:
         overtaken = session.execute(select(AttemptRow.attempt_id).where(*still_open)).first()
         raise LeaseLost(overtaken_message(attempt) if overtaken else ended_message(attempt))
-    return held[0] or UNCLAIMED
+    study_id, state, given = held
+    return _end_if_reached(session, study_id, state or UNCLAIMED, given)
+
+
+def _end_if_reached(session: Session, study_id: int, state: StudyState, given: str | None) -> StudyState:
+    return ends.end_if_reached(session, study_id, given) if state == "running" and given else state
 
 
 def _hold_to_the_end(session: Session, attempt: Attempt, progress: Progress) -> None:

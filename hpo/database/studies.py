@@ -251,6 +251,7 @@ def _adopt(session: Session, study_id: int, state: StudyState) -> dict[str, Any]
         "name": session.scalar(select(StudyModel.study_name).where(StudyModel.study_id == study_id)),
         "target": max(_count(session, study_id), target if type(target) is int and target <= MAX_TRIALS else 0),
         "settings": json.dumps(settings),
+        "ends": None,
     }
     upsert(session, StudyRow, [row], ("study_id",))
     shown = {"study_id": study_id, "key": METRIC_NAMES, "value_json": json.dumps([METRIC])}

@@ -48,7 +48,7 @@ class ListedStudy:
 
     Attributes:
         kind: search, confirmation or benchmark.
-        state: done, running, paused, stopping or stopped.
+        state: done, running, paused, stopping, stopped or ended.
         finished: Number of its trials that have ended, of `target`.
         trained_iterations: Optimizer steps of all workers.
         idle_s: Seconds since something last happened to it, by the database's clock; None for a copy that another

@@ -23,6 +23,9 @@ from hpo.database.workers import list_workers_on
 from hpo.errors import StillRunning
 from hpo.settings import StudyState
 
+NOT_TRAINED = ("stopped", "finishing", "ended")
+"""The states in which no trial is claimed until somebody resumes the study, and its driver and workers end."""
+
 STOP_POLL_S = 0.5
 """Time between two checks of whether a study has stopped."""
 
@@ -54,17 +57,19 @@ class Stopped:
 
 
 def shown_state(state: StudyState, counts: Counts) -> str:
-    """Return a study's state in one word: done, running, paused, stopping or stopped."""
+    """Return a study's state in one word: done, running, paused, stopping, stopped or ended."""
     if counts.waiting + counts.running == 0:
         return "done"
-    if state in ("stopped", "finishing"):
-        return "stopping" if counts.training else "stopped"
-    return state
+    if state in NOT_TRAINED and counts.training:
+        return "stopping"
+    return "stopped" if state == "finishing" else state
 
 
 def is_over(state: StudyState, counts: Counts) -> bool:
     """Return whether the study's driver and workers should end now; a finishing study first finishes its trials."""
-    return counts.waiting + counts.running == 0 or state == "stopped" or (state == "finishing" and not counts.training)
+    if counts.waiting + counts.running == 0:
+        return True
+    return state in ("stopped", "ended") or (state == "finishing" and not counts.training)
 
 
 @retried
@@ -94,9 +99,9 @@ def set_state(storage: Storage, study_id: int, state: StudyState) -> StudyState:
 
 @retried
 def reopen(storage: Storage, study_id: int) -> None:
-    """Resume a stopped study; a paused study stays paused."""
+    """Resume a stopped study, or one that has ended; a paused study stays paused."""
     with storage.transaction() as session:
-        stopped = (StudyRow.study_id == study_id, StudyRow.state.in_(("stopped", "finishing")))
+        stopped = (StudyRow.study_id == study_id, StudyRow.state.in_(NOT_TRAINED))
         session.execute(update(StudyRow).where(*stopped).values(state="running", changed_s=now_s()))
 
 
@@ -114,7 +119,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
     set_state(storage, study_id, "finishing" if finish else "stopped")
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     while left := list_workers_on(storage, study_id):
-        if find_state(storage, study_id) not in ("stopped", "finishing"):
+        if find_state(storage, study_id) not in NOT_TRAINED:
             raise StillRunning(f"study {name} was resumed before its last trial had finished")
         if deadline_s is not None and time.monotonic() >= deadline_s:
             raise StillRunning(

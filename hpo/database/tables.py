@@ -167,6 +167,7 @@ class StudyRow(Base):
         name: Of the study; Optuna cannot rename one.
         target: The number of trials up to which workers add new ones.
         settings: The attributes that the study was created with, as JSON, since anybody may edit those that are shown.
+        ends: When it ends before it has had all its trials, as JSON; None where it has no such end.
     """
 
     __tablename__ = "hpo_studies"
@@ -179,6 +180,7 @@ class StudyRow(Base):
     name: Mapped[str]
     target: Mapped[int]
     settings: Mapped[str] = mapped_column(Text)
+    ends: Mapped[str | None] = mapped_column(Text)
 
 
 class WorkerRow(Base):

@@ -110,7 +110,7 @@ def live_workers(rows: Iterable[dict[str, Any]]) -> list[LiveWorker]:
         row_age_s, attempt_age_s, lease_s = (row.pop(name) for name in ("row_age_s", "attempt_age_s", "lease_s"))
         age_s = min(age for age in (row_age_s, attempt_age_s) if age is not None)
         if age_s <= lease_s:
-            row["state"] = "stopping" if row["state"] in ("stopped", "finishing") else row["state"]
+            row["state"] = "stopping" if row["state"] in ("stopped", "finishing", "ended") else row["state"]
             live.append(LiveWorker(heartbeat_age_s=max(0.0, age_s), **row))
     return live
 

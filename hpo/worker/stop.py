@@ -19,7 +19,7 @@ from hpo.waiting import LOOK_S, wait
 LAST_CALL_S = 3.5
 """How long a worker may take to end in order after a signal."""
 
-Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out", "stopped"]
+Reason = Literal["", "interrupted", "terminated", "orphaned", "timed out", "stopped", "ended"]
 """Why a process stops; empty while it does not."""
 
 EXIT_CODES: dict[Reason, int] = {

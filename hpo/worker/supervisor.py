@@ -243,7 +243,7 @@ class TrialSupervisor:
         else:
             state = queue.renew(self.study.storage, self.attempt, progress, self.lease_s)
         with self._changed:
-            self.recalled = state == "stopped"
+            self.recalled = state in ("stopped", "ended")
             del self._points[: len(points)]
             self._values = {step: value for step, value in self._values.items() if step not in values}
             self._written_s = time.monotonic()

@@ -63,6 +63,27 @@ def test_a_waiting_study_is_paused_stopped_resumed_and_deleted_without_asking(sh
     assert (done.code, done.err) == (0, "")
 
 
+def test_a_study_ends_with_its_budget_and_continues_with_more(shell: Shell) -> None:
+    run = ("run", *SMALL, "--trials", "4", "--workers", "1", "--json")
+    ended = shell.hpo(*run, "--budget", "40", "--confirm")
+    assert ended.code == 0, ended.err
+    found = ended.json
+    assert (found["state"], found["ends"]["budget"]) == ("ended", 40)
+    assert 40 <= found["iterations_spent"]["trained"] < 64
+    assert f"study {STUDY} has ended: {found['ended_because']}; the same command with more continues it" in ended.err
+    assert found["ended_because"].endswith("optimizer steps of 40")
+
+    refused = shell.hpo("resume")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "`hpo run` with more, or with 0 for no end" in refused.err
+    assert shell.hpo("worker").err.endswith(f"study {STUDY} has ended: {found['ended_because']}\n")
+    assert found["ended_because"] in " ".join(shell.hpo("status").out.split())
+
+    done = shell.hpo(*run, "--budget", "0", "--stop-after", "100", "--target", "1")
+    assert done.code == 0, done.err
+    assert (done.json["state"], done.json["trials"]["waiting"], done.json["ended_because"]) == ("done", 0, None)
+
+
 @pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete"])
 def test_a_study_that_is_not_there_is_named(finished: Shell, command: str) -> None:
     refused = finished.hpo(command, "--study", "nope")

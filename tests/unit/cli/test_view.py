@@ -182,6 +182,7 @@ STATUS = {
     "iterations": 640,
     "target": 50,
     "state": "done",
+    "ended_because": None,
     "trials": {"complete": 18, "pruned": 32, "failed": 0, "running": 0, "waiting": 0},
     "waiting_at_rungs": {},
     "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
@@ -209,6 +210,12 @@ def test_the_status_says_at_which_rungs_trials_wait():
     assert lines_of(view.status(STATUS | {"trials": trials, "waiting_at_rungs": {1: 7}}))[3] == (
         "trials      18 of 50 finished: 18 complete, 2 running, 30 waiting (7 at rung 1)"
     )
+
+
+def test_the_status_says_why_a_study_has_ended():
+    ended = STATUS | {"state": "ended", "ended_because": "its workers have trained 100 optimizer steps of 100"}
+    [row] = [line for line in lines_of(view.status(ended)) if line.startswith("state")]
+    assert row.split(maxsplit=1)[1].rstrip() == "ended: its workers have trained 100 optimizer steps of 100"
 
 
 def test_a_status_without_a_best_trial_says_so():

@@ -48,6 +48,7 @@ def test_a_database_without_our_tables_is_named(engine):
 
 def test_the_revisions_form_one_line():
     assert [script.revision for script in schema._scripts().walk_revisions()] == [
+        "0007",
         "0006",
         "0005",
         "0004",

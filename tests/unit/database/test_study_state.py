@@ -26,6 +26,9 @@ RUNNING = Counts(running=1, waiting=2)
         ("stopped", RUNNING, "stopping", True),
         ("stopped", WAITING, "stopped", True),
         ("stopped", NOTHING_LEFT, "done", True),
+        ("ended", RUNNING, "stopping", True),
+        ("ended", WAITING, "ended", True),
+        ("ended", NOTHING_LEFT, "done", True),
     ],
 )
 def test_what_a_state_is_called_and_whether_workers_end(state, counts, word, over):
@@ -54,7 +57,7 @@ def test_a_worker_lives_for_its_lease_after_its_last_sign_of_life(known, row_age
     assert live_workers([row]) == ([] if age_s is None else [LiveWorker(heartbeat_age_s=age_s, **known)])
 
 
-@pytest.mark.parametrize("state", ["stopped", "finishing"])
+@pytest.mark.parametrize("state", ["stopped", "finishing", "ended"])
 def test_a_study_that_a_worker_is_still_on_is_not_called_stopped(state):
     row = BUSY | {"state": state, "row_age_s": 1.0, "attempt_age_s": None, "lease_s": 60.0}
     assert live_workers([row]) == [LiveWorker(**BUSY | {"state": "stopping"}, heartbeat_age_s=1.0)]
