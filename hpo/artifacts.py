@@ -273,13 +273,24 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         BadInput: The path exists and is not an empty folder, or it cannot be written.
     """
+    with new_folder(path) as folder:
+        for name, content in files.items():
+            _write_synced(folder / name, content)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes its place when the context ends without an error.
+
+    Raises:
+        BadInput: The path exists and is not an empty folder, or it cannot be written.
+    """
     check_new_folder(path)
     try:
         with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as beside:
             folder = Path(beside) / "files"
             folder.mkdir()
-            for name, content in files.items():
-                _write_synced(folder / name, content)
+            yield folder
             folder.replace(path)
     except OSError as error:
         raise BadInput(f"folder {path}: cannot be written: {error.strerror}") from error

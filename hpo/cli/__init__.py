@@ -16,6 +16,7 @@ from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.confirm import confirm
+from hpo.cli.export import export
 from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
 from hpo.errors import BadInput, DeviceLost, HpoError
@@ -25,7 +26,6 @@ from hpo.settings import EXIT_INTERRUPTED
 app = typer.Typer(
     name="hpo",
     help="Tune a ResNet-20 image classifier; train common beginnings only once.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -52,6 +52,7 @@ for command in (
     confirm,
     benchmark,
     results.report,
+    export,
     results.dashboard,
     results.gc,
     catalog.model,

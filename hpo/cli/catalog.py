@@ -55,7 +55,8 @@ def model(
 def spaces_list(json_output: JsonOption = False) -> None:
     """List the shipped search spaces."""
     from hpo.cli import view
-    from hpo.recipes.space_file import list_shipped, load_space
+    from hpo.recipes.shipped import list_shipped
+    from hpo.recipes.space_file import load_space
 
     shipped = [load_space(name) for name in list_shipped()]
     entries = [(s.name, s.base_title, len(s.distributions()), s.description) for s in shipped]
@@ -67,7 +68,8 @@ def spaces_list(json_output: JsonOption = False) -> None:
 
 def spaces_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped space.")]) -> None:
     """Print a shipped space's YAML."""
-    from hpo.recipes.space_file import load_space, shipped_dir
+    from hpo.recipes.shipped import shipped_dir
+    from hpo.recipes.space_file import load_space
 
     load_space(name)
     path = shipped_dir() / f"{name}.yaml"

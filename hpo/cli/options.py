@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from hpo.cli.help import STORAGE, STUDY, TRAINING, WORKERS
 from hpo.paths import expand, expand_path
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
-from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_SIDE
+from hpo.settings import DEFAULT_PRUNER, MAX_IMAGE_SIDE, MAX_WORKERS, MIN_IMAGE_SIDE, DatasetName
 
 MAX_ITERATIONS = 100 * REFERENCE_ITERATIONS
 """The largest budget of a run."""
@@ -110,6 +110,18 @@ class HeadChoice(StrEnum):
     dense = "dense"
 
 
+def complete_space(incomplete: str) -> list[str]:
+    """List the shipped spaces whose names begin like what was typed."""
+    from hpo.recipes.shipped import list_shipped
+
+    return [name for name in list_shipped() if name.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """List the data sets whose names begin like what was typed."""
+    return [name for name in get_args(DatasetName) if name.startswith(incomplete)]
+
+
 StorageOption = Annotated[
     str,
     typer.Option(
@@ -132,6 +144,7 @@ DatasetOption = Annotated[
     typer.Option(
         "--dataset",
         metavar="NAME|PATH",
+        autocompletion=complete_dataset,
         help="cifar10, cifar100, fashion_mnist, digits, a folder of images or an .npz file. "
         "auto: CIFAR-10 if it is available, else digits.",
         rich_help_panel=STUDY,

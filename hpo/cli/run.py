@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hpo.cli.config_file import ConfigOption
 from hpo.cli.data import choose_data, data_settings, decode_for
 from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.help import SEARCH, STUDY, TRAINING, WORKERS
@@ -40,6 +41,7 @@ from hpo.cli.options import (
     StudyOption,
     TimeoutOption,
     WorkersOption,
+    complete_space,
     require_number,
 )
 from hpo.cli.output import exit_if_stopped, log_to_stderr, print_json, say, show
@@ -86,7 +88,13 @@ WATCH_EVERY_S = 1.0
 def run(
     space_name: Annotated[
         str,
-        typer.Option("--space", metavar="NAME|FILE", help="Shipped search space, or YAML file.", rich_help_panel=STUDY),
+        typer.Option(
+            "--space",
+            metavar="NAME|FILE",
+            autocompletion=complete_space,
+            help="Shipped search space, or YAML file.",
+            rich_help_panel=STUDY,
+        ),
     ],
     trials: Annotated[
         int,
@@ -195,6 +203,7 @@ def run(
     artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
     data_dir: DataOption = None,
     json_output: JsonOption = False,
+    _config: ConfigOption = None,
 ) -> None:
     """Create or continue a study and train its trials.
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hpo import cli
 from hpo.cli import run
 from hpo.recipes.recipe import documented_runs
-from hpo.recipes.space_file import shipped_dir
+from hpo.recipes.shipped import shipped_dir
 
 PASSWORD = "correct-horse"
 SHIPPED = yaml.safe_load((shipped_dir() / "full.yaml").read_text())

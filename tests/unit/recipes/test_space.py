@@ -13,8 +13,9 @@ from optuna.trial import FixedTrial
 
 from hpo.errors import SpaceError
 from hpo.recipes.recipe import BOUNDARY_GRID, Recipe, documented_runs
+from hpo.recipes.shipped import list_shipped, shipped_dir
 from hpo.recipes.space import SearchSpace
-from hpo.recipes.space_file import json_schema, list_shipped, load_space, parse_space, shipped_dir
+from hpo.recipes.space_file import json_schema, load_space, parse_space
 
 SHIPPED = ["baseline", "dense", "dense_early_stopping", "dropout", "full", "modern", "smooth_lr"]
 SPACES = {name: load_space(name) for name in SHIPPED}
