@@ -54,9 +54,19 @@ def is_dead(page, target):
 
 
 def code_lines(page):
-    """List the lines of a page's code blocks, continued lines as one, without comments."""
-    for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        yield from block.replace("\\\n", " ").splitlines()
+    """List the command lines of a page's code blocks, continued lines as one; in a console they begin with a dollar."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+        lines = block.replace("\\\n", " ").splitlines()
+        if language == "console":
+            yield from (line.removeprefix("$ ") for line in lines if line.startswith("$ "))
+        elif not language:
+            yield from lines
+
+
+def shown_files():
+    """List the name and text of the YAML files that guides show under their names."""
+    for page in GUIDES:
+        yield from re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def hpo_words(line):
@@ -121,7 +131,10 @@ def test_every_test_that_reliability_names_exists():
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_commands_of_readme_and_guides_parse(words, monkeypatch):
+def test_commands_of_readme_and_guides_parse(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, text in shown_files():
+        (tmp_path / name).write_text(text)
     for variable in ("HPO_STORAGE", "HPO_ARTIFACTS", "HPO_DATA"):
         monkeypatch.delenv(variable, raising=False)
     command, rest = find_command(words)
