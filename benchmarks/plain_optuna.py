@@ -132,7 +132,7 @@ def run(which: str, arguments: argparse.Namespace, seed: int) -> Search:
     """Run one search in a folder of its own, and read from its storage what it did when."""
     asked = ["--trials", str(arguments.trials), "--dataset", arguments.dataset]
     asked += ["--iterations", str(arguments.iterations)]
-    ours = ["-m", "hpo", "run", "--space", SPACE, *asked, "--json"]
+    ours = ["-m", "hpo", "run", "--no-confirm", "--space", SPACE, *asked, "--json"]
     plain = [str(Path(__file__).absolute()), "--plainly", *asked, *(["--enqueue"] if arguments.enqueue else [])]
     command, file = (ours, "hpo.db") if which == "hpo" else (plain, "plain.db")
     with tempfile.TemporaryDirectory() as folder:

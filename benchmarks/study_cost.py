@@ -54,7 +54,17 @@ class Cost:
 
 def run_study(arguments: argparse.Namespace, workers: int, seed: int, *, pruning: bool, reuse: bool) -> Cost:
     """Run one study in a folder of its own."""
-    command = [sys.executable, "-m", "hpo", "run", "--space", arguments.space, "--trials", str(arguments.trials)]
+    command = [
+        sys.executable,
+        "-m",
+        "hpo",
+        "run",
+        "--no-confirm",
+        "--space",
+        arguments.space,
+        "--trials",
+        str(arguments.trials),
+    ]
     command += ["--dataset", "digits", "--iterations", str(arguments.iterations)]
     command += ["--workers", str(workers), "--seed", str(seed), "--json"]
     command += [] if pruning else ["--pruner", "none"]

@@ -137,7 +137,7 @@ def gc(
 ) -> None:
     """Delete old checkpoints that exceed a budget.
 
-    Checkpoints that a running trial or the best trial of a study needs are kept.
+    Checkpoints that running trials or the best trials of a study need are kept.
     """
     from hpo.artifacts import open_artifacts
     from hpo.database.storage import open_storage

@@ -254,7 +254,7 @@ def run(
     else:
         with _dashboard(storage, artifacts) if dashboard else nullcontext():
             drive(study, connected, timeout, options, environment, stop)
-            companion = _begin_confirmation(study) if (DEFAULT_CONFIRM if confirm is None else confirm) else None
+            companion = _begin_confirmation(study, confirm)
             if companion is not None:
                 connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
                 drive(companion, connected, timeout, options, environment, stop)
@@ -412,8 +412,14 @@ def status(
         show(view.status(confirmation.status(study)))
 
 
-def _begin_confirmation(study: Study) -> Study | None:
-    """Begin or continue the confirmation of a search if that is finished, and has something to confirm."""
+def _begin_confirmation(study: Study, wanted: bool | None) -> Study | None:
+    """Begin or continue the confirmation of a search if that is finished, and has something to confirm.
+
+    Args:
+        wanted: None if the user has not said; then a search without anything to confirm is not worth a word.
+    """
+    if wanted is False or (wanted is None and not DEFAULT_CONFIRM):
+        return None
     from hpo.database import overview, study_state
     from hpo.results import confirmation
     from hpo.study import find_best_trial
@@ -423,7 +429,7 @@ def _begin_confirmation(study: Study) -> Study | None:
     if (counts.waiting + counts.running and state != "ended") or find_best_trial(study.trained_trials()) is None:
         return None
     companion = confirmation.begin(study, DEFAULT_CONFIRM_TOP, DEFAULT_CONFIRM_SEEDS)
-    if companion is None:
+    if companion is None and wanted:
         say(confirmation.nothing_to_confirm(study))
     return companion
 

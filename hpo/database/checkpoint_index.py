@@ -18,6 +18,7 @@ from hpo.database.overview import best_first
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, CheckpointRow, SecretRow, is_trained, now_s, upsert
 from hpo.recipes.schedule import CurvePoint
+from hpo.settings import DEFAULT_CONFIRM_TOP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +103,7 @@ def drop_checkpoint(storage: Storage, artifact_id: str) -> None:
 
 
 def evict(storage: Storage, budget_bytes: int) -> tuple[list[str], int]:
-    """Delete the least recently used checkpoints over a budget, but none that a running or a best trial needs.
+    """Delete the least recently used checkpoints over a budget, but none that a running trial or one of the best needs.
 
     Returns:
         The ids of the artifacts that no row refers to any more, and the size of the remaining files in bytes.
@@ -149,13 +150,17 @@ def _evict(session: Session, budget_bytes: int) -> list[str]:
 
 
 def needed_checkpoints(session: Session) -> set[int]:
-    """Return the ids of the checkpoints that running trials continue from, and of each study's best trial."""
+    """Return the ids of the checkpoints that running trials continue from, and of each study's best trials.
+
+    A confirmation takes its winner from the best trials and the base recipe, which is the first trial.
+    """
     has_one = AttemptRow.checkpoint_id.is_not(None)
     running = select(AttemptRow.checkpoint_id).where(AttemptRow.ended_s.is_(None), has_one)
     order = (*best_first(), AttemptRow.number.desc())
     ranked = (
         select(
             AttemptRow.checkpoint_id,
+            TrialModel.number,
             func.row_number().over(partition_by=TrialModel.study_id, order_by=order).label("place"),
         )
         .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
@@ -163,5 +168,5 @@ def needed_checkpoints(session: Session) -> set[int]:
         .where(TrialModel.state == TrialState.COMPLETE, is_trained(), has_one)
         .subquery()
     )
-    best = select(ranked.c.checkpoint_id).where(ranked.c.place == 1)
+    best = select(ranked.c.checkpoint_id).where(or_(ranked.c.place <= DEFAULT_CONFIRM_TOP, ranked.c.number == 0))
     return {*session.scalars(running), *session.scalars(best)}

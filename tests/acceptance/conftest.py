@@ -12,7 +12,7 @@ from tests.acceptance.support import Forking, Shell
 from tests.conftest import fill_once
 
 CHROMIUM = Path("/usr/bin/chromium")
-SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32")
+SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32", "--no-confirm")
 RECIPE = {
     "head": "dropout",
     "dropout": 0.5,

@@ -115,7 +115,18 @@ def test_one_trial_trains_the_documented_recipe_and_more_continue_the_study(shel
 
 def test_other_settings_do_not_continue_a_study(finished: Shell) -> None:
     refused = finished.hpo(
-        "run", "--space", "smooth_lr", "--dataset", "digits", "--iterations", "64", "--seed", "7", "--trials", "9"
+        "run",
+        "--space",
+        "smooth_lr",
+        "--dataset",
+        "digits",
+        "--iterations",
+        "64",
+        "--seed",
+        "7",
+        "--trials",
+        "9",
+        "--no-confirm",
     )
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == (
@@ -207,7 +218,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     (shell.folder / "bad.yaml").write_text(BAD)
     port = str(free_port())
     arguments = [argument.replace("PORT", port) for argument in arguments]
-    given = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--trials": "1"}
+    given = dict(zip(SMALL[:-1:2], SMALL[1::2], strict=True)) | {"--trials": "1"}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=False))
     line = [part for pair in given.items() for part in pair] + (arguments if len(arguments) == 1 else [])
     refused = shell.hpo("run", *line)

@@ -31,7 +31,7 @@ def test_a_run_is_confirmed_and_every_command_names_the_same_winner(shell: Shell
         "none",
     )
 
-    done = shell.hpo(*command, "--trials", "2", "--confirm", "--json")
+    done = shell.hpo(*command, "--trials", "2", "--json")  # the default confirms
     assert done.code == 0, done.err
     check_document(done.json, "status")
     confirmation = done.json["confirmation"]

@@ -243,7 +243,7 @@ def train(*arguments):
 torch.ones, Training.advance = look, train
 """
 ALL_SICK = f"{ONE_SICK}\nlocal.choose_devices = lambda *_, **__: [devices['cpu:0']] * 2\n"
-RUN = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"]
+RUN = ["run", "--no-confirm", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"]
 RUN += ["--trials", "3", "--pruner", "none", "--precision", "fp32"]
 
 

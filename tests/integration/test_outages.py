@@ -144,7 +144,18 @@ def test_a_study_outlives_a_postgresql_that_is_stopped_and_started_again(
     url = restartable.start().make_database()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
     driver = start(
-        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "192"),
+        *(
+            "run",
+            "--no-confirm",
+            "--space",
+            "small.yaml",
+            "--study",
+            "small",
+            "--dataset",
+            "digits",
+            "--iterations",
+            "192",
+        ),
         *("--trials", "8", "--workers", "2", "--storage-timeout", "60"),
         url=url,
     )

@@ -25,6 +25,7 @@ Open = Callable[..., Storage]
 Start = Callable[..., Forked]
 RUN = (
     "run",
+    "--no-confirm",
     "--space",
     "small.yaml",
     "--study",

@@ -17,7 +17,20 @@ OTHER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """What makes the libraries compute as on a processor with fewer instruction sets."""
 
 LIMIT_S = 240.0
-RUN = ("run", "--space", "small.yaml", "--trials", "1", "--workers", "1", "--dataset", "digits", "--iterations", "64")
+RUN = (
+    "run",
+    "--no-confirm",
+    "--space",
+    "small.yaml",
+    "--trials",
+    "1",
+    "--workers",
+    "1",
+    "--dataset",
+    "digits",
+    "--iterations",
+    "64",
+)
 
 
 @pytest.mark.slow

@@ -114,7 +114,18 @@ def test_a_driver_waits_while_paused_ends_with_a_stop_and_the_same_command_conti
     storage_url: str, opened: Open, start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
-    command = ["run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "192"]
+    command = [
+        "run",
+        "--no-confirm",
+        "--space",
+        "small.yaml",
+        "--study",
+        "small",
+        "--dataset",
+        "digits",
+        "--iterations",
+        "192",
+    ]
     command += ["--trials", "3", "--workers", "2", "--pruner", "none", "--precision", "fp32"]
     said(start(*command, "--submit"))
     made = study.load(opened(storage_url), "small")

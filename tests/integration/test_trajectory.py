@@ -40,7 +40,7 @@ from hpo.trial.checkpoints import Checkpoints, Sharing, encode
 from hpo.trial.segments import Segment, segments
 from hpo.worker.verify import compare_with_scratch
 from tests.integration.sharing import BUDGET, RECIPE, claim, train, train_alone, train_and_finish
-from tests.integration.support import NOTHING, SETTINGS, WORKER
+from tests.integration.support import NOTHING, SETTINGS, WORKER, complete
 
 
 @pytest.fixture
@@ -209,6 +209,25 @@ def test_as_many_checkpoints_go_as_have_to_and_no_more(storage: Storage, artifac
     assert kept.collect_garbage() == 200
     with storage.transaction() as session:
         assert sorted(session.scalars(select(CheckpointRow.iteration))) == [1, 5]
+
+
+def test_what_a_confirmation_may_choose_from_is_kept(storage: Storage, artifacts: Artifacts) -> None:
+    made = study.continue_or_create(storage, "shared", SETTINGS, 6)
+    for number, value in enumerate((0.1, 0.5, 0.9, 0.7, 0.8, 0.2)):
+        attempt = queue.claim(storage, made.study_id, WORKER)
+        assert attempt is not None
+        with storage.transaction() as session:
+            row = checkpoint_row(number, last_used_s=0.0)
+            session.add(row)
+            session.flush()
+            at = AttemptRow.attempt_id == attempt.attempt_id
+            session.execute(update(AttemptRow).where(at).values(checkpoint_id=row.checkpoint_id))
+        complete(made, attempt, value)
+
+    Checkpoints(storage, artifacts, budget_bytes=1).collect_garbage()
+
+    with storage.transaction() as session:
+        assert sorted(session.scalars(select(CheckpointRow.iteration))) == [0, 2, 3, 4]
 
 
 def checkpoint_row(iteration: int, last_used_s: float) -> CheckpointRow:

@@ -132,7 +132,18 @@ def test_workers_whose_driver_is_killed_hand_back_their_trials_and_end(
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
     driver = start(
-        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "6400"),
+        *(
+            "run",
+            "--no-confirm",
+            "--space",
+            "small.yaml",
+            "--study",
+            "small",
+            "--dataset",
+            "digits",
+            "--iterations",
+            "6400",
+        ),
         *("--trials", "3", "--workers", "2", "--no-reuse"),
     )
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
@@ -161,7 +172,18 @@ def test_eight_workers_on_one_file_finish_exactly_the_trials_that_were_asked_for
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPACE))
     driver = start(
-        *("run", "--space", "small.yaml", "--study", "small", "--dataset", "digits", "--iterations", "32"),
+        *(
+            "run",
+            "--no-confirm",
+            "--space",
+            "small.yaml",
+            "--study",
+            "small",
+            "--dataset",
+            "digits",
+            "--iterations",
+            "32",
+        ),
         *("--trials", "16", "--workers", "8", "--pruner", "asha-stop", "--json"),
     )
     output = driver.communicate(timeout=2 * START_S)
@@ -191,6 +213,7 @@ def _outcomes(made: study.Study) -> set[Any]:
 
 RUN = (
     "run",
+    "--no-confirm",
     "--space",
     "small.yaml",
     "--study",
