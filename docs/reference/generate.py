@@ -135,7 +135,7 @@ def _described(field: str, *, parenthesis: bool = False) -> str:
     return words + (")" if parenthesis else "") + (f": {meaning}." if meaning else "")
 
 
-SHAPES = ("recipe", "difference", "figures", "documented", "contender", "confirmation")
+SHAPES = ("recipe", "difference", "figures", "documented", "contender", "confirmation", "range", "forecast")
 
 
 def _link(word: str) -> str:

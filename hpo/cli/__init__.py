@@ -19,6 +19,7 @@ from hpo.cli.confirm import confirm
 from hpo.cli.export import export
 from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
+from hpo.cli.plan import plan
 from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.masking import mask_secrets
 from hpo.settings import EXIT_INTERRUPTED
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(storage_app, name="storage")
 
 for command in (
+    plan,
     run.run,
     run.worker,
     run.status,

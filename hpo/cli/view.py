@@ -5,7 +5,7 @@ Everything here is a pure function from records to something that rich can print
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpo.recipes.recipe import ParameterCounts
     from hpo.results.benchmark import Result, Run
     from hpo.results.confirmation import Confirmation
+    from hpo.results.plan import Forecast, Plan, Range
     from hpo.results.significance import Estimate
     from hpo.study import Best
     from hpo.training.model import LayerRow
@@ -332,6 +333,58 @@ def spaces(entries: Sequence[tuple[str, str, int, str]]) -> RenderableType:
     for name, base_name, parameters, description in entries:
         table.add_row(name, base_name, str(parameters), description)
     return table
+
+
+def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
+    """Draw the plan of a study: the space, the measured speed, and what the study and its alternatives would take."""
+    asked, speed = made.asked, made.speed
+    facts = _pairs()
+    facts.add_row("space", f"{space}: {made.recipes:,} distinct recipes{_settings_of(made)}")
+    for line in made.review:
+        facts.add_row("", line)
+    facts.add_row("data set", dataset)
+    facts.add_row("speed", f"{speed.step_s * 1000:.4g} ms per optimizer step of the base recipe ({device})")
+    facts.add_row("checkpoint", f"{speed.checkpoint_bytes / 1e6:.2f} MB each")
+    facts.add_row("reuse", f"{_share(asked)} of the steps of the trials are trained; the others are shared")
+    table = _table("", *(_title_of(each, asked) for each in (asked, *made.alternatives)))
+    rows: tuple[tuple[str, Callable[[Forecast], str]], ...] = (
+        ("optimizer steps", lambda each: _whole_range(each.steps)),
+        ("time", lambda each: _time_range(each.seconds)),
+        ("checkpoints, GB", lambda each: _range(each.checkpoint_gb, "{:.2f}")),
+    )
+    for title, write in rows:
+        table.add_row(title, *(write(each) for each in (asked, *made.alternatives)))
+    title = f"{made.trials} trials of {asked.iterations:,} iterations, {asked.workers} workers"
+    note = f"Each figure: the median of {made.replays} replays of the search (the lowest to the highest)."
+    return Group(Text(title, style="bold"), facts, "", table, "", note)
+
+
+def _settings_of(made: Plan) -> str:
+    """Write how many settings of parameters a space has where several give one recipe."""
+    return "" if made.settings == made.recipes else f" ({made.settings:,} settings: some differ in nothing)"
+
+
+def _title_of(forecast: Forecast, asked: Forecast) -> str:
+    if forecast.iterations != asked.iterations:
+        return f"{forecast.iterations:,} iterations"
+    return f"{forecast.workers} workers"
+
+
+def _share(forecast: Forecast) -> str:
+    return f"{forecast.steps.median / forecast.requested.median:.0%}"
+
+
+def _range(figure: Range, form: str) -> str:
+    low, middle, high = (form.format(value) for value in (figure.low, figure.median, figure.high))
+    return f"{middle} ({low} to {high})"
+
+
+def _whole_range(figure: Range) -> str:
+    return _range(figure, "{:,.0f}")
+
+
+def _time_range(figure: Range) -> str:
+    return f"{duration(figure.median)} ({duration(figure.low)} to {duration(figure.high)})"
 
 
 def _table(*titles: str) -> Table:

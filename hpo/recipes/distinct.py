@@ -70,10 +70,17 @@ def _rounded(value: Any) -> Any:
 def count_recipes(space: SearchSpace) -> int | None:
     """Count the distinct recipes of a space without listing them; return None if a range has too many values."""
     allowed = _finite(space.allowed())
-    if allowed is None:
-        return None
-    boundaries, rates = _list_of(allowed, "boundary"), _list_of(allowed, "learning_rate")
-    return _count_without_schedule(allowed) * _count_schedules(boundaries, rates)
+    return None if allowed is None else _count(allowed)
+
+
+def count_every_recipe(space: SearchSpace) -> int:
+    """Count the distinct recipes of a space, however many values its ranges have."""
+    return _count(space.every_value())
+
+
+def count_every_setting(space: SearchSpace) -> int:
+    """Count the settings of a space's parameters that trials can have; several may give one recipe."""
+    return _count_all_settings(space.every_value())
 
 
 def draw_untried(
@@ -123,6 +130,15 @@ def _draw_forever(space: SearchSpace, random: Random) -> Iterator[Params]:
 def _count_settings(space: SearchSpace) -> int:
     allowed = _finite(space.allowed())
     assert allowed is not None, "counted before"
+    return _count_all_settings(allowed)
+
+
+def _count(allowed: Mapping[str, Sequence[Any]]) -> int:
+    boundaries, rates = _list_of(allowed, "boundary"), _list_of(allowed, "learning_rate")
+    return _count_without_schedule(allowed) * _count_schedules(boundaries, rates)
+
+
+def _count_all_settings(allowed: Mapping[str, Sequence[Any]]) -> int:
     schedule = (*_list_of(allowed, "boundary"), *_list_of(allowed, "learning_rate"))
     return _count_without_schedule(allowed) * prod(map(len, schedule))
 

@@ -73,7 +73,8 @@ def first_drop(recipe: Recipe) -> int:
 
 def compared_value(curve: Sequence[CurvePoint], recipe: Recipe) -> float | None:
     """Return what a trial is compared by at the end of a curve; None if its learning rate has not dropped yet."""
-    known = [point.val_accuracy for point in curve if point.iteration > first_drop(recipe)]
+    drop = first_drop(recipe)
+    known = [point.val_accuracy for point in curve if point.iteration > drop]
     return fmean(known[-COMPARED_EVALUATIONS:]) if known else None
 
 

@@ -110,6 +110,19 @@ class FloatRange(StrictModel):
             return None
         return [self.nearest(self.low + i * self.step) for i in range(round((self.high - self.low) / self.step) + 1)]
 
+    def every_value(self) -> Sequence[float]:
+        """List all values, however many: without a step, the numbers of `DIGITS` significant digits."""
+        if self.step is not None:
+            steps = round((self.high - self.low) / self.step)
+            return [self.nearest(self.low + index * self.step) for index in range(steps + 1)]
+        powers = range(math.floor(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+        numbers = (
+            float(f"{digits}e{power - DIGITS + 1}")
+            for power in powers
+            for digits in range(10 ** (DIGITS - 1), 10**DIGITS)
+        )
+        return sorted({self.low, self.high, *(number for number in numbers if self.low < number < self.high)})
+
     def draw(self, random: Random) -> float:
         """Draw a value; each is as likely as another, or in a logarithmic range equal ratios are."""
         return self.nearest(_draw_ratio(self, random)) if self.log else random.choice(self.values() or ())

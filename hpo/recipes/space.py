@@ -271,6 +271,17 @@ class SearchSpace(StrictModel):
             for place, value, field in self._base_values()
         }
 
+    def every_value(self) -> dict[str, Sequence[Any]]:
+        """Return all values of each parameter, searched or not, in the order of sampling, however many they are."""
+        return {
+            _param_name(place): [value] if field is None else (_members(field) or field.every_value())
+            for place, value, field in self._base_values()
+        }
+
+    def unsearched(self) -> dict[str, Param]:
+        """Return the parameters that the search names but leaves no room: the only value of each."""
+        return self._only_values()
+
     def applies(self, name: str, params: Mapping[str, Param]) -> bool:
         """Return whether a trial has a parameter, given the values of those sampled before it."""
         if name == "dropout":

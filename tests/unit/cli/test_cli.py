@@ -242,7 +242,7 @@ NUMBER_OPTIONS = sorted(list_number_options())
 
 @pytest.mark.parametrize("option", NUMBER_OPTIONS, ids=" ".join)
 def test_no_option_takes_what_is_no_number_or_out_of_all_proportion(option):
-    needed = ("--space=full", "--trials=1") if option[0] == "run" else ()
+    needed = ("--space=full", "--trials=1") if option[0] in ("run", "plan") else ()
     with empty_folder() as folder:
         for value in ("nan", "-inf", "inf", "1e309", "1e300", "-1", "9" * 30):
             code, out, err = hpo(*option[:-1], *needed, f"{option[-1]}={value}")

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.recipes import distinct
-from hpo.recipes.distinct import canonical, count_recipes, draw_untried, list_params, recipe_key
+from hpo.recipes.distinct import (
+    canonical,
+    count_every_recipe,
+    count_every_setting,
+    count_recipes,
+    draw_untried,
+    list_params,
+    recipe_key,
+)
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.space import SearchSpace
 from hpo.recipes.space_file import load_space, parse_space
@@ -20,6 +28,7 @@ RECIPE = Recipe(
 DECAYED = (
     "{head: dropout, dropout: 0.3, shortcut_norm: false, boundaries: [20000], values: [0.1, 0.01], weight_decay: 0.001}"
 )
+EQUAL_RATES = "{head: linear, dropout: 0, shortcut_norm: false, boundaries: [20000, 30000], values: [0.1, 0.1, 0.1]}"
 
 
 def space_of(search, base="dropout"):
@@ -226,3 +235,33 @@ def test_the_same_generator_draws_the_same():
     assert [draw_untried(space, set(), key_in(space), Random(3)) for _ in range(2)] == [
         draw_untried(space, set(), key_in(space), Random(3))
     ] * 2
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "{weight_decay: {low: 0.0985, high: 0.102, log: true}}",
+        "{weight_decay: {low: 0.00099, high: 0.00101, log: true}, nesterov: [true, false]}",
+        "{values: [[0.1], {low: 0.0985, high: 0.1, log: true}]}",
+        "{weight_decay: {low: 0.001, high: 0.0015, step: 0.0001, log: true}}",
+    ],
+)
+def test_recipes_of_ranges_without_a_step_are_counted_as_they_are_drawn(search):
+    base = "{head: linear, dropout: 0, shortcut_norm: false, boundaries: [20000], values: [0.1, 0.1], weight_decay: %s}"
+    space = space_of(search, base % ("0.1" if "0.102" in search else "0.001"))
+    random, key_of = Random(3), key_in(space)
+
+    drawn = {key_of({name: space.draw(name, random) for name in space.distributions()}) for _ in range(3_000)}
+
+    assert len(drawn) == count_every_recipe(space)
+
+
+def test_settings_that_give_one_recipe_are_counted_each():
+    space = space_of(
+        "{boundaries: [[20000, 22000], [30000, 32000]], values: [[0.1], [0.1, 0.2], [0.1, 0.2]]}", EQUAL_RATES
+    )
+
+    settings_of_all = list_params(space)
+
+    assert count_every_setting(space) == len(settings_of_all) == 16
+    assert count_every_recipe(space) == len({key_in(space)(params) for params in settings_of_all}) < 16
