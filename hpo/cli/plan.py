@@ -11,10 +11,18 @@ from hpo.cli.data import choose_data
 from hpo.cli.driving import check_launcher
 from hpo.cli.output import print_json, show
 from hpo.cli.run import choose_precision, run
-from hpo.settings import Precision, check_study_name, default_data_dir, default_iterations
+from hpo.settings import (
+    DEFAULT_CONFIRM,
+    DEFAULT_CONFIRM_SEEDS,
+    DEFAULT_CONFIRM_TOP,
+    Precision,
+    check_study_name,
+    default_data_dir,
+    default_iterations,
+)
 
 if TYPE_CHECKING:
-    from hpo.results.replay import Search
+    from hpo.results.proposals import Search
     from hpo.training.data import Dataset
     from hpo.trial.speed import Speed
 
@@ -32,7 +40,7 @@ def plan(**options: Any) -> None:
     from hpo.launch.devices import choose_devices, find_gpus
     from hpo.recipes.space_file import load_space
     from hpo.results.plan import count_replays, make_plan
-    from hpo.results.replay import Search
+    from hpo.results.proposals import Search
 
     if options["study_name"] is not None:
         check_study_name(options["study_name"])
@@ -43,6 +51,7 @@ def plan(**options: Any) -> None:
     precision = choose_precision(options["precision"].value)
     gpus, cores = find_gpus(), count_cores()
     devices = choose_devices(options["workers"], gpus, cores)
+    confirms = DEFAULT_CONFIRM if options["confirm"] is None else options["confirm"]
     search = Search(
         space=space,
         iterations=options["iterations"] or default_iterations(data.name),
@@ -54,6 +63,8 @@ def plan(**options: Any) -> None:
         workers=len(devices),
         images=len(data.validation),
         reuse=options["reuse"],
+        confirmed=DEFAULT_CONFIRM_TOP if confirms else 0,
+        confirmation_seeds=DEFAULT_CONFIRM_SEEDS if confirms else 0,
     )
     device, speed = _measure(search, data, precision)
     with _progress(3 * count_replays(search.trials)) as report:

@@ -349,6 +349,7 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
     table = _table("", *(_title_of(each, asked) for each in (asked, *made.alternatives)))
     rows: tuple[tuple[str, Callable[[Forecast], str]], ...] = (
         ("optimizer steps", lambda each: _whole_range(each.steps)),
+        *([("  to confirm, up to", lambda each: _whole_range(each.confirmation))] if asked.confirmation.high else []),
         ("time", lambda each: _time_range(each.seconds)),
         ("checkpoints, GB", lambda each: _range(each.checkpoint_gb, "{:.2f}")),
     )

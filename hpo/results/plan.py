@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 from hpo.recipes.distinct import count_every_recipe, count_every_setting
 from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.recipes.review import review_space
-from hpo.recipes.space import Param
-from hpo.results.replay import Pace, Replayed, Search, replay
+from hpo.results.proposals import Params, Search
+from hpo.results.replay import Pace, Replayed, replay_search
 from hpo.settings import GIGABYTE
 from hpo.trial.speed import Speed
 
@@ -41,18 +41,15 @@ class Range:
         """Summarise the values of some replays."""
         return cls(low=min(values), median=median(values), high=max(values))
 
-    def times(self, factor: float) -> Range:
-        """Return the range of a multiple."""
-        return Range(low=self.low * factor, median=self.median * factor, high=self.high * factor)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
     """What a search will take.
 
     Attributes:
-        steps: Optimizer steps.
+        steps: Optimizer steps of the search.
         requested: Steps that its trials consist of; what reuse saves is the difference.
+        confirmation: Optimizer steps of the confirmation, if no recipe drops out of it.
         seconds: From start to end.
         checkpoint_gb: Size of all checkpoints that are saved, in gigabytes.
     """
@@ -61,6 +58,7 @@ class Forecast:
     workers: int
     steps: Range
     requested: Range
+    confirmation: Range
     checkpoints: Range
     seconds: Range
     checkpoint_gb: Range
@@ -133,9 +131,9 @@ def _forecast(
     search: Search,
     speed: Speed,
     devices: int,
-    given: Sequence[Sequence[Mapping[str, Param]]],
+    given: Sequence[Sequence[Params]],
     report: Callable[[], object],
-) -> tuple[Forecast, list[Sequence[Mapping[str, Param]]]]:
+) -> tuple[Forecast, list[Sequence[Params]]]:
     """Replay a search, and return what it takes with the parameters of each replay.
 
     Args:
@@ -145,22 +143,27 @@ def _forecast(
     shown = replace(search, trials=min(search.trials, LONGEST))
     replayed: list[Replayed] = []
     for number, params in enumerate(given):
-        replayed.append(replay(shown, pace, number, params))
+        replayed.append(replay_search(shown, pace, number, params))
         report()
     factor = search.trials / shown.trials
 
     def summarise(value_of: Callable[[Replayed], float]) -> Range:
-        """Return the range of a figure over the replays, for all trials."""
-        return Range.of([value_of(each) for each in replayed]).times(factor)
+        """Return the range of a figure over the replays."""
+        return Range.of([value_of(each) for each in replayed])
+
+    def seconds_of(each: Replayed) -> float:
+        """Return how long a search takes with its confirmation, whose runs are shared out among the workers."""
+        return START_S + factor * each.seconds + each.confirmation * pace.step_s / search.workers
 
     forecast = Forecast(
         iterations=search.iterations,
         workers=search.workers,
-        steps=summarise(lambda each: each.steps),
-        requested=summarise(lambda each: each.requested),
-        checkpoints=summarise(lambda each: each.checkpoints),
-        seconds=summarise(lambda each: each.seconds + START_S / factor),
-        checkpoint_gb=summarise(lambda each: each.checkpoints * speed.checkpoint_bytes / GIGABYTE),
+        steps=summarise(lambda each: factor * each.steps),
+        requested=summarise(lambda each: factor * each.requested),
+        confirmation=summarise(lambda each: each.confirmation),
+        checkpoints=summarise(lambda each: factor * each.checkpoints),
+        seconds=summarise(seconds_of),
+        checkpoint_gb=summarise(lambda each: factor * each.checkpoints * speed.checkpoint_bytes / GIGABYTE),
     )
     return forecast, [each.params for each in replayed]
 

@@ -9,60 +9,31 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count
-from random import Random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
-from hpo.recipes.distinct import count_recipes, draw_untried, recipe_key
+from hpo.database.parking import MIN_PARKED
+from hpo.recipes.distinct import count_recipes
 from hpo.recipes.promotion import Reached, compared_value, list_promotable, promotion_rungs
 from hpo.recipes.recipe import Recipe, derive_seed
-from hpo.recipes.schedule import Align, CurvePoint, evaluation, final_iteration, grid, reports, rungs
-from hpo.recipes.space import Param, SearchSpace
+from hpo.recipes.schedule import (
+    CurvePoint,
+    Evaluation,
+    distinct_iterations,
+    evaluation,
+    final_iteration,
+    grid,
+    reports,
+    rungs,
+)
+from hpo.results.proposals import Params, Proposals, Search
 from hpo.results.stand_in import StandIn
-from hpo.sampling import REDRAWS
-from hpo.settings import PROMOTING, PrunerName, SamplerName
+from hpo.settings import PROMOTING
 from hpo.trial.segments import Segment, cut_path, segment_at, segment_of
-
-MIN_PARKED = 2  # as hpo.database.parking has it
-
-STUDIED = 300
-"""The number of trials for which the sampler is asked; in a longer search the others are drawn at random."""
-
-REPLAYED_AS: Mapping[SamplerName, SamplerName] = {"gp": "tpe", "cmaes": "tpe"}
-"""Samplers that are replayed as a quicker one that learns as well."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """A search as it is replayed.
-
-    Attributes:
-        trials: How many it is to have.
-        workers: How many train at the same time.
-        images: Size of the validation split.
-        reuse: Whether common beginnings are trained once.
-    """
-
-    space: SearchSpace
-    iterations: int
-    seed: int
-    sampler: SamplerName
-    pruner: PrunerName
-    align: Align
-    trials: int
-    workers: int
-    images: int
-    reuse: bool = True
-
-    @property
-    def base(self) -> Recipe:
-        """Return the base recipe at the search's budget and seed."""
-        return self.space.base_recipe.at(iterations=self.iterations, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +43,7 @@ class Pace:
     Attributes:
         step_s: One optimizer step of the base recipe.
         image_s: Evaluating one image.
-        attempt_s: Whatever else a trial needs each time that a worker takes it.
+        attempt_s: What a trial needs besides training, each time that a worker takes it.
     """
 
     step_s: float = 1.0
@@ -86,163 +57,170 @@ class Replayed:
 
     Attributes:
         params: The parameters of its trials, in their order.
-        steps: Optimizer steps that are executed.
+        steps: Optimizer steps that are trained.
         requested: Steps that the trials consist of, shared ones counted each time.
+        confirmation: Optimizer steps of the confirmation, if no recipe drops out of it.
         seconds: From the first trial to the last.
-        checkpoints: How many are saved.
+        checkpoints: How many are saved in the search.
         attempts: How often a worker takes a trial.
-        evaluations: How often a network is evaluated.
     """
 
-    params: tuple[Mapping[str, Param], ...]
+    params: tuple[Params, ...]
     steps: int
     requested: int
+    confirmation: int
     seconds: float
     checkpoints: int
     attempts: int
-    evaluations: int
 
 
-def replay(search: Search, pace: Pace, seed: int, given: Sequence[Mapping[str, Param]] = ()) -> Replayed:
+def replay_search(search: Search, pace: Pace, seed: int, given: Sequence[Params] = ()) -> Replayed:
     """Replay a search once.
 
     Args:
         seed: Determines the curves, and the sampler's draws.
-        given: The parameters of the first trials, which the sampler is not asked for.
+        given: The parameters of the first trials, for which the sampler is not asked.
     """
     return _Replay(search, pace, seed, given).run()
 
 
 @dataclass(kw_only=True, slots=True)
 class _Trial:
-    """A trial of a replay, and how far it has come."""
+    """A trial of a replay, and how far it has come.
+
+    Attributes:
+        plan: Where it is evaluated.
+        steps: The steps that are reported to Optuna, by iteration.
+        stations: Iterations at which it is saved or judged; the last is its end.
+        holds: The key of the segment that it trains.
+    """
 
     number: int
     recipe: Recipe
+    params: Params
     path: tuple[Segment, ...]
+    plan: Evaluation
     curve: list[CurvePoint]
-    asked: dict[int, list[int]]
+    steps: dict[int, list[int]]
     stations: list[int]
     told: optuna.Trial
     position: int = 0
-    promoted: set[int] = field(default_factory=set)
     holds: str | None = None
-
-    @property
-    def end(self) -> int:
-        return self.curve[-1].iteration
+    value: float | None = None
 
     def next_station(self) -> int:
+        """Return the next iteration at which the trial is saved or judged."""
         return self.stations[bisect_right(self.stations, self.position)]
 
-    def up_to(self, iteration: int) -> list[CurvePoint]:
-        return [point for point in self.curve if point.iteration <= iteration]
+    def measured(self) -> list[CurvePoint]:
+        """Return the curve up to the trial's position."""
+        return [point for point in self.curve if point.iteration <= self.position]
 
 
-class _Proposals:
-    """The recipes that a search tries, one after the other and none twice."""
+@dataclass(kw_only=True, slots=True)
+class _Ladder:
+    """The rungs of a search that promotes, and which trials have reached them.
 
-    def __init__(self, search: Search, seed: int, given: Sequence[Mapping[str, Param]]) -> None:
-        self._search, self._seed, self._given = search, seed, list(given)
-        self._tried: set[str] = set()
-        pruner = make_pruner(search.pruner, search.iterations)
-        self.study = optuna.create_study(direction="maximize", pruner=pruner)
-        self.params: list[Mapping[str, Param]] = []
+    Attributes:
+        waiting: Numbers of the trials that wait at a rung.
+    """
 
-    def propose(self) -> tuple[Mapping[str, Param], optuna.Trial]:
-        """Choose the parameters of the next trial, as the study's sampler does."""
-        space, number = self._search.space, len(self.params)
-        for redraw in count():
-            self.study.sampler = self._sampler(number, redraw)
-            trial = self.study.ask()
-            params = space.suggest(trial)
-            key = self._key(params)
-            if key not in self._tried:
-                self._tried.add(key)
-                self.params.append(params)
-                return params, trial
-            self.study.tell(trial, state=TrialState.FAIL)
-        raise AssertionError("unreachable")
+    base: Recipe
+    reached: dict[tuple[int, int], Reached] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
 
-    def _sampler(self, number: int, redraw: int) -> optuna.samplers.BaseSampler:
-        name, fixed = self._search.sampler, self._fixed(number, redraw)
-        name = REPLAYED_AS.get(name, name) if number < STUDIED and not fixed else "random"
-        sampler = NearestSampler(make_sampler(name, self._seed, number, redraw), self._search.space.nearest)
-        return fixed_sampler(dict(fixed), sampler) if fixed else sampler
+    def passes(self, trial: _Trial) -> bool:
+        """Return whether a trial trains beyond its position, or wait there with it."""
+        steps = trial.steps.get(trial.position, [])
+        for rung, step in enumerate(promotion_rungs(self.base), start=1):
+            value = compared_value(trial.measured(), trial.recipe) if step in steps else None
+            if value is not None and not self._passes(trial, rung, value):
+                self.waiting.add(trial.number)
+                return False
+        return True
 
-    def _fixed(self, number: int, redraw: int) -> Mapping[str, Param]:
-        if redraw == 0 and number < len(self._given):
-            return self._given[number]
-        if redraw == 0 and number == 0:
-            return self._search.space.base_params()
-        if redraw <= REDRAWS:
-            return {}
-        random = Random(derive_seed("untried", self._seed, number))
-        return draw_untried(self._search.space, self._tried, self._key, random) or {}
+    def promote_next(self) -> int | None:
+        """Promote the first trial that waits and may train on; return its number, or None if there is none."""
+        for each in list_promotable(self.reached.values()):
+            if each.trial_number in self.waiting:
+                self._promote(each)
+                self.waiting.remove(each.trial_number)
+                return each.trial_number
+        return None
 
-    def _key(self, params: Mapping[str, Param]) -> str:
-        return recipe_key(self._search.space.recipe(params, iterations=self._search.iterations, seed=self._seed))
+    def _passes(self, trial: _Trial, rung: int, value: float) -> bool:
+        number, is_base = trial.number, trial.recipe == self.base
+        new = Reached(trial_id=number, trial_number=number, rung=rung, value=value, promoted=is_base)
+        known = self.reached.setdefault((number, rung), new)
+        if not known.promoted and known in list_promotable(self.reached.values()):
+            known = self._promote(known)
+        return known.promoted
+
+    def _promote(self, each: Reached) -> Reached:
+        promoted = replace(each, promoted=True)
+        self.reached[each.trial_number, each.rung] = promoted
+        return promoted
 
 
 class _Replay:
-    """One replay: a clock, workers that take trials, and what has been trained."""
+    """A clock, workers that take trials, and what has been trained."""
 
-    def __init__(self, search: Search, pace: Pace, seed: int, given: Sequence[Mapping[str, Param]]) -> None:
-        self._search, self._pace, self._seed = search, pace, seed
-        self._base = search.base
-        self._rungs = promotion_rungs(self._base)
-        self._asked_at = frozenset(self._rungs) if search.pruner == PROMOTING else rungs(search.iterations)
-        self._proposals = _Proposals(search, seed, given)
+    def __init__(self, search: Search, pace: Pace, seed: int, given: Sequence[Params]) -> None:
+        self._search, self._pace = search, pace
+        self._base, self._grid = search.base, frozenset(grid(search.iterations))
+        self._ladder = _Ladder(base=self._base)
+        self._proposals = Proposals(search, seed, given)
         self._stand_in = StandIn(distributions=search.space.distributions(), seed=seed)
-        possible = count_recipes(search.space)
-        self._total = search.trials if possible is None else min(search.trials, possible)
+        self._total = min(search.trials, count_recipes(search.space) or search.trials)
         self._trials: list[_Trial] = []
-        self._reached: dict[tuple[int, int], Reached] = {}
-        self._waiting: set[int] = set()
         self._parked: dict[int, str] = {}
         self._holders: dict[str, int] = {}
-        self._depth: dict[str, int] = {}
+        self._trained: dict[str, int] = defaultdict(int)  # up to which iteration each segment is, by key
         self._idle = search.workers
-        self._events: list[tuple[float, int, int]] = []
+        self._events: list[tuple[float, int]] = []
         self._now = 0.0
-        self._steps = self._checkpoints = self._attempts = self._evaluations = 0
+        self._steps = self._checkpoints = self._attempts = 0
 
     def run(self) -> Replayed:
         """Let the workers take trials until none is left."""
         self._employ()
         while self._events:
-            self._now, number, station = heapq.heappop(self._events)
-            self._arrive(self._trials[number], station)
+            self._now, number = heapq.heappop(self._events)
+            self._arrive(self._trials[number])
             self._employ()
         return Replayed(
-            params=tuple(self._proposals.params),
+            params=tuple(trial.params for trial in self._trials),
             steps=self._steps,
             requested=sum(trial.position for trial in self._trials),
+            confirmation=self._count_confirmation(),
             seconds=self._now,
             checkpoints=self._checkpoints,
             attempts=self._attempts,
-            evaluations=self._evaluations,
         )
 
     def _employ(self) -> None:
-        """Give idle workers trials, in the order in which a study gives them out."""
+        """Give idle workers trials."""
         while self._idle and (trial := self._choose()) is not None:
             self._idle -= 1
             self._attempts += 1
             self._proceed(trial, self._now + self._pace.attempt_s)
 
     def _choose(self) -> _Trial | None:
+        """Choose the next trial in the order in which a study gives them out."""
+        if self._is_spent():
+            return None
         free = [number for number, key in self._parked.items() if key not in self._holders]
         if free:
             del self._parked[min(free)]
             return self._trials[min(free)]
-        for each in list_promotable(self._reached.values()):
-            if each.trial_number in self._waiting:
-                self._promote(each)
-                self._waiting.remove(each.trial_number)
-                return self._trials[each.trial_number]
+        promoted = self._ladder.promote_next()
+        if promoted is not None:
+            return self._trials[promoted]
         begins = len(self._parked) < max(MIN_PARKED, self._idle)
         return self._begin() if begins and len(self._trials) < self._total else None
+
+    def _is_spent(self) -> bool:
+        return self._search.budget is not None and self._steps >= self._search.budget
 
     def _begin(self) -> _Trial:
         search, number = self._search, len(self._trials)
@@ -251,123 +229,109 @@ class _Replay:
         plan = evaluation(search.iterations, recipe.batch_size, search.images)
         path = cut_path(recipe, {} if search.reuse else {"trial": number})
         curve = self._stand_in.curve(recipe, params, path, plan.iterations)
-        asked: dict[int, list[int]] = {}
+        steps: dict[int, list[int]] = defaultdict(list)
         for report in reports(recipe, self._base, plan.iterations, search.align):
-            asked.setdefault(report.iteration, []).append(report.step)
+            steps[report.iteration].append(report.step)
         end = curve[-1].iteration
-        stations = {*grid(search.iterations), *asked, end}
         trial = _Trial(
             number=number,
             recipe=recipe,
+            params=params,
             path=path,
+            plan=plan,
             curve=curve,
-            asked=asked,
-            stations=sorted(station for station in stations if station <= end),
+            steps=dict(steps),
+            stations=sorted(station for station in {*self._grid, *steps, end} if station <= end),
             told=told,
         )
         self._trials.append(trial)
         return trial
 
     def _proceed(self, trial: _Trial, now: float) -> None:
-        """Go on with a trial: over what is trained for nothing, then with the next stretch of training."""
-        while True:
-            station = trial.next_station()
-            segment = segment_at(trial.path, trial.position)
-            if self._depth.get(segment_of(trial.path, station).key, 0) >= station:
-                trial.position = station
-                if not self._trains_on(trial, station):
-                    self._release(trial)
-                    return
-                continue
-            if self._holders.setdefault(segment.key, trial.number) != trial.number:
-                self._release(trial)
-                self._parked[trial.number] = segment.key
+        """Let a trial pass over what is trained already, and begin the next stretch of training."""
+        while self._trained[segment_of(trial.path, trial.next_station()).key] >= trial.next_station():
+            trial.position = trial.next_station()
+            if not self._goes_on(trial):
+                self._leave(trial)
                 return
-            if trial.holds not in (None, segment.key):
-                self._holders.pop(trial.holds)
-            trial.holds = segment.key
-            heapq.heappush(self._events, (now + self._cost(trial, station), trial.number, station))
-            return
+        segment = segment_at(trial.path, trial.position)
+        if segment.key != trial.holds:
+            self._let_go(trial)
+            if segment.key in self._holders:
+                self._parked[trial.number] = segment.key
+                self._idle += 1
+                return
+            self._holders[segment.key], trial.holds = trial.number, segment.key
+        heapq.heappush(self._events, (now + self._cost_s(trial), trial.number))
 
-    def _cost(self, trial: _Trial, station: int) -> float:
-        """Return how long it takes to train a trial up to a station, evaluations included."""
-        recipe, base = trial.recipe, self._base
+    def _cost_s(self, trial: _Trial) -> float:
+        """Return how long a trial trains up to its next station, evaluations included."""
+        recipe, base, station = trial.recipe, self._base, trial.next_station()
         size = (recipe.depth - 2) / (base.depth - 2) * recipe.batch_size / base.batch_size
-        plan = evaluation(recipe.iterations, recipe.batch_size, self._search.images)
-        points = [point for point in plan.iterations if trial.position < point <= station]
-        images = plan.images * len(points)
-        self._evaluations += len(points)
-        return (station - trial.position) * self._pace.step_s * size + images * self._pace.image_s
+        evaluations = sum(trial.position < point <= station for point in trial.plan.iterations)
+        trained_s = (station - trial.position) * self._pace.step_s * size
+        return trained_s + evaluations * trial.plan.images * self._pace.image_s
 
-    def _arrive(self, trial: _Trial, station: int) -> None:
-        """Note that a trial has been trained up to a station, and go on with it."""
+    def _arrive(self, trial: _Trial) -> None:
+        """Note that a trial has been trained up to its next station, and go on with it."""
+        station = trial.next_station()
         self._steps += station - trial.position
         trial.position = station
-        at = segment_of(trial.path, station)
-        for segment in trial.path[: trial.path.index(at) + 1]:
-            reached = min(segment.end, station)
-            self._depth[segment.key] = max(self._depth.get(segment.key, 0), reached)
-        goes_on = self._trains_on(trial, station)
-        self._checkpoints += not goes_on or station in grid(self._search.iterations)
-        if goes_on:
+        for segment in trial.path:
+            if segment.start < station:
+                self._trained[segment.key] = max(self._trained[segment.key], min(segment.end, station))
+        goes_on = self._goes_on(trial)
+        self._checkpoints += station in self._grid or not goes_on
+        if goes_on and not self._is_spent():
             self._proceed(trial, self._now)
         else:
-            self._release(trial)
+            self._leave(trial)
 
-    def _release(self, trial: _Trial) -> None:
-        """Let a worker leave a trial."""
-        if trial.holds is not None:
-            self._holders.pop(trial.holds)
-            trial.holds = None
+    def _leave(self, trial: _Trial) -> None:
+        self._let_go(trial)
         self._idle += 1
 
-    def _trains_on(self, trial: _Trial, station: int) -> bool:
-        """Decide at a station whether a trial goes on."""
-        if station == trial.end:
+    def _let_go(self, trial: _Trial) -> None:
+        if trial.holds is not None:
+            del self._holders[trial.holds]
+            trial.holds = None
+
+    def _goes_on(self, trial: _Trial) -> bool:
+        """Judge a trial at its position, as the study's pruner does."""
+        if trial.position == trial.stations[-1]:
             final = final_iteration(trial.curve, trial.recipe)
-            value = next(point.val_accuracy for point in trial.curve if point.iteration == final)
-            self._proposals.study.tell(trial.told, value)
+            trial.value = next(point.val_accuracy for point in trial.curve if point.iteration == final)
+            self._proposals.study.tell(trial.told, trial.value)
             return False
-        steps = trial.asked.get(station, [])
         if self._search.pruner == PROMOTING:
-            return self._passes_rungs(trial, station, steps)
+            return self._ladder.passes(trial)
+        return self._is_kept(trial)
+
+    def _is_kept(self, trial: _Trial) -> bool:
+        """Report to Optuna's pruner, and return whether it keeps the trial."""
+        steps = trial.steps.get(trial.position, [])
         for step in steps:
-            trial.told.report(trial.up_to(station)[-1].val_accuracy, step)
-        is_base = trial.recipe == self._base
-        if self._asked_at.intersection(steps) and trial.told.should_prune() and not is_base:
-            self._proposals.study.tell(trial.told, state=TrialState.PRUNED)
-            return False
-        return True
-
-    def _passes_rungs(self, trial: _Trial, station: int, steps: Sequence[int]) -> bool:
-        for rung, step in enumerate(self._rungs, start=1):
-            if step not in steps:
-                continue
-            value = compared_value(trial.up_to(station), trial.recipe)
-            if value is not None and not self._passes(trial, rung, value):
-                self._waiting.add(trial.number)
-                return False
-        return True
-
-    def _passes(self, trial: _Trial, rung: int, value: float) -> bool:
-        """Note that a trial has reached a rung, and return whether it trains on at once."""
-        promoted = trial.recipe == self._base
-        known = self._reached.setdefault(
-            (trial.number, rung),
-            Reached(trial_id=trial.number, trial_number=trial.number, rung=rung, value=value, promoted=promoted),
-        )
-        if known.promoted:
+            trial.told.report(trial.measured()[-1].val_accuracy, step)
+        asked = rungs(self._search.iterations).intersection(steps)
+        if not asked or not trial.told.should_prune() or trial.recipe == self._base:
             return True
-        if known not in list_promotable(self._reached.values()):
-            return False
-        self._promote(known)
-        return True
+        self._proposals.study.tell(trial.told, state=TrialState.PRUNED)
+        return False
 
-    def _promote(self, each: Reached) -> None:
-        self._reached[each.trial_number, each.rung] = Reached(
-            trial_id=each.trial_id,
-            trial_number=each.trial_number,
-            rung=each.rung,
-            value=each.value,
-            promoted=True,
-        )
+    def _count_confirmation(self) -> int:
+        """Count the steps in which the best recipes and the base recipe are trained on further seeds."""
+        complete = [trial for trial in self._trials if trial.value is not None]
+        best = sorted(complete, key=lambda trial: -(trial.value or 0.0))[: self._search.confirmed]
+        contenders = {trial.recipe: trial for trial in (*best, self._trials[0])}.values()
+        if len(contenders) < 2:
+            return 0
+        return sum(distinct_iterations(self._again(trial, seed) for trial in contenders) for seed in self._further())
+
+    def _further(self) -> range:
+        return range(1, self._search.confirmation_seeds + 1)
+
+    def _again(self, trial: _Trial, seed: int) -> tuple[Recipe, int]:
+        """Return a trial's recipe on another seed, and how long it trains there."""
+        stand_in = replace(self._stand_in, seed=derive_seed("confirmation", self._stand_in.seed, seed))
+        curve = stand_in.curve(trial.recipe, trial.params, trial.path, trial.plan.iterations)
+        return trial.recipe, curve[-1].iteration
