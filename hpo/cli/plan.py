@@ -63,6 +63,7 @@ def plan(**options: Any) -> None:
         workers=len(devices),
         images=len(data.validation),
         reuse=options["reuse"],
+        budget=options["budget"] or None,
         confirmed=DEFAULT_CONFIRM_TOP if confirms else 0,
         confirmation_seeds=DEFAULT_CONFIRM_SEEDS if confirms else 0,
     )

@@ -247,6 +247,7 @@ def run(
     note = study_note(name, settings, space_name)
     ends = {"budget": budget, "stop_after": stop_after, "target_accuracy": target}
     study = studies.continue_or_create(database, name, settings, trials, note=note, ends=ends)
+    _say_forecast(study, len(data.validation), reuse=reuse, budget=budget)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)
     if submit:
@@ -410,6 +411,32 @@ def status(
         from hpo.cli import view
 
         show(view.status(confirmation.status(study)))
+
+
+def _say_forecast(study: Study, validation_images: int, *, reuse: bool, budget: int | None) -> None:
+    """Say what a study will take, unless some of its trials have finished already."""
+    from hpo.database import overview
+    from hpo.recipes.space import SearchSpace
+    from hpo.results.plan import sketch
+    from hpo.results.proposals import Search
+
+    counts, space, settings = overview.count(study.storage, study.study_id), study.space, study.settings
+    if counts.finished or not isinstance(space, SearchSpace):
+        return
+    search = Search(
+        space=space,
+        iterations=settings.iterations,
+        seed=settings.seed,
+        sampler="random",
+        pruner=settings.pruner,
+        align=settings.align,
+        trials=counts.total,
+        workers=1,
+        images=validation_images,
+        reuse=reuse,
+        budget=budget or None,
+    )
+    say(f"study {study.name}: {sketch(search)}; `hpo plan` with the same options estimates the time")
 
 
 def _begin_confirmation(study: Study, wanted: bool | None) -> Study | None:

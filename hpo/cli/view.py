@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from hpo.study import Best
     from hpo.training.model import LayerRow
 
+BUSY = 0.3
+"""By how much the rounds of a measurement differ where something else uses the machine."""
+
 
 def accuracy(value: float | None) -> str:
     """Write an accuracy with four places, or a dash."""
@@ -343,7 +346,8 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
     for line in made.review:
         facts.add_row("", line)
     facts.add_row("data set", dataset)
-    facts.add_row("speed", f"{speed.step_s * 1000:.4g} ms per optimizer step of the base recipe ({device})")
+    busy = f"; the rounds differ by {speed.spread:.0%}, so the machine is busy" if speed.spread > BUSY else ""
+    facts.add_row("speed", f"{speed.step_s * 1000:.4g} ms per optimizer step of the base recipe ({device}){busy}")
     facts.add_row("checkpoint", f"{speed.checkpoint_bytes / 1e6:.2f} MB each")
     facts.add_row("reuse", f"{_share(asked)} of the steps of the trials are trained; the others are shared")
     table = _table("", *(_title_of(each, asked) for each in (asked, *made.alternatives)))
@@ -352,6 +356,7 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
         *([("  to confirm, up to", lambda each: _whole_range(each.confirmation))] if asked.confirmation.high else []),
         ("time", lambda each: _time_range(each.seconds)),
         ("checkpoints, GB", lambda each: _range(each.checkpoint_gb, "{:.2f}")),
+        ("database reads", lambda each: _whole_range(each.reads)),
     )
     for title, write in rows:
         table.add_row(title, *(write(each) for each in (asked, *made.alternatives)))

@@ -21,8 +21,18 @@ DRAWN = 600
 FEWEST, MOST = 10, 20
 """As many replays are made as draw about `DRAWN` trials, at least `FEWEST` and at most `MOST`."""
 
+DRAWN_AT_ONCE, MOST_AT_ONCE = 50, 3
+"""The same for the one line with which a study begins, which may not delay it."""
+
 ATTEMPT_S = 0.3
 """What a worker needs whenever it takes a trial, besides training: to draw parameters, and to write and load files."""
+
+READS_PER_ATTEMPT, READS_PER_CHECKPOINT, READS_PER_BEAT = 50, 3.4, 2
+"""How many rows or lists a worker asks the database for: SELECT statements, counted within 20 % on eight studies of 4
+to 16 trials (`smooth_lr` and `dense`; asha, median and none; random and tpe)."""
+
+BEAT_S = 10.0
+"""How often a worker that trains looks whether it is to stop."""
 
 START_S = 10.0
 """What workers need to start and to load the data set."""
@@ -52,6 +62,7 @@ class Forecast:
         confirmation: Optimizer steps of the confirmation, if no recipe drops out of it.
         seconds: From start to end.
         checkpoint_gb: Size of all checkpoints that are saved, in gigabytes.
+        reads: SELECT statements that the workers send to the database.
     """
 
     iterations: int
@@ -62,6 +73,7 @@ class Forecast:
     checkpoints: Range
     seconds: Range
     checkpoint_gb: Range
+    reads: Range
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +128,22 @@ def make_plan(
     )
 
 
+def sketch(search: Search) -> str:
+    """Say in a moment about how many optimizer steps a search will take: by few replays, or by its trials alone."""
+    whole = f"{search.trials:,} x {search.iterations:,}"
+    replays = min(MOST_AT_ONCE, DRAWN_AT_ONCE // search.trials)
+    if not replays:
+        return f"at most {search.trials * search.iterations:,} optimizer steps, {whole}"
+    steps = median(replay_search(search, Pace(), seed).steps for seed in range(replays))
+    share = steps / (search.trials * search.iterations)
+    return f"about {_round(steps):,} optimizer steps, {share:.0%} of {whole}"
+
+
+def _round(steps: float) -> int:
+    """Return a number of steps with two digits that mean something."""
+    return int(float(f"{steps:.2g}"))
+
+
 def _alternatives(search: Search) -> list[Search]:
     """List what else might be asked for: half the budget, if it may be as small as that, and twice the workers."""
     halved = [replace(search, iterations=search.iterations // 2)] if search.iterations >= 2 * MIN_ITERATIONS else []
@@ -155,6 +183,11 @@ def _forecast(
         """Return how long a search takes with its confirmation, whose runs are shared out among the workers."""
         return START_S + factor * each.seconds + each.confirmation * pace.step_s / search.workers
 
+    def reads_of(each: Replayed) -> float:
+        """Return how often the workers read from the database in the search."""
+        reads = READS_PER_ATTEMPT * each.attempts + READS_PER_CHECKPOINT * each.checkpoints
+        return factor * (reads + READS_PER_BEAT * each.steps * pace.step_s / BEAT_S)
+
     forecast = Forecast(
         iterations=search.iterations,
         workers=search.workers,
@@ -164,6 +197,7 @@ def _forecast(
         checkpoints=summarise(lambda each: factor * each.checkpoints),
         seconds=summarise(seconds_of),
         checkpoint_gb=summarise(lambda each: factor * each.checkpoints * speed.checkpoint_bytes / GIGABYTE),
+        reads=summarise(reads_of),
     )
     return forecast, [each.params for each in replayed]
 

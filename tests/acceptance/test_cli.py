@@ -156,7 +156,9 @@ def test_a_submitted_study_waits_for_a_worker(shell: Shell) -> None:
     submitted = shell.hpo("run", *SMALL, "--trials", "1", "--submit", "--json")
     waiting = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
     assert (submitted.code, submitted.json["trials"]) == (0, waiting)
-    assert submitted.err == f"study {STUDY}: created; train it with `hpo worker --study {STUDY}` on any machine\n"
+    sketch, created = submitted.err.splitlines()
+    assert re.fullmatch(rf"study {STUDY}: about [\d,]+ optimizer steps, \d+% of \d+ x 32; `hpo plan` .*", sketch)
+    assert created == f"study {STUDY}: created; train it with `hpo worker --study {STUDY}` on any machine"
     assert shell.hpo("worker").code == 0
     assert shell.hpo("status", "--json").json["trials"] == waiting | {"complete": 1, "waiting": 0}
 
