@@ -5,7 +5,7 @@ Everything here is a pure function from records to something that rich can print
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -346,51 +346,65 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
     for line in made.review:
         facts.add_row("", line)
     facts.add_row("data set", dataset)
-    busy = f"; the rounds differ by {speed.spread:.0%}, so the machine is busy" if speed.spread > BUSY else ""
-    facts.add_row("speed", f"{speed.step_s * 1000:.4g} ms per optimizer step of the base recipe ({device}){busy}")
+    facts.add_row("speed", f"{speed.step_s * 1000:,.1f} ms per optimizer step of the base recipe ({device})")
+    if speed.spread > BUSY:
+        facts.add_row("", f"measured again and again, it differed by {speed.spread:.0%}: the machine is busy")
     facts.add_row("checkpoint", f"{speed.checkpoint_bytes / 1e6:.2f} MB each")
     facts.add_row("reuse", f"{_share(asked)} of the steps of the trials are trained; the others are shared")
-    table = _table("", *(_title_of(each, asked) for each in (asked, *made.alternatives)))
-    rows: tuple[tuple[str, Callable[[Forecast], str]], ...] = (
-        ("optimizer steps", lambda each: _whole_range(each.steps)),
-        *([("  to confirm, up to", lambda each: _whole_range(each.confirmation))] if asked.confirmation.high else []),
-        ("time", lambda each: _time_range(each.seconds)),
-        ("checkpoints, GB", lambda each: _range(each.checkpoint_gb, "{:.2f}")),
-        ("database reads", lambda each: _whole_range(each.reads)),
-    )
-    for title, write in rows:
-        table.add_row(title, *(write(each) for each in (asked, *made.alternatives)))
-    title = f"{made.trials} trials of {asked.iterations:,} iterations, {asked.workers} workers"
-    note = f"Each figure: the median of {made.replays} replays of the search (the lowest to the highest)."
-    return Group(Text(title, style="bold"), facts, "", table, "", note)
+    table = _table("")
+    for title in ("median", "lowest", "highest"):
+        table.add_column(title, justify="right")
+    for name, figure, form in _figures_of(asked):
+        table.add_row(name, *(form.format(value) for value in (figure.median, figure.low, figure.high)))
+    title = f"{made.trials:,} trials of {asked.iterations:,} iterations, {asked.workers} workers"
+    note = f"Over {made.replays} replays of the search on imagined learning curves."
+    others = [_alternative(each, asked) for each in made.alternatives]
+    return Group(Text(title, style="bold"), facts, "", table, "", *others, "", note)
 
 
 def _settings_of(made: Plan) -> str:
     """Write how many settings of parameters a space has where several give one recipe."""
-    return "" if made.settings == made.recipes else f" ({made.settings:,} settings: some differ in nothing)"
-
-
-def _title_of(forecast: Forecast, asked: Forecast) -> str:
-    if forecast.iterations != asked.iterations:
-        return f"{forecast.iterations:,} iterations"
-    return f"{forecast.workers} workers"
+    return "" if made.settings == made.recipes else f" ({made.settings:,} settings: some train alike)"
 
 
 def _share(forecast: Forecast) -> str:
     return f"{forecast.steps.median / forecast.requested.median:.0%}"
 
 
-def _range(figure: Range, form: str) -> str:
+def _figures_of(asked: Forecast) -> list[tuple[str, Range, str]]:
+    """List what a search takes: a title, the figure, and how it is written."""
+    name, unit_s = _time_unit(asked.seconds.median)
+    confirmation = [("steps to confirm, at most", asked.confirmation, "{:,.0f}")] if asked.confirmation.high else []
+    return [
+        ("optimizer steps", asked.steps, "{:,.0f}"),
+        *confirmation,
+        (f"time, {name}", _divided(asked.seconds, unit_s), "{:,.1f}"),
+        ("checkpoints, GB", asked.checkpoint_gb, "{:,.2f}"),
+        ("database reads", asked.reads, "{:,.0f}"),
+    ]
+
+
+def _alternative(forecast: Forecast, asked: Forecast) -> str:
+    """Write what else might be asked for, and what it would take, in one line."""
+    halved = forecast.iterations != asked.iterations
+    change = f"{forecast.iterations:,} iterations" if halved else f"{forecast.workers} workers"
+    name, unit_s = _time_unit(forecast.seconds.median)
+    time = _span(_divided(forecast.seconds, unit_s), "{:,.1f}")
+    return f"With {change}: {_span(forecast.steps, '{:,.0f}')} steps, {time} {name}."
+
+
+def _span(figure: Range, form: str) -> str:
     low, middle, high = (form.format(value) for value in (figure.low, figure.median, figure.high))
     return f"{middle} ({low} to {high})"
 
 
-def _whole_range(figure: Range) -> str:
-    return _range(figure, "{:,.0f}")
+def _time_unit(seconds: float) -> tuple[str, int]:
+    """Choose the unit in which a duration is written, and return it with its length in seconds."""
+    return ("seconds", 1) if seconds < 120 else ("minutes", 60) if seconds < 7_200 else ("hours", 3_600)
 
 
-def _time_range(figure: Range) -> str:
-    return f"{duration(figure.median)} ({duration(figure.low)} to {duration(figure.high)})"
+def _divided(figure: Range, divisor: float) -> Range:
+    return type(figure)(low=figure.low / divisor, median=figure.median / divisor, high=figure.high / divisor)
 
 
 def _table(*titles: str) -> Table:

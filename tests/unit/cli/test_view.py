@@ -16,8 +16,10 @@ from hpo.database.workers import LiveWorker
 from hpo.recipes.recipe import ParameterCounts, documented_runs
 from hpo.results.benchmark import Result, Run
 from hpo.results.confirmation import Confirmation, Contender
+from hpo.results.plan import Forecast, Plan, Range
 from hpo.study import Best
 from hpo.training.model import LayerRow
+from hpo.trial.speed import Speed
 
 COUNTS = Counts(complete=3, pruned=4, failed=0, running=2, waiting=11)
 
@@ -433,3 +435,65 @@ def test_the_spaces_are_listed_with_what_they_search():
 def test_the_status_says_what_other_clients_did(number, said):
     written = " ".join(" ".join(lines_of(view.status(STATUS | {"study": "mine", "of_other_clients": number}))).split())
     assert f"other clients {said}" in written
+
+
+def span(low, median, high):
+    return Range(low=low, median=median, high=high)
+
+
+def forecast(iterations=640, workers=2, seconds=600.0, confirmation=0):
+    return Forecast(
+        iterations=iterations,
+        workers=workers,
+        steps=span(3_000, 3_500, 4_000),
+        requested=span(7_000, 7_000, 7_000),
+        confirmation=span(0, confirmation, confirmation),
+        seconds=span(seconds / 2, seconds, 2 * seconds),
+        checkpoints=span(100, 200, 300),
+        checkpoint_gb=span(0.2, 0.4, 0.6),
+        reads=span(1_000, 2_000, 3_000),
+    )
+
+
+def shown_plan(asked, spread=0.1, settings=100, review=()):
+    made = Plan(
+        recipes=100,
+        settings=settings,
+        review=review,
+        trials=24,
+        replays=20,
+        speed=Speed(step_s=0.0125, spread=spread, image_s=0.001, checkpoint_bytes=2_190_000),
+        asked=asked,
+        alternatives=(forecast(iterations=320, seconds=90.0), forecast(workers=4, seconds=36_000.0)),
+    )
+    return lines_of(view.plan(made, "smooth_lr", "digits", "cpu, fp32"))
+
+
+def test_a_plan_shows_what_a_study_takes():
+    assert shown_plan(forecast(), settings=120, review=("dropout is not searched: its only value is 0.3",)) == [
+        "24 trials of 640 iterations, 2 workers",
+        "space       smooth_lr: 100 distinct recipes (120 settings: some train alike)",
+        "            dropout is not searched: its only value is 0.3",
+        "data set    digits",
+        "speed       12.5 ms per optimizer step of the base recipe (cpu, fp32)",
+        "checkpoint  2.19 MB each",
+        "reuse       50% of the steps of the trials are trained; the others are shared",
+        "",
+        "                 median  lowest  highest",
+        "optimizer steps   3,500   3,000    4,000",
+        "time, minutes      10.0     5.0     20.0",
+        "checkpoints, GB    0.40    0.20     0.60",
+        "database reads    2,000   1,000    3,000",
+        "",
+        "With 320 iterations: 3,500 (3,000 to 4,000) steps, 90.0 (45.0 to 180.0) seconds.",
+        "With 4 workers: 3,500 (3,000 to 4,000) steps, 10.0 (5.0 to 20.0) hours.",
+        "",
+        "Over 20 replays of the search on imagined learning curves.",
+    ]
+
+
+def test_a_plan_says_that_the_machine_is_busy_and_what_the_confirmation_takes():
+    lines = shown_plan(forecast(confirmation=900), spread=0.5)
+
+    assert "            measured again and again, it differed by 50%: the machine is busy" in lines
+    assert "steps to confirm, at most     900       0      900" in lines
