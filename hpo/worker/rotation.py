@@ -22,6 +22,7 @@ from hpo.training.numerics import prepare_torch, require_precision
 from hpo.trial.objective import AtEnd
 from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
+from hpo.worker.self_check import checkpoints_if_sound
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import (
     WorkerConfig,
@@ -160,11 +161,14 @@ class StudyRotation:
             study = studies.load(self.storage.with_empty_cache(), load.name)
             at_end = self.at_end_of(study)
             require_measure(study, at_end)
-            require_precision(self.device, study.settings.precision)
+            precision = study.settings.precision
+            require_precision(self.device, precision)
+            dataset = require_split(study, self._dataset(study.settings), self.data_dir)
+            checkpoints = checkpoints_if_sound(self.device, precision, self.config.checkpoints)
             served = Served(
                 study=study,
-                dataset=require_split(study, self._dataset(study.settings), self.data_dir),
-                config=replace(self.config, at_end=at_end),
+                dataset=dataset,
+                config=replace(self.config, at_end=at_end, checkpoints=checkpoints),
                 before=overview.count(self.storage, study.study_id),
             )
         except StorageUnavailable:

@@ -26,6 +26,7 @@ from hpo.trial.objective import AtEnd, Task, run_trial
 from hpo.trial.trajectory import Blocked
 from hpo.worker.device import require_device
 from hpo.worker.registration import IdleBackoff, WorkerRegistration, beat_s, registered, worker_id
+from hpo.worker.self_check import checkpoints_if_sound
 from hpo.worker.stop import StopSignal
 from hpo.worker.supervisor import TrialSupervisor
 
@@ -83,14 +84,16 @@ def work(
         DeviceLost: The device does not compute, or not any more.
 
     Side effects:
-        Sets torch's number of threads, and catches SIGTERM and SIGINT.
+        Sets torch's number of threads, and catches SIGTERM and SIGINT. Where the device does not repeat training bit
+        for bit, warns and trains everything from scratch.
     """
     require_measure(study, at_end)
     prepare_torch(study.settings.precision)
     require_precision(device, study.settings.precision)
     require_device(device)
     dataset = load_checked(study, data_dir).to(device)
-    config = WorkerConfig(checkpoints=checkpoints, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
+    sound = checkpoints_if_sound(device, study.settings.precision, checkpoints)
+    config = WorkerConfig(checkpoints=sound, artifacts=artifacts, at_end=at_end, lease_s=lease_s)
     registration = WorkerRegistration(
         storage=study.storage, worker=worker_id(device), study_id=study.study_id, lease_s=lease_s
     )
