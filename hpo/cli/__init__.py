@@ -16,6 +16,7 @@ from hpo import __version__
 from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.confirm import confirm
+from hpo.cli.doctor import doctor
 from hpo.cli.export import export
 from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
@@ -38,29 +39,30 @@ app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
 app.add_typer(storage_app, name="storage")
 
-for command in (
-    plan,
-    run.run,
-    run.worker,
-    run.status,
-    studies.workers,
-    studies.pause,
-    studies.resume,
-    studies.stop,
-    studies.reclaim,
-    studies.delete,
-    results.best,
-    results.verify,
-    confirm,
-    benchmark,
-    results.report,
-    export,
-    results.dashboard,
-    results.gc,
-    catalog.model,
-):
-    app.command(cls=GroupedCommand)(command)
-app.command("studies", cls=GroupedCommand)(studies.list_studies)
+for name, command in {
+    "plan": plan,
+    "doctor": doctor,
+    "run": run.run,
+    "worker": run.worker,
+    "status": run.status,
+    "studies": studies.list_studies,
+    "workers": studies.workers,
+    "pause": studies.pause,
+    "resume": studies.resume,
+    "stop": studies.stop,
+    "reclaim": studies.reclaim,
+    "delete": studies.delete,
+    "best": results.best,
+    "verify": results.verify,
+    "confirm": confirm,
+    "benchmark": benchmark,
+    "report": results.report,
+    "export": export,
+    "dashboard": results.dashboard,
+    "gc": results.gc,
+    "model": catalog.model,
+}.items():
+    app.command(name, cls=GroupedCommand)(command)
 spaces_app.command("list", cls=GroupedCommand)(catalog.spaces_list)
 spaces_app.command("show", cls=GroupedCommand)(catalog.spaces_show)
 spaces_app.command("check", cls=GroupedCommand)(catalog.spaces_check)

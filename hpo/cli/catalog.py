@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -10,7 +10,7 @@ from hpo.cli.options import DataOption, FetchableDataset, HeadChoice, JsonOption
 from hpo.cli.output import print_json, show
 from hpo.errors import BadInput, RecipeError
 from hpo.paths import expand_path
-from hpo.settings import DatasetName, default_data_dir
+from hpo.settings import default_data_dir
 
 
 def model(
@@ -107,27 +107,14 @@ def data_fetch(
 
 def data_check(data_dir: DataOption = None, json_output: JsonOption = False) -> None:
     """Show which data sets are on this machine."""
-    from hpo.errors import DataDamaged, DataUnavailable
-    from hpo.training.datasets import load_dataset
-    from hpo.training.tensor_file import list_own
+    from hpo.training.datasets import list_states
 
-    folder = data_dir or default_data_dir()
-    states: dict[str, str] = {}
-    damaged = False
-    known = [(name, name, None) for name in get_args(DatasetName)]
-    own = [(f"{name} ({checksum[:12]})", name, checksum) for name, checksum in list_own(folder)]
-    for title, name, checksum in (*known, *own):
-        try:
-            dataset = load_dataset(name, folder, checksum=checksum)
-            states[title] = f"complete: {len(dataset.train)} training and {len(dataset.validation)} validation images"
-        except DataUnavailable as error:
-            states[title] = f"missing: {error}"
-        except DataDamaged as error:
-            states[title], damaged = f"damaged: {error}", True
+    found = list_states(data_dir or default_data_dir())
+    states = {each.title: f"{each.state}: {each.detail}" for each in found}
     if json_output:
         print_json(states)
     else:
         for title, state in states.items():
             print(f"{title}: {state}")
-    if damaged:
+    if any(each.state == "damaged" for each in found):
         raise typer.Exit(BadInput.exit_code)

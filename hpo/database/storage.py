@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
@@ -28,7 +28,14 @@ from sqlalchemy.orm import Session
 
 from hpo.database.optuna_view import OptunaView
 from hpo.database.retry import RetryPolicy, connector, first_line, is_refusal, retried
-from hpo.database.schema import create_tables, require_optuna_revision, require_revision, require_tables, upgrade_tables
+from hpo.database.schema import (
+    create_tables,
+    find_revision,
+    require_optuna_revision,
+    require_revision,
+    require_tables,
+    upgrade_tables,
+)
 from hpo.database.sqlite_file import check_file, file_options, place_options, warn_of_network
 from hpo.errors import BadInput, StorageUnavailable
 from hpo.masking import mask_secrets
@@ -36,6 +43,8 @@ from hpo.paths import expand
 
 ESCAPES = "in a user or a password, @ is written as %40, % as %25, : as %3A and / as %2F"
 """A hint for whoever writes a URL by hand."""
+
+R = TypeVar("R")
 
 CREATE_TRIES = 10
 """Number of tries to create the tables in an SQLite file that other processes are creating, too."""
@@ -126,7 +135,7 @@ def open_storage(
             warn_of_network(Path(str(parsed.database)))
     try:
         if access != "create":
-            _check_our_tables(parsed, shown, retry_policy, require_revision)
+            _look_into(parsed, shown, retry_policy, require_revision)
         backend = _open_with_retries(parsed, access, retry_policy, one_connection)
         with _closed_if_refused(backend.engine):
             require_optuna_revision(backend, shown)
@@ -162,7 +171,7 @@ def upgrade_storage(url: str) -> list[str]:
     if parsed.get_backend_name() == "sqlite":
         check_file(Path(str(parsed.database)), "write")
     try:
-        _check_our_tables(parsed, shown, RetryPolicy(), require_tables)
+        _look_into(parsed, shown, RetryPolicy(), require_tables)
         options = {} if parsed.get_backend_name() == "sqlite" else _postgresql_options(parsed, RetryPolicy())
         plain_url = parsed.render_as_string(hide_password=False)
         backend = _RetriedStorage(plain_url, options, retry_policy=RetryPolicy(), skip_table_creation=True)
@@ -171,6 +180,24 @@ def upgrade_storage(url: str) -> list[str]:
         finally:
             backend.engine.dispose()
     except (SQLAlchemyError, StorageInternalError) as error:
+        raise _opening_error(url, shown, error) from error
+
+
+def find_tables(url: str, look: Callable[[Connection, str | None, str], R]) -> R:
+    """Connect to a database as it is, and look at it.
+
+    Args:
+        look: Gets the connection, the revision of our tables, None if there are none, and the URL for messages.
+
+    Raises:
+        BadInput: The URL is malformed, or the server refuses the user, the password or the database.
+        StorageUnavailable: The database did not answer within its deadline.
+    """
+    parsed = parse_url(url)
+    shown = show_url(parsed)
+    try:
+        return _look_into(parsed, shown, RetryPolicy(), lambda c, shown: look(c, find_revision(c), shown))
+    except SQLAlchemyError as error:
         raise _opening_error(url, shown, error) from error
 
 
@@ -329,14 +356,12 @@ def _closed_if_refused(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _check_our_tables(
-    url: URL, shown: str, retry_policy: RetryPolicy, check: Callable[[Connection, str], object]
-) -> None:
+def _look_into(url: URL, shown: str, retry_policy: RetryPolicy, look: Callable[[Connection, str], R]) -> R:
     sqlite = url.get_backend_name() == "sqlite"
     options = place_options(Path(str(url.database))) if sqlite else _postgresql_options(url, retry_policy)
     engine = create_engine(url, **options | {"poolclass": NullPool})
     with engine.connect() as connection:
-        check(connection, shown)
+        return look(connection, shown)
 
 
 def _opening_error(url: str, shown: str, error: Exception) -> BadInput | StorageUnavailable:

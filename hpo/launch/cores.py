@@ -12,9 +12,13 @@ MOUNTS = Path("/sys/fs/cgroup")
 
 def count_cores() -> int:
     """Count the cores that this process may use, by its affinity and by the CPU quotas of its control groups."""
-    cores = len(os.sched_getaffinity(0))
-    quotas = [quota for quota in map(parse_quota, _read_limits()) if quota is not None]
-    return max(1, min([cores, *map(int, quotas)]))
+    cores, quota = len(os.sched_getaffinity(0)), find_quota()
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def find_quota() -> float | None:
+    """Find the smallest CPU quota of this process's control groups, in cores; None if there is none."""
+    return min((quota for quota in map(parse_quota, _read_limits()) if quota is not None), default=None)
 
 
 def parse_quota(limit: str) -> float | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from hpo.errors import DataDamaged, DataUnavailable
 from hpo.settings import Augment, DatasetName, default_augment
 from hpo.training.data import Dataset, Split, split_dataset, stratified_split
-from hpo.training.tensor_file import load_own
+from hpo.training.tensor_file import list_own, load_own
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -60,6 +60,15 @@ FASHION_MNIST_NAMES = (
     "bag",
     "ankle boot",
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetState:
+    """Whether a data set is on this machine."""
+
+    title: str
+    state: Literal["complete", "missing", "damaged"]
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,28 @@ def load_dataset(name: str, data_dir: Path, *, checksum: str | None = None, augm
     whole = source.load(data_dir)
     chosen = augment or default_augment(name, whole.images.shape[3])
     return split_dataset(name, whole, classes=source.classes(data_dir), augment=chosen)
+
+
+def list_states(data_dir: Path) -> list[DatasetState]:
+    """Load each data set of a folder, and say whether it is there and whole.
+
+    Raises:
+        DataDamaged: A file of one's own images is cut short or altered.
+    """
+    known = [(name, name, None) for name in get_args(DatasetName)]
+    own = [(f"{name} ({checksum[:12]})", name, checksum) for name, checksum in list_own(data_dir)]
+    return [_find_state(title, name, data_dir, checksum) for title, name, checksum in (*known, *own)]
+
+
+def _find_state(title: str, name: str, data_dir: Path, checksum: str | None) -> DatasetState:
+    try:
+        dataset = load_dataset(name, data_dir, checksum=checksum)
+    except DataUnavailable as error:
+        return DatasetState(title=title, state="missing", detail=str(error))
+    except DataDamaged as error:
+        return DatasetState(title=title, state="damaged", detail=str(error))
+    images = f"{len(dataset.train)} training and {len(dataset.validation)} validation images"
+    return DatasetState(title=title, state="complete", detail=images)
 
 
 def is_known(name: str) -> TypeGuard[DatasetName]:
