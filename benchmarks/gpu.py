@@ -44,6 +44,7 @@ from hpo.settings import Precision
 from hpo.training.data import Dataset, Split, split_dataset
 from hpo.training.numerics import prepare_torch
 from hpo.training.train import Training
+from hpo.trial import promise
 
 HEADS = {"linear": 0.0, "dropout": 0.3, "dense": 0.3}
 BATCH = 128
@@ -100,23 +101,9 @@ def recipe_of(head: str = "linear", iterations: int = 64) -> Recipe:
 
 
 def walk(make: Make, stops: Sequence[int], until: int) -> str:
-    """Train with all but the state thrown away at each stop, and hash the last state and its evaluation."""
-    training = make()
-    for stop in stops:
-        training.advance(stop)
-        state = training.state()
-        training = make()
-        training.restore(state)
-    training.advance(until)
-    state = training.state()
-    measured = training.evaluate(training.dataset.validation)
-    found = hashlib.sha256(
-        f"{state.loss_sum.hex()} {state.correct_count} {measured.loss.hex()} {measured.accuracy}".encode()
-    )
-    for tensors in (state.weights, state.momentum):
-        for name in sorted(tensors):
-            found.update(tensors[name].contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+    """Train as `hpo doctor` does, with all but a checkpoint thrown away at each stop, and hash the end."""
+    end = promise.walk(make, stops, until)
+    return hashlib.sha256(end.content + str(end.measured).encode()).hexdigest()[:16]
 
 
 def walk_alone(args: argparse.Namespace, kind: Callable[..., Training] = GraphTraining) -> str:
