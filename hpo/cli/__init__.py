@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Never
 
 import typer
@@ -39,7 +39,7 @@ app.add_typer(spaces_app, name="spaces")
 app.add_typer(data_app, name="data")
 app.add_typer(storage_app, name="storage")
 
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "doctor": doctor,
     "run": run.run,
@@ -61,7 +61,10 @@ for name, command in {
     "dashboard": results.dashboard,
     "gc": results.gc,
     "model": catalog.model,
-}.items():
+}
+"""The commands in the order of the help page, by their names."""
+
+for name, command in COMMANDS.items():
     app.command(name, cls=GroupedCommand)(command)
 spaces_app.command("list", cls=GroupedCommand)(catalog.spaces_list)
 spaces_app.command("show", cls=GroupedCommand)(catalog.spaces_show)

@@ -21,8 +21,8 @@ END_S = 5.0
 STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-LOCAL_RUN = ("run", "--no-confirm", "--space", "small.yaml", "--study", "small", "--dataset", "digits")
-LOCAL_RUN += ("--precision", "fp32")
+_SMALL = ("--space", "small.yaml", "--study", "small", "--dataset", "digits", "--precision", "fp32")
+LOCAL_RUN = ("run", "--no-confirm", *_SMALL)
 RAY_RUN = (*LOCAL_RUN, "--launcher", "ray")
 
 

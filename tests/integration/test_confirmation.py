@@ -269,19 +269,21 @@ def test_at_the_end_of_a_run_only_a_finished_search_with_a_choice_is_confirmed(
     storage: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = make_study(storage, 1, SEARCH)
-    assert _begin_confirmation(search) is None, "it is not finished"
+    assert _begin_confirmation(search, wanted=True) is None, "it is not finished"
     lost = Outcome(state="pruned", value=None, attrs={"outcome": "diverged", "iterations": 8})
     attempt = claim(search)
     suggest(search, attempt)
     queue.finish(storage, attempt, NOTHING, lost)
-    assert _begin_confirmation(search) is None, "it completed no trial"
+    assert _begin_confirmation(search, wanted=True) is None, "it completed no trial"
     assert capsys.readouterr().err == ""
 
     other = study.continue_or_create(storage, "other", SEARCH, 1)
     attempt = claim(other)
     suggest(other, attempt)
     complete(other, attempt, 0.5)
-    assert _begin_confirmation(other) is None
+    assert [_begin_confirmation(other, wanted=wanted) for wanted in (False, None)] == [None, None]
+    assert capsys.readouterr().err == ""
+    assert _begin_confirmation(other, wanted=True) is None
     assert capsys.readouterr().err == (
         "study other: its base recipe is the only recipe that completed, so there is nothing to confirm\n"
     )
@@ -290,7 +292,7 @@ def test_at_the_end_of_a_run_only_a_finished_search_with_a_choice_is_confirmed(
     attempt = claim(made)
     suggest(made, attempt)
     complete(made, attempt, 0.6)
-    begun = _begin_confirmation(made)
+    begun = _begin_confirmation(made, wanted=True)
     assert begun is not None
     assert overview.count(storage, begun.study_id) == Counts(waiting=6)
 

@@ -3,7 +3,8 @@
 import pytest
 
 from hpo.recipes.review import review_space
-from hpo.recipes.space_file import list_shipped, load_space, parse_space
+from hpo.recipes.shipped import list_shipped
+from hpo.recipes.space_file import load_space, parse_space
 
 BASE = (
     "{head: dropout, dropout: 0.3, shortcut_norm: false, boundaries: [20000], values: [0.1, 0.1], early_stopping: 7020}"
