@@ -135,7 +135,7 @@ class ReachedStudy(Exception):
 def settings_of_command(monkeypatch):
     """Parse a command with the real command line, up to where it would create or continue its study."""
 
-    def capture(_storage, name, settings, trials, note):
+    def capture(_storage, name, settings, trials, note, **_ends):
         parsed.append((name, settings, trials, note))
         raise ReachedStudy
 
