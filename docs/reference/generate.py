@@ -28,7 +28,10 @@ ENVIRONMENT = (
     ("HPO_SITE", "In `docker/compose.yaml`: name of the site (default: localhost)."),
     ("HPO_TLS", "In `docker/compose.yaml`: e-mail address for Let's Encrypt (default: Caddy's own authority)."),
     ("RAY_ADDRESS", "Default of `--address`: the Ray cluster."),
-    ("XDG_CACHE_HOME", "Folder that contains the default data folder (default: `~/.cache`)."),
+    (
+        "XDG_CACHE_HOME",
+        "Folder that contains the default data folder, and remembered self-checks of workers (default: `~/.cache`).",
+    ),
     ("PGPASSWORD, PGPASSFILE", "Read by PostgreSQL's client, like its other variables."),
     ("AWS_ENDPOINT_URL", "Read by Amazon's client, like its other variables: another server that speaks S3."),
 )
