@@ -147,8 +147,8 @@ def check_devices(asked: str) -> Iterator[Finding]:
     """Name each GPU and make sure that it computes; without GPUs, say what trains, and whether a GPU is left unused."""
     gpu_file = find_gpu_file()
     if not torch.cuda.is_available():
-        hidden = gpu_file is None or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-        if hidden or asked == "cpu":
+        unused = gpu_file is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        if not unused or asked == "cpu":
             cpu = torch.device("cpu")
             yield Finding(check="device", status="ok", text=f"cpu, trains in {native_precision(cpu)}; no GPU is used")
         else:
