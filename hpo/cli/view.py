@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpo.training.model import LayerRow
 
 BUSY = 0.3
-"""By how much the rounds of a measurement differ where something else uses the machine."""
+"""By which share a step takes longer than on its own where that is said."""
 
 
 def accuracy(value: float | None) -> str:
@@ -347,8 +347,8 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
         facts.add_row("", line)
     facts.add_row("data set", dataset)
     facts.add_row("speed", f"{speed.step_s * 1000:,.1f} ms per optimizer step of the base recipe ({device})")
-    if speed.spread > BUSY:
-        facts.add_row("", f"measured again and again, it differed by {speed.spread:.0%}: the machine is busy")
+    if speed.delay > BUSY:
+        facts.add_row("", f"the machine is busy: now a step takes {1 + speed.delay:.1f} times as long")
     facts.add_row("checkpoint", f"{speed.checkpoint_bytes / 1e6:.2f} MB each")
     facts.add_row("reuse", f"{_share(asked)} of the steps of the trials are trained; the others are shared")
     table = _table("")

@@ -27,22 +27,28 @@ class Speed:
     """How long training takes on a device.
 
     Attributes:
-        step_s: Seconds per optimizer step, the median of the rounds.
-        spread: By which share of it the slowest round was slower than the quickest.
+        step_s: Seconds per optimizer step, the median of the rounds; on a CPU those of its core's work.
+        delay: By which share of it a step takes longer now, because other work uses the processor.
         image_s: Seconds per image of an evaluation.
         checkpoint_bytes: Size of a saved state.
     """
 
     step_s: float
-    spread: float
+    delay: float
     image_s: float
     checkpoint_bytes: int
 
 
 def measure_speed(
-    recipe: Recipe, dataset: Dataset, precision: Precision, clock: Callable[[], float] = time.perf_counter
+    recipe: Recipe,
+    dataset: Dataset,
+    precision: Precision,
+    clock: Callable[[], float] = time.perf_counter,
+    core_clock: Callable[[], float] = time.process_time,
 ) -> Speed:
     """Measure the speed of a recipe's training, in some seconds.
+
+    On a CPU the time is taken by the clock of this process, which stands still while other work has the core.
 
     Args:
         dataset: On the device to measure.
@@ -54,21 +60,25 @@ def measure_speed(
         Sets torch's number of threads and its choice of kernels, as training does.
     """
     device = dataset.train.images.device
+    work_clock = core_clock if device.type == "cpu" else clock
     prepare_torch(precision)
     require_precision(device, precision)
     training = Training(recipe, dataset, precision)
     training.advance(WARM_UP_STEPS)
-    one_s = _seconds(lambda: training.advance(training.iteration + 1), device, clock)
+    one_s = _seconds(lambda: training.advance(training.iteration + 1), device, work_clock)
     steps = max(1, min(int(ROUND_S / one_s), (recipe.iterations - training.iteration) // ROUNDS))
+    started_s = clock()
     rounds = [
-        _seconds(lambda: training.advance(training.iteration + steps), device, clock) / steps for _ in range(ROUNDS)
+        _seconds(lambda: training.advance(training.iteration + steps), device, work_clock) / steps
+        for _ in range(ROUNDS)
     ]
+    passed_s = clock() - started_s
     images = dataset.validation.take(torch.arange(min(EVALUATION_BATCH, len(dataset.validation)), device=device))
     training.evaluate(images)
-    image_s = _seconds(lambda: training.evaluate(images), device, clock) / len(images)
+    image_s = _seconds(lambda: training.evaluate(images), device, work_clock) / len(images)
     return Speed(
         step_s=median(rounds),
-        spread=max(rounds) / min(rounds) - 1,
+        delay=max(0.0, passed_s / (sum(rounds) * steps) - 1),
         image_s=image_s,
         checkpoint_bytes=len(encode(training.state())),
     )

@@ -455,14 +455,14 @@ def forecast(iterations=640, workers=2, seconds=600.0, confirmation=0):
     )
 
 
-def shown_plan(asked, spread=0.1, settings=100, review=()):
+def shown_plan(asked, delay=0.1, settings=100, review=()):
     made = Plan(
         recipes=100,
         settings=settings,
         review=review,
         trials=24,
         replays=20,
-        speed=Speed(step_s=0.0125, spread=spread, image_s=0.001, checkpoint_bytes=2_190_000),
+        speed=Speed(step_s=0.0125, delay=delay, image_s=0.001, checkpoint_bytes=2_190_000),
         asked=asked,
         alternatives=(forecast(iterations=320, seconds=90.0), forecast(workers=4, seconds=36_000.0)),
     )
@@ -493,7 +493,7 @@ def test_a_plan_shows_what_a_study_takes():
 
 
 def test_a_plan_says_that_the_machine_is_busy_and_what_the_confirmation_takes():
-    lines = shown_plan(forecast(confirmation=900), spread=0.5)
+    lines = shown_plan(forecast(confirmation=900), delay=0.5)
 
-    assert "            measured again and again, it differed by 50%: the machine is busy" in lines
+    assert "            the machine is busy: now a step takes 1.5 times as long" in lines
     assert "steps to confirm, at most     900       0      900" in lines

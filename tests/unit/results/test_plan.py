@@ -13,7 +13,7 @@ from tests.unit.results.test_replay import SEARCH, SMALL
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-SPEED = Speed(step_s=2.0, spread=0.1, image_s=0.0, checkpoint_bytes=3_000_000)
+SPEED = Speed(step_s=2.0, delay=0.1, image_s=0.0, checkpoint_bytes=3_000_000)
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,13 @@ from hpo.trial.speed import ROUNDS, measure_speed
 @pytest.mark.parametrize(("iterations", "steps"), [(32, 5), (640, 12)], ids=["few", "many"])
 def test_steps_and_evaluations_are_timed_and_the_checkpoint_is_weighed(few_digits, iterations, steps):
     recipe = documented_runs()["baseline"].recipe.at(iterations=iterations, seed=0)
-    ticks = count()
+    ticks, walls = count(), iter((100.0, 100.5))
 
-    speed = measure_speed(recipe, few_digits, "fp32", clock=lambda: next(ticks) / 25)
+    speed = measure_speed(recipe, few_digits, "fp32", lambda: next(walls), lambda: next(ticks) / 25)
 
     training = Training(recipe, few_digits, "fp32")
     training.advance(3 + 1 + ROUNDS * steps)
     assert speed.step_s == pytest.approx(0.04 / steps)
-    assert speed.spread == pytest.approx(0, abs=1e-9)
+    assert speed.delay == pytest.approx(0.5 / (ROUNDS * 0.04) - 1)
     assert speed.image_s == pytest.approx(0.04 / len(few_digits.validation))
     assert speed.checkpoint_bytes == pytest.approx(len(encode(training.state())), abs=100)
