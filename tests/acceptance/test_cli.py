@@ -61,6 +61,7 @@ def test_best_says_what_the_contract_names(finished: Shell) -> None:
 def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: Shell) -> None:
     before = finished.hpo("status", "--json").json
     again = finished.hpo("run", *SMALL, "--trials", "6")
+    assert "optimizer steps" not in again.err, "what it took is known"
     assert again.code == 0
     assert f"(trial {before['best']['trial']})" in again.out
     for command in ("benchmark --study smooth_lr-digits", "report --study smooth_lr-digits --out report", "dashboard"):
