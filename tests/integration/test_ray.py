@@ -111,7 +111,7 @@ def test_actors_on_shares_of_a_gpu_find_what_a_local_worker_finds(
 
     assert driver.returncode == 0, err
     assert json.loads(out)["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
-    first, *others = err.splitlines()
+    _sketch, first, *others = err.splitlines()
     assert first.startswith(f"study small: 2 workers on the Ray cluster {cluster.address} (0.5 GPU each), their output")
     assert [
         line for line in others if " / 4 finished, " not in line and not line.endswith(" are waiting for room")
