@@ -40,7 +40,8 @@ class Sampled:
 def sample(study: Study, attempt: Attempt, progress: Progress) -> Sampled:
     """Choose the parameters of a claimed trial and write them, unless it already has some.
 
-    In a search they are drawn again while they give a recipe that another trial has, unless they were enqueued.
+    In a search they are drawn again while they give a recipe that another trial has. Those that were enqueued may
+    repeat one: at once if nothing else was left to the sampler, else if the sampler finds no other.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -58,7 +59,8 @@ def sample(study: Study, attempt: Attempt, progress: Progress) -> Sampled:
         is_drawn = isinstance(space, SearchSpace) and not trial.params
         params, draft = study.suggest(attempt, trial)
         if is_drawn and draft.params:
-            written = queue.write_params(study.storage, attempt, progress, draft, study.key_of(params), study.key_of)
+            key, is_last = study.key_of(params), redraw == REDRAWS
+            written = queue.write_params(study.storage, attempt, progress, draft, key, study.key_of, is_last=is_last)
         else:
             written = True
             queue.write_draft(study.storage, attempt, progress, draft)

@@ -186,6 +186,8 @@ def _type_schema(field: str) -> Node:
         return {"type": "array", "items": _type_schema(kind[1:-1])}
     if kind.startswith("map of "):
         return {"type": "object", "additionalProperties": _type_schema(kind.removeprefix("map of "))}
+    if kind == "scalar":
+        return {"type": ["string", "number", "boolean"]}
     return {"$ref": f"#/$defs/{kind}"} if kind in SHAPES else {"type": kind}
 
 

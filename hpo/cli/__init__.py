@@ -17,10 +17,12 @@ from hpo.cli import catalog, results, run, studies
 from hpo.cli.benchmark import benchmark
 from hpo.cli.confirm import confirm
 from hpo.cli.doctor import doctor
+from hpo.cli.enqueue import enqueue
 from hpo.cli.export import export
 from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
 from hpo.cli.plan import plan
+from hpo.cli.retry import retry
 from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.masking import mask_secrets
 from hpo.settings import EXIT_INTERRUPTED
@@ -50,6 +52,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pause": studies.pause,
     "resume": studies.resume,
     "stop": studies.stop,
+    "enqueue": enqueue,
+    "retry": retry,
     "reclaim": studies.reclaim,
     "delete": studies.delete,
     "best": results.best,

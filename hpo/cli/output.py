@@ -113,6 +113,17 @@ def say_unfinished(study: Study, then: str) -> None:
         say(f"study {study.name} has {left} unfinished trials; {then}")
 
 
+def say_who_trains(study: Study) -> None:
+    """Say who trains the trials that were just put into the queue of a study."""
+    from hpo.database import study_state
+
+    state = study_state.find_state(study.storage, study.study_id)
+    if state == "running":
+        say(f"the study's workers train it next; if there are none, `hpo worker --study {study.name}` is one")
+    else:
+        say(f"the study is {state}; `hpo resume --study {study.name}` continues it")
+
+
 def say_error(message: str) -> None:
     """Print an error in one line; control characters are escaped so that they cannot steer the terminal."""
     line = " ".join(message.split())

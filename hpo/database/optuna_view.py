@@ -18,12 +18,13 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from hpo.database.optuna_tables import (
     RECORD,
     CachedStorage,
+    StudyModel,
     TrialIntermediateValueModel,
     TrialModel,
     TrialParamModel,
@@ -32,7 +33,7 @@ from hpo.database.optuna_tables import (
     TrialValueModel,
 )
 from hpo.database.retry import RetryPolicy, retried
-from hpo.database.tables import RungRow, is_at_rung, is_open, is_trained
+from hpo.database.tables import RungRow, StudyRow, is_at_rung, is_open, is_trained
 
 NOTES = TrialSystemAttributeModel
 """The table in which samplers and pruners keep their notes."""
@@ -65,11 +66,13 @@ class Finished:
 
     Attributes:
         floor: Every trial with a lower id has been read.
+        changed_s: When the study's state was last set: a failed trial that is tried again counts as such a change.
     """
 
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
     at_rungs: dict[tuple[int, int], FrozenTrial] = field(default_factory=dict)
     floor: int = 0
+    changed_s: float | None = None
 
 
 class OptunaView(CachedStorage):
@@ -147,7 +150,11 @@ class OptunaView(CachedStorage):
     def _read_finished(self, study_id: int) -> dict[int, FrozenTrial]:
         with self._reading:
             known = self._finished.setdefault(study_id, Finished())
-            ids, at_rungs, floor = self._list_finished(study_id, known.floor)
+            changed_s, ids, at_rungs, floor = self._list_finished(study_id, known.floor)
+            if changed_s != known.changed_s:  # finished trials may have been put back
+                if known.floor:
+                    _, ids, at_rungs, floor = self._list_finished(study_id, 0)
+                known = self._finished[study_id] = Finished(changed_s=changed_s)
             new = ids - known.trials.keys()
             arrived = {trial_id for trial_id, _ in at_rungs - known.at_rungs.keys()}
             if new | arrived:
@@ -159,8 +166,8 @@ class OptunaView(CachedStorage):
             shown = {key: trial for key, trial in known.at_rungs.items() if key in at_rungs and trial.value is not None}
             return known.trials | {trial_id: trial for (trial_id, _), trial in shown.items()}
 
-    def _list_finished(self, study_id: int, floor: int) -> tuple[set[int], set[tuple[int, int]], int]:
-        """Return finished trials from a floor on, those at a rung with the rung, and the next floor.
+    def _list_finished(self, study_id: int, floor: int) -> tuple[float | None, set[int], set[tuple[int, int]], int]:
+        """Return when the study changed, finished trials from a floor on, those at a rung with it, and the next floor.
 
         All are read at the same moment. A trial at a rung is not finished: it may be promoted later.
         """
@@ -168,17 +175,27 @@ class OptunaView(CachedStorage):
         finished = TrialModel.state.in_(FINISHED)
         lowest = select(func.min(TrialModel.trial_id)).where(*trials, or_(~finished, is_at_rung()))
         waiting = and_(TrialModel.state == TrialState.WAITING, RungRow.rung.is_not(None))
-        query = (
-            select(TrialModel.trial_id, RungRow.rung, lowest.scalar_subquery())
+        listed = (
+            select(TrialModel.trial_id, RungRow.rung, lowest.scalar_subquery().label("lowest"))
             .outerjoin(RungRow, and_(RungRow.trial_id == TrialModel.trial_id, ~RungRow.promoted))
             .where(*trials, or_(and_(finished, is_trained()), waiting))
+            .subquery()
+        )
+        query = (
+            select(StudyRow.changed_s, *listed.c)
+            .select_from(StudyModel)
+            .outerjoin(StudyRow, StudyRow.study_id == StudyModel.study_id)
+            .outerjoin(listed, true())
+            .where(StudyModel.study_id == study_id)
         )
         with Session(self._backend.engine) as session:
-            rows = session.execute(query).all()
+            found = session.execute(query).all()
+        changed_s = found[0][0] if found else None
+        rows = [row[1:] for row in found if row[1] is not None]
         ids = {trial_id for trial_id, rung, _ in rows if rung is None}
         at_rungs = {(trial_id, rung) for trial_id, rung, _ in rows if rung is not None}
         next_floor = rows[0][2] if rows else floor
-        return ids, at_rungs, max(ids) + 1 if next_floor is None else next_floor
+        return changed_s, ids, at_rungs, max(ids) + 1 if next_floor is None else next_floor
 
 
 def read_trials(session: Session, trial_ids: Sequence[int], *, with_reports: bool = True) -> dict[int, FrozenTrial]:

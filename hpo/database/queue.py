@@ -69,6 +69,9 @@ MAX_LAPSES = 3
 """How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
 fails."""
 
+RETRIED = "hpo:retried"
+"""The trial's system attribute that holds the number of the last attempt before somebody put the failed trial back."""
+
 
 @retried
 def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
@@ -129,15 +132,24 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
 
 @retried
 def write_params(
-    storage: Storage, attempt: Attempt, progress: Progress, draft: Draft, key: str, key_of: recipe_index.KeyOf
+    storage: Storage,
+    attempt: Attempt,
+    progress: Progress,
+    draft: Draft,
+    key: str,
+    key_of: recipe_index.KeyOf,
+    *,
+    is_last: bool = False,
 ) -> bool:
     """Write the sampled parameters of an attempt's trial, unless another trial of the study has the same recipe.
 
-    Atomic across processes: of several trials with one recipe, one gets it. Enqueued parameters may repeat a recipe.
+    Atomic across processes: of several trials with one recipe, one gets it. Enqueued parameters may repeat a recipe: at
+    once if they are all that the trial has, else with the last that are drawn for the others.
 
     Args:
         key: The key of the trial's recipe.
         key_of: Returns the keys of recipes of earlier trials that have none.
+        is_last: Whether no others will be drawn if parameters were enqueued.
 
     Returns:
         Whether the parameters were written.
@@ -151,8 +163,11 @@ def write_params(
         _hold(session, attempt, progress)
         assert study_id is not None, "an open attempt has a trial"
         recipe_index.add_missing_keys(session, study_id, key_of)
-        if recipe_index.is_taken(session, study_id, attempt.trial_id, key):
-            return False
+        holder = recipe_index.find_holder(session, study_id, key, besides=attempt.trial_id)
+        if holder is not None:
+            enqueued = recipe_index.find_enqueued(session, attempt.trial_id)
+            if not enqueued or not (is_last or draft.params.keys() <= enqueued):
+                return False
         trial_rows.write_draft(
             session, attempt.trial_id, replace(draft, system_attrs={**draft.system_attrs, RECIPE_KEY: key})
         )
@@ -468,12 +483,17 @@ def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> Non
     )
 
 
-def _put_back(session: Session, trial_id: int) -> None:
+def clear_progress(session: Session, trial_id: int) -> None:
+    """Delete what a trial has reported since it began, but not its parameters and attempts."""
     rungs.forget_rung(session, trial_id)
     # Reported values go too: the next attempt reports them again, and a pruner must not see the future.
     delete_of_trials(session, [trial_id], (LentRow, CurveRow, TrialIntermediateValueModel))
     notes = TrialSystemAttributeModel
     session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith(COMPLETED_RUNG_PREFIX)))
+
+
+def _put_back(session: Session, trial_id: int) -> None:
+    clear_progress(session, trial_id)
     session.execute(
         update(TrialModel)
         .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
@@ -494,9 +514,11 @@ def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
     Args:
         last: Why the last attempt was lost.
     """
+    notes = TrialSystemAttributeModel
+    retried_at = session.scalar(select(notes.value_json).where(notes.trial_id == trial_id, notes.key == RETRIED))
     attempts = session.execute(
         select(AttemptRow.outcome, AttemptRow.iteration)
-        .where(AttemptRow.trial_id == trial_id)
+        .where(AttemptRow.trial_id == trial_id, AttemptRow.number > int(retried_at or 0))
         .order_by(AttemptRow.number)
     ).all()
     lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])

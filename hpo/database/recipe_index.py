@@ -6,7 +6,7 @@ A trial's key is one of Optuna's system attributes, so it is copied and deleted 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from optuna.trial import TrialState
@@ -43,13 +43,24 @@ def lock_recipes(session: Session, trial_id: int) -> int | None:
     return session.scalar(locked)
 
 
-def is_taken(session: Session, study_id: int, trial_id: int, key: str) -> bool:
-    """Return whether a trial may not have a recipe because another has it; one with enqueued parameters may."""
-    if session.scalar(select(_has(FIXED_PARAMS)).where(TrialModel.trial_id == trial_id)):
-        return False
-    others = (TrialModel.study_id == study_id, TrialModel.trial_id != trial_id)
-    holders = _keys().where(*others, TrialSystemAttributeModel.value_json == json.dumps(key))
-    return session.scalar(holders.limit(1)) is not None
+def find_holder(session: Session, study_id: int, key: str, besides: int | None = None) -> int | None:
+    """Find the number of the first trial of a study that has a recipe; None if no trial has it.
+
+    Args:
+        besides: The id of a trial that does not count.
+    """
+    others = (TrialModel.study_id == study_id, *([] if besides is None else [TrialModel.trial_id != besides]))
+    holders = _keys(TrialModel.number).where(*others, TrialSystemAttributeModel.value_json == json.dumps(key))
+    number: int | None = session.scalar(holders.order_by(TrialModel.number).limit(1))
+    return number
+
+
+def find_enqueued(session: Session, trial_id: int) -> Set[str]:
+    """Return the names of the parameters that were enqueued for a trial."""
+    attributes = TrialSystemAttributeModel
+    fixed = (attributes.trial_id == trial_id, attributes.key == FIXED_PARAMS)
+    enqueued = session.scalar(select(attributes.value_json).where(*fixed))
+    return frozenset() if enqueued is None else frozenset(json.loads(enqueued))
 
 
 def add_missing_keys(session: Session, study_id: int, key_of: KeyOf) -> None:
@@ -108,8 +119,8 @@ def _has(*keys: str) -> ColumnElement[bool]:
     )
 
 
-def _keys() -> Any:
-    """Select the keys of trials, as JSON."""
+def _keys(column: Any = TrialSystemAttributeModel.value_json) -> Any:
+    """Select the keys of trials, as JSON, or another column of those that have one."""
     attributes = TrialSystemAttributeModel
-    query = select(attributes.value_json).join(TrialModel, TrialModel.trial_id == attributes.trial_id)
+    query = select(column).select_from(attributes).join(TrialModel, TrialModel.trial_id == attributes.trial_id)
     return query.where(attributes.key == RECIPE_KEY)

@@ -63,7 +63,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
     A study's settings stay in our own table, whatever other clients do to its attributes.
     """
     with storage.transaction() as session:
-        _lock_study(session, study_id)
+        lock_study(session, study_id)
         present = _load_attrs(session, study_id)
         session.add_all(
             StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value))
@@ -72,7 +72,7 @@ def describe_study(storage: Storage, study_id: int, attrs: Mapping[str, Any]) ->
         )
         session.flush()
         row = update(StudyRow).where(StudyRow.study_id == study_id)
-        if not _count(session, study_id):  # it is new, and may have the id of one that was deleted
+        if not count_trials(session, study_id):  # it is new, and may have the id of one that was deleted
             session.execute(row.values(name=""))
         made_with = dict(attrs) | _adopt(session, study_id, "running")
         session.execute(row.values(settings=json.dumps(made_with)))
@@ -95,7 +95,7 @@ def adopt_copy(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
         StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
-        _lock_study(session, study_id)
+        lock_study(session, study_id)
         _require_settings(session, study_id, name)  # the client may still be about to copy them
         return _adopt(session, study_id, UNCLAIMED)
 
@@ -127,14 +127,13 @@ def set_target(
         StudyNotFound: The study was deleted or renamed.
     """
     with storage.transaction() as session:
-        _lock_study(session, study_id)
+        lock_study(session, study_id)
         before = find_target(session, study_id)
-        present = _count(session, study_id)
+        present = count_trials(session, study_id)
         if not present and total:
-            keyed = {} if first_key is None else {RECIPE_KEY: first_key}
-            _add_first(session, study_id, {FIXED_PARAMS: dict(first)} | keyed)
+            add_first(session, study_id, first_attrs(first, first_key))
         target = max(total, present)
-        _write_target(session, study_id, target)
+        write_target(session, study_id, target)
         if target > before:
             rungs.wait_again(session, study_id)
 
@@ -156,10 +155,10 @@ def add_trial(session: Session, study_id: int, target: int) -> tuple[int, int] |
 
     Optuna numbers a new trial by how many there are, under the same lock.
     """
-    if _count(session, study_id) >= target:
+    if count_trials(session, study_id) >= target:
         return None
     _lock_trials(session, study_id)
-    number = _count(session, study_id)
+    number = count_trials(session, study_id)
     if number >= target:
         return None
     row = TrialModel(study_id=study_id, number=number, state=TrialState.WAITING)
@@ -174,7 +173,7 @@ def add_trial(session: Session, study_id: int, target: int) -> tuple[int, int] |
 def remove_trials(session: Session, study_id: int, trial_ids: Sequence[int]) -> None:
     """Remove trials from the end of a study, which is locked, and lower its target to the rest."""
     delete_of_trials(session, trial_ids, (AttemptRow, CurveRow, RungRow, LentRow, *_OPTUNA_CHILDREN, TrialModel))
-    _write_target(session, study_id, _count(session, study_id))
+    write_target(session, study_id, count_trials(session, study_id))
 
 
 def lock_study_of(session: Session, trial_id: int) -> int | None:
@@ -185,17 +184,24 @@ def lock_study_of(session: Session, trial_id: int) -> int | None:
     """
     study_id = session.scalar(select(TrialModel.study_id).where(TrialModel.trial_id == trial_id))
     if study_id is not None:
-        _lock_study(session, study_id)
+        lock_study(session, study_id)
     return study_id
 
 
-def _write_target(session: Session, study_id: int, target: int) -> None:
+def write_target(session: Session, study_id: int, target: int) -> None:
+    """Write how many trials a study, which is locked, is to have, and show it."""
     session.execute(update(StudyRow).where(StudyRow.study_id == study_id).values(target=target))
     shown = {"study_id": study_id, "key": TARGET, "value_json": json.dumps(target)}
     upsert(session, StudyUserAttributeModel, [shown], ("study_id", "key"))
 
 
-def _add_first(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
+def first_attrs(params: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    """Return the system attributes of the first trial: its parameters, and the key of its recipe if it has one."""
+    return {FIXED_PARAMS: dict(params)} | ({} if key is None else {RECIPE_KEY: key})
+
+
+def add_first(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
+    """Add the first trial of a study, which is locked and has none, with system attributes."""
     added = add_trial(session, study_id, target=1)
     assert added is not None, "the study has no trial, and is locked"
     session.add_all(
@@ -204,7 +210,7 @@ def _add_first(session: Session, study_id: int, attrs: Mapping[str, Any]) -> Non
     )
 
 
-def _lock_study(session: Session, study_id: int) -> None:
+def lock_study(session: Session, study_id: int) -> None:
     """Let no trial be claimed or added until the transaction ends; claims take these locks in the same order.
 
     A study without a row gets one without a name, which says nothing of the study yet.
@@ -249,7 +255,7 @@ def _adopt(session: Session, study_id: int, state: StudyState) -> dict[str, Any]
         "state": state,
         "changed_s": now_s(),
         "name": session.scalar(select(StudyModel.study_name).where(StudyModel.study_id == study_id)),
-        "target": max(_count(session, study_id), target if type(target) is int and target <= MAX_TRIALS else 0),
+        "target": max(count_trials(session, study_id), target if type(target) is int and target <= MAX_TRIALS else 0),
         "settings": json.dumps(settings),
         "ends": None,
     }
@@ -265,5 +271,6 @@ def _load_attrs(session: Session, study_id: int) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in rows}
 
 
-def _count(session: Session, study_id: int) -> int:
+def count_trials(session: Session, study_id: int) -> int:
+    """Count the trials that a study has already."""
     return session.scalar(select(func.count()).where(TrialModel.study_id == study_id)) or 0

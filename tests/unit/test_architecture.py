@@ -23,6 +23,7 @@ LAYERS = (
     "results",
     "dashboard",
     "sampling",
+    "steering",
     "study",
     "algorithms",
     "trial",
