@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -132,6 +132,15 @@ class StudySettings:
         hints = get_type_hints(cls)
         return cls(**{field.name: _checked(stated, _title(field.name), hints[field.name]) for field in fields(cls)})
 
+    def differences(self, stored: StudySettings, besides: Collection[str] = ()) -> list[str]:
+        """Describe the settings that differ from those of a study, each with both values.
+
+        Args:
+            besides: Names of settings that may differ.
+        """
+        pairs = [(f.name, getattr(stored, f.name), getattr(self, f.name)) for f in fields(self)]
+        return [_difference(name, old, new) for name, old, new in pairs if old != new and name not in besides]
+
     def to_attrs(self) -> dict[str, Any]:
         """Return the settings as a study's user attributes, under names that a person can read."""
         values = {_title(field.name): getattr(self, field.name) for field in fields(self)}
@@ -143,9 +152,7 @@ class StudySettings:
         Raises:
             StudyMismatch: Some settings differ; each is named with both values.
         """
-        pairs = [(f.name, getattr(stored, f.name), getattr(self, f.name)) for f in fields(self)]
-        differ = [_difference(name, old, new) for name, old, new in pairs if old != new]
-        if differ:
+        if differ := self.differences(stored):
             raise StudyMismatch(
                 f"study {study} was created with other settings: {'; '.join(differ)}. "
                 "Use the study's settings, or another name with --study."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -129,7 +129,7 @@ class Study:
         with self.storage.translated():
             params = self.space.suggest(trial)
         draft = self.storage.view.take_draft(attempt.trial_id)
-        return params, replace(draft, params=_as_rows(params, trial.distributions))
+        return params, replace(draft, params=as_rows(params, trial.distributions))
 
     def _require_given(self, attempt: Attempt) -> None:
         """Refuse what another client has chosen for a trial, if the space does not allow it.
@@ -200,6 +200,7 @@ def continue_or_create(
     settings: StudySettings,
     total: int,
     note: str = "",
+    prepare: Callable[[Study], None] | None = None,
     ends: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Study:
     """Create a study of `total` trials, or continue one; a study that was stopped, or has ended, is resumed.
@@ -208,6 +209,7 @@ def continue_or_create(
 
     Args:
         note: Shown by optuna-dashboard next to the study, in Markdown.
+        prepare: What to do with the study before its queue is filled.
         ends: Values of fields of `hpo.database.ends.Ends`; 0 removes an end, None leaves it as it is.
 
     Raises:
@@ -226,6 +228,8 @@ def continue_or_create(
     if note:
         studies.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
+    if prepare is not None:
+        prepare(study)
     base_key = recipe_key(study.base) if isinstance(study.space, SearchSpace) else None
     first = study.space.base_params()
     studies.set_target(storage, study_id, limit_trials(study, total), first, base_key)
@@ -415,7 +419,8 @@ def _settings(attrs: Mapping[str, Any], name: str) -> StudySettings:
     return settings
 
 
-def _as_rows(params: Mapping[str, Param], distributions: Mapping[str, BaseDistribution]) -> dict[str, DraftParam]:
+def as_rows(params: Mapping[str, Param], distributions: Mapping[str, BaseDistribution]) -> dict[str, DraftParam]:
+    """Return parameters as they are written."""
     return {
         name: DraftParam(
             value=distributions[name].to_internal_repr(value), distribution=distribution_to_json(distributions[name])

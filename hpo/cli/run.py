@@ -108,6 +108,15 @@ def run(
             "--study", metavar="NAME", help="Name of the study.", show_default="SPACE-DATASET", rich_help_panel=STUDY
         ),
     ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="Begin with the finished trials of another study that lie in the space; they count to N.",
+            rich_help_panel=STUDY,
+        ),
+    ] = None,
     dataset: DatasetOption = DEFAULT_DATASET,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
@@ -210,6 +219,7 @@ def run(
     The same command continues an interrupted study; a larger --trials extends it. An end (--budget, --stop-after,
     --target) stays with the study until another is given; the trials that are running then are handed back.
     """
+    from hpo import steering
     from hpo import study as studies
     from hpo.database.retry import RetryPolicy
     from hpo.database.storage import open_storage
@@ -245,8 +255,12 @@ def run(
     )
     database = open_storage(storage, "create", RetryPolicy(storage_timeout, gives_up=stop.__bool__))
     note = study_note(name, settings, space_name)
+    begun = None if from_study is None else steering.begin_from(database, name, settings, from_study)
+    prepare = None if begun is None else begun[0]
     ends = {"budget": budget, "stop_after": stop_after, "target_accuracy": target}
-    study = studies.continue_or_create(database, name, settings, trials, note=note, ends=ends)
+    study = studies.continue_or_create(database, name, settings, trials, note=note, prepare=prepare, ends=ends)
+    if begun is not None:
+        say(f"study {name}: {steering.describe(begun[1])}")
     _say_forecast(study, len(data.validation), reuse=reuse, budget=budget)
     options = worker_options(folder, checkpoint_budget, storage_timeout, lease, reuse)
     environment = worker_environment(storage, artifacts)

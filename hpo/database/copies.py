@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from optuna.trial import TrialState
 from pydantic import Field, TypeAdapter, ValidationError
@@ -58,17 +58,21 @@ _RECORD = TypeAdapter(Record)
 
 def write_record(session: Session, trial_id: int) -> None:
     """Write the record of a trial whose attempt has just ended."""
+    row = {"trial_id": trial_id, "key": RECORD, "value_json": json.dumps(load_record(session, trial_id))}
+    upsert(session, TrialSystemAttributeModel, [row], ("trial_id", "key"))
+
+
+def load_record(session: Session, trial_id: int) -> dict[str, Any]:
+    """Load the record of a trial whose last attempt has ended, as JSON values."""
     attempts = session.scalars(select(AttemptRow).where(AttemptRow.trial_id == trial_id).order_by(AttemptRow.number))
     *_, last = all_of = attempts.all()
-    record = {
+    return {
         "outcome": last.outcome,
         "iteration": last.iteration,
         "trained_iterations": sum(attempt.trained_iterations for attempt in all_of),
         "val_accuracy": last.val_accuracy,
         "curve": [asdict(point) for point in load_points(session, trial_id)],
     }
-    row = {"trial_id": trial_id, "key": RECORD, "value_json": json.dumps(record)}
-    upsert(session, TrialSystemAttributeModel, [row], ("trial_id", "key"))
 
 
 def adopt_trials(session: Session, study_id: int) -> None:
@@ -81,7 +85,7 @@ def adopt_trials(session: Session, study_id: int) -> None:
     for start in range(0, len(ids), AT_ONCE):
         some = ids[start : start + AT_ONCE]
         delete_of_trials(session, some, (AttemptRow, CurveRow, RungRow, ParkedRow, LentRow))
-        _restore(session, some)
+        restore(session, some)
     gone = (AttemptRow.ended_s.is_(None), ~exists().where(TrialModel.trial_id == AttemptRow.trial_id))
     session.execute(update(AttemptRow).where(*gone).values(ended_s=now_s(), outcome="overtaken"))
     running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING)
@@ -106,7 +110,8 @@ def load_points(session: Session, trial_id: int) -> list[CurvePoint]:
     ]
 
 
-def _restore(session: Session, trial_ids: Sequence[int]) -> None:
+def restore(session: Session, trial_ids: Sequence[int]) -> None:
+    """Make our rows of finished trials from their records."""
     attributes = TrialSystemAttributeModel
     kept = (attributes.trial_id.in_(trial_ids), attributes.key == RECORD)
     now = session.scalar(select(func.max(now_s())))
