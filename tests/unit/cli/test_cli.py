@@ -152,7 +152,7 @@ def mutated(draw):
     for _ in range(draw(st.integers(1, 2))):
         node = space
         while True:
-            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+            key = draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
             if not isinstance(node[key], dict | list) or not node[key] or draw(st.booleans()):
                 break
             node = node[key]
