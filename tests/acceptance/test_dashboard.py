@@ -190,6 +190,7 @@ def test_a_study_grows_in_the_browser_while_it_runs(
     ) as process:
         try:
             assert process.stderr is not None
+            assert "`hpo plan` with the same options" in process.stderr.readline()
             announced = re.fullmatch(
                 r"optuna-dashboard on (http://127\.0\.0\.1:\d+)/ \(read-only\) until the run ends\n",
                 process.stderr.readline(),
