@@ -163,6 +163,8 @@ def test_status_and_best_say_what_the_trials_hold(storage: Storage) -> None:
         "iterations": 32,
         "target": 3,
         "state": "done",
+        "ended_because": None,
+        "ends": {"budget": None, "stop_after": None, "target_accuracy": None},
         "trials": {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0},
         "waiting_at_rungs": {},
         "of_other_clients": {"lent": 0, "told": 0, "refused": 0},
