@@ -120,6 +120,8 @@ def say_who_trains(study: Study) -> None:
     state = study_state.find_state(study.storage, study.study_id)
     if state == "running":
         say(f"the study's workers train it next; if there are none, `hpo worker --study {study.name}` is one")
+    elif state == "ended":
+        say("the study has ended; `hpo run` with more, or with 0 for no end, continues it")
     else:
         say(f"the study is {state}; `hpo resume --study {study.name}` continues it")
 

@@ -3,13 +3,14 @@
 import io
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.cli import _hide_secrets
-from hpo.cli.output import MaskingFormatter, plain, prepare_output, say, say_error, show
+from hpo.cli.output import MaskingFormatter, plain, prepare_output, say, say_error, say_who_trains, show
 
 URL = "postgresql://u:S3cret@tail@host/d"
 
@@ -87,3 +88,18 @@ def test_a_process_list_shows_no_secret(monkeypatch, command, title):
     _hide_secrets(command)
 
     assert titles == ([] if title is None else [title])
+
+
+@pytest.mark.parametrize(
+    ("state", "command"),
+    [
+        ("running", "`hpo worker --study mine`"),
+        ("paused", "`hpo resume --study mine`"),
+        ("stopped", "`hpo resume --study mine`"),
+        ("ended", "`hpo run` with more"),
+    ],
+)
+def test_whoever_enqueues_a_trial_is_told_what_trains_it(state, command, monkeypatch, capsys):
+    monkeypatch.setattr("hpo.database.study_state.find_state", lambda *_: state)
+    say_who_trains(SimpleNamespace(name="mine", storage=None, study_id=1))
+    assert command in capsys.readouterr().err
