@@ -9,15 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from optuna.trial import TrialState
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database.optuna_tables import TrialModel, TrialValueModel
-from hpo.database.overview import best_first
+from hpo.database.optuna_tables import TrialModel
+from hpo.database.overview import select_best
 from hpo.database.retry import retried
 from hpo.database.storage import Storage
-from hpo.database.tables import AttemptRow, StudyRow, described, is_trained, now_s
+from hpo.database.tables import AttemptRow, StudyRow, described, now_s
 from hpo.settings import StudyState
 
 LOOKED_AT = ("complete", "pruned", "waiting")
@@ -110,13 +109,7 @@ def _reached(session: Session, study_id: int) -> Reached:
     of_study = TrialModel.study_id == study_id
     attempts = select(func.sum(AttemptRow.trained_iterations))
     steps = session.scalar(attempts.join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id).where(of_study))
-    best = session.execute(
-        select(TrialModel.trial_id, TrialModel.number, TrialValueModel.value)
-        .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
-        .where(of_study, TrialModel.state == TrialState.COMPLETE, is_trained())
-        .order_by(*best_first())
-        .limit(1)
-    ).first()
+    best = session.execute(select_best(study_id)).first()
     if best is None:
         return Reached(steps=steps or 0, since_best=0, best=None)
     complete_s = (

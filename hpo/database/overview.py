@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, Double, and_, cast, func, select
+from sqlalchemy import ColumnElement, Double, Select, and_, cast, func, select
 from sqlalchemy.orm import Session
 
 from hpo.database.copies import load_points
@@ -183,16 +183,20 @@ def trained_iterations(storage: Storage, study_id: int) -> int:
 @retried
 def find_best(storage: Storage, study_id: int) -> tuple[int, float] | None:
     """Find the number and value of the best completed trial."""
-    value = TrialValueModel.value
     with storage.transaction() as session:
-        row = session.execute(
-            select(TrialModel.number, value)
-            .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
-            .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE, is_trained())
-            .order_by(*best_first())
-            .limit(1)
-        ).first()
+        row = session.execute(select_best(study_id)).first()
         return None if row is None else (row.number, row.value)
+
+
+def select_best(study_id: int) -> Select[Any]:
+    """Select id, number and value of the best completed trial that was trained here; no row while there is none."""
+    return (
+        select(TrialModel.trial_id, TrialModel.number, TrialValueModel.value)
+        .join(TrialValueModel, TrialValueModel.trial_id == TrialModel.trial_id)
+        .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.COMPLETE, is_trained())
+        .order_by(*best_first())
+        .limit(1)
+    )
 
 
 def best_first() -> tuple[ColumnElement[Any], ...]:
