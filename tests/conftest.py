@@ -43,7 +43,7 @@ UNPRIVILEGED = "nobody"  # postgres refuses to run as root
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostgreSQL:
-    """Be a running server on 127.0.0.1."""
+    """A running server on 127.0.0.1."""
 
     port: int
 
@@ -98,7 +98,7 @@ def serving_postgresql(**settings: Any) -> Iterator[PostgreSQL]:
 
 @dataclass
 class RestartablePostgreSQL:
-    """Be a server of its own that can be stopped and started again."""
+    """A server of its own that can be stopped and started again."""
 
     run: Callable[[], AbstractContextManager[PostgreSQL]]
     stack: ExitStack = field(default_factory=ExitStack)

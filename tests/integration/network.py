@@ -17,7 +17,7 @@ NEEDED = {"ip": "iproute2", "unshare": "util-linux", "hostname": "hostname"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """Be a network namespace, and the line between it and this machine.
+    """A network namespace, and the line between it and this machine.
 
     Attributes:
         gateway: Address of this machine as the host sees it.

@@ -48,7 +48,7 @@ SET_CHILD_SUBREAPER = 36  # prctl.h
 
 
 class Forked:
-    """Be a forked process of `hpo`, as `subprocess.Popen` would give it, with its output in files."""
+    """A forked process of `hpo`, as `subprocess.Popen` would give it, with its output in files."""
 
     def __init__(self, pid: int, output: Sequence[IO[str]] = ()) -> None:
         self.pid = pid

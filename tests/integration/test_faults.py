@@ -57,7 +57,7 @@ FORK.set_forkserver_preload(
 
 
 def be_worker(url: str, artifacts: str) -> None:
-    """Be a worker in a process that is forked from one in which all is imported, so that it trains at once."""
+    """Work in a process that is forked from one in which all is imported, so that it trains at once."""
     storage = open_storage(url)
     checkpoints = Checkpoints(storage, open_artifacts(artifacts))
     stop = StopSignal()

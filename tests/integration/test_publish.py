@@ -32,7 +32,7 @@ FIXED = replace(SETTINGS, space=SPACE | {"search": {}})
 
 
 class FullStore(FileSystemArtifactStore):
-    """Be a folder on a disk that is full."""
+    """A folder on a disk that is full."""
 
     def write(self, artifact_id: str, content_body: Any) -> None:
         raise OSError(28, "No space left on device")

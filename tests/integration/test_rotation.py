@@ -263,7 +263,7 @@ def _served(storage: Storage) -> list[str]:
 
 
 def serve_until(storage: Storage, folder: Path, holds: Callable[[], Any]) -> None:
-    """Be a worker for all studies in this process, until something holds."""
+    """Work for all studies in this process, until something holds."""
     stop = StopSignal()
 
     def watch() -> None:

@@ -257,7 +257,7 @@ def test_many_workers_promote_exactly_the_better_half(storage_url: str, storage:
 
 
 def _work_without_training(url: str, name: str) -> None:
-    """Be a worker whose trials have values that are known beforehand, until the study is over."""
+    """Work on trials that have values that are known beforehand, until the study is over."""
     storage = open_storage(url)
     made = study.load(storage, None)
     worker = WorkerId(name=name, host="host", device="cpu")

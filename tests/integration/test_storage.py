@@ -452,7 +452,7 @@ def test_only_databases_of_ours_are_upgraded(tmp_path: Path, postgresql: Postgre
 
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be a release of hpo that has one table more."""
+    """A release of hpo that has one table more."""
     folder = tmp_path / "migrations"
     shutil.copytree(OUR_MIGRATIONS, folder)
     (folder / "versions" / f"{NEXT}_next.py").write_text(

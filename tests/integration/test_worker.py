@@ -115,7 +115,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_whoever_reaps_it(storage: S
 
 
 def _work_here(made: study.Study, folder: Path) -> int:
-    """Be a worker in this process."""
+    """Work in this process."""
     checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
     return work(made, device=torch.device("cpu"), data_dir=folder, stop=StopSignal(), checkpoints=checkpoints)
 

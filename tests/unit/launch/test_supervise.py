@@ -29,7 +29,7 @@ SETTINGS = StudySettings(
 
 @dataclass(eq=False)
 class Slot:
-    """Be a place whose worker ends as it is told, and remember what it was asked to do."""
+    """A place whose worker ends as it is told, and that remembers what it was asked to do."""
 
     ends: list[Ended | None]
     name: str = "slot"

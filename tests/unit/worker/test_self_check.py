@@ -15,7 +15,7 @@ HERE = numerics(CPU, "fp32")
 
 
 class Counted:
-    """Be a check with a given result that counts its calls."""
+    """A check with a given result that counts its calls."""
 
     def __init__(self, result=None):
         self.result, self.calls = result, 0

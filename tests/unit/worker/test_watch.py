@@ -6,7 +6,7 @@ from hpo.worker.watch import HangLimits, Watch
 
 
 class Clock:
-    """Be a clock that shows what it is told."""
+    """A clock that shows what it is told."""
 
     def __init__(self):
         self.now_s = 0.0
