@@ -27,7 +27,7 @@ from workers import opened_server
 
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue, study_state
+from hpo.database import losses, overview, study_state
 from hpo.database.storage import open_storage
 from hpo.recipes.space_file import load_space
 from hpo.settings import StudySettings
@@ -124,7 +124,7 @@ class Storm:
         study_state.stop(self.storage, self.made.study_id, self.name, finish=False, timeout_s=600)
         for worker in self.workers:
             assert worker.wait(600) == 0, worker.args
-        queue.reclaim(self.storage, self.made.study_id)
+        losses.reclaim(self.storage, self.made.study_id)
         total = len(self.made.trials()) + WORKERS
         self.made = studies.continue_or_create(self.storage, self.name, self.settings, total)
         self.workers = [self._start() for _ in range(WORKERS)]

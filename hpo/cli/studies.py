@@ -118,10 +118,10 @@ def stop(
 
 def reclaim(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Take back trials lent to other Optuna clients."""
-    from hpo.database import queue
+    from hpo.database import losses
 
     study = _load(storage, study_name)
-    numbers = queue.reclaim(study.storage, study.study_id)
+    numbers = losses.reclaim(study.storage, study.study_id)
     if numbers:
         print(f"study {study.name}: took back {', '.join(f'trial {number}' for number in numbers)}")
     else:

@@ -92,14 +92,14 @@ def find_ends(storage: Storage, study_id: int) -> tuple[Ends, str | None]:
         return ends, find_reason(ends, _reached(session, study_id)) if row.state == "ended" else None
 
 
-def end_if_reached(session: Session, study_id: int, ends: str) -> StudyState:
-    """End a running study if one of its ends is reached, and return its state.
+def end_if_reached(session: Session, study_id: int, state: StudyState, ends: str | None) -> StudyState:
+    """End a study that runs if one of its ends is reached, and return its state.
 
     Args:
-        ends: As in the study's row.
+        state: As in the study's row, like `ends`.
     """
-    if find_reason(_parse(ends), _reached(session, study_id)) is None:
-        return "running"
+    if state != "running" or not ends or find_reason(_parse(ends), _reached(session, study_id)) is None:
+        return state
     running = (StudyRow.study_id == study_id, StudyRow.state == "running")
     session.execute(update(StudyRow).where(*running).values(state="ended", changed_s=now_s()))
     return "ended"

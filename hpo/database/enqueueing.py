@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import queue, recipe_index, rungs, studies
+from hpo.database import attempt_rows, losses, recipe_index, rungs, studies
 from hpo.database.optuna_tables import (
     DASHBOARD_PREFIX,
     FIXED_PARAMS,
@@ -129,9 +129,9 @@ def _why_not(session: Session, study_id: int, number: int) -> str:
 
 def _put_back(session: Session, study_id: int, trial_id: int) -> None:
     """Put a failed trial back in the queue, and delete what says that it failed."""
-    queue.clear_progress(session, trial_id)
+    attempt_rows.clear_progress(session, trial_id)
     last = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.trial_id == trial_id))
-    mark = {"trial_id": trial_id, "key": queue.RETRIED, "value_json": json.dumps(last)}
+    mark = {"trial_id": trial_id, "key": losses.RETRIED, "value_json": json.dumps(last)}
     upsert(session, TrialSystemAttributeModel, [mark], ("trial_id", "key"))
     attributes, notes = TrialSystemAttributeModel, StudySystemAttributeModel
     session.execute(delete(attributes).where(attributes.trial_id == trial_id, attributes.key == RECORD))

@@ -8,35 +8,26 @@ own methods would need a transaction each, which is why its tables are written d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import ends, lent, recipe_index, rungs, studies, trial_rows
+from hpo.database import attempt_rows, ends, recipe_index, rungs, studies, trial_rows
 from hpo.database.attempt import (
-    LOSSES,
     Attempt,
-    Loss,
     LossKind,
     Outcome,
     Progress,
     WorkerId,
-    ended_message,
-    overtaken_message,
 )
 from hpo.database.copies import write_record
-from hpo.database.lent import LENT_S
-from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
-    COMPLETED_RUNG_PREFIX,
-    TrialIntermediateValueModel,
     TrialModel,
     TrialParamModel,
-    TrialSystemAttributeModel,
     utc_now,
 )
 from hpo.database.optuna_view import Draft, DraftParam
@@ -48,7 +39,6 @@ from hpo.database.studies import add_trial
 from hpo.database.tables import (
     UNCLAIMED,
     AttemptRow,
-    CurveRow,
     LentRow,
     StudyRow,
     delete_of_trials,
@@ -57,24 +47,12 @@ from hpo.database.tables import (
     now_s,
     require_study,
 )
-from hpo.errors import LeaseLost
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import DEFAULT_LEASE_S, StudyState
 
-LEASE_S = DEFAULT_LEASE_S
-
-STATE_AND_ENDS = (StudyRow.study_id, StudyRow.state, StudyRow.ends)
-
-MAX_LAPSES = 3
-"""How often a trial is retried after its worker vanished or its device failed without making progress, before the trial
-fails."""
-
-RETRIED = "hpo:retried"
-"""The trial's system attribute that holds the number of the last attempt before somebody put the failed trial back."""
-
 
 @retried
-def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LEASE_S) -> Attempt | None:
+def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = DEFAULT_LEASE_S) -> Attempt | None:
     """Return a trial of a study to one worker, unless the study is paused or stopped.
 
     A trial that was interrupted or enqueued comes first, then one that is promoted from its rung, then a new one while
@@ -101,7 +79,7 @@ def claim(storage: Storage, study_id: int, worker: WorkerId, lease_s: float = LE
 
 
 @retried
-def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = LEASE_S) -> StudyState:
+def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float = DEFAULT_LEASE_S) -> StudyState:
     """Extend the lease of an attempt, and note its progress.
 
     Returns:
@@ -112,7 +90,7 @@ def renew(storage: Storage, attempt: Attempt, progress: Progress, lease_s: float
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        return _hold(session, attempt, progress, lease_s)
+        return attempt_rows.hold(session, attempt, progress, lease_s)
 
 
 @retried
@@ -126,7 +104,7 @@ def write_draft(storage: Storage, attempt: Attempt, progress: Progress, draft: D
     if not draft.params and not draft.system_attrs:
         return
     with storage.transaction() as session:
-        _hold(session, attempt, progress)
+        attempt_rows.hold(session, attempt, progress)
         trial_rows.write_draft(session, attempt.trial_id, draft)
 
 
@@ -160,7 +138,7 @@ def write_params(
     """
     with storage.transaction() as session:
         study_id = recipe_index.lock_recipes(session, attempt.trial_id)
-        _hold(session, attempt, progress)
+        attempt_rows.hold(session, attempt, progress)
         assert study_id is not None, "an open attempt has a trial"
         recipe_index.add_missing_keys(session, study_id, key_of)
         holder = recipe_index.find_holder(session, study_id, key, besides=attempt.trial_id)
@@ -186,11 +164,11 @@ def withdraw(storage: Storage, attempt: Attempt, progress: Progress, why: str) -
     """
     with storage.transaction() as session:
         study_id = studies.lock_study_of(session, attempt.trial_id)
-        _hold_to_the_end(session, attempt, progress)
+        attempt_rows.hold_to_the_end(session, attempt, progress)
         assert study_id is not None, "an open attempt has a trial"
         tail = recipe_index.list_unsettled_tail(session, study_id)
         if attempt.trial_id not in tail:
-            _end_attempts(session, [attempt.attempt_id], "failed")
+            attempt_rows.end_attempts(session, [attempt.attempt_id], "failed")
             attrs = {"outcome": f"failed: {why}", "iterations": 0}
             trial_rows.write_outcome(session, attempt.trial_id, Outcome(state="failed", value=None, attrs=attrs))
         studies.remove_trials(session, study_id, tail)
@@ -203,7 +181,7 @@ def record(
     progress: Progress,
     points: Sequence[CurvePoint],
     values: Mapping[int, float],
-    lease_s: float = LEASE_S,
+    lease_s: float = DEFAULT_LEASE_S,
 ) -> StudyState:
     """Write curve points, and values for Optuna by step, for the trial of an attempt.
 
@@ -215,7 +193,7 @@ def record(
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        state = _hold(session, attempt, progress, lease_s)
+        state = attempt_rows.hold(session, attempt, progress, lease_s)
         trial_rows.write_points(session, attempt, points, values)
     return state
 
@@ -234,7 +212,7 @@ def reach_rung(
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold(session, attempt, progress)
+        attempt_rows.hold(session, attempt, progress)
         return rungs.enter_rung(session, attempt.trial_id, rung, value, promoted=promoted)
 
 
@@ -258,8 +236,8 @@ def finish(
     if outcome.state == "complete":  # whatever other clients write, this is what was measured
         progress = replace(progress, val_accuracy=outcome.value)
     with storage.transaction() as session:
-        _hold_to_the_end(session, attempt, progress)
-        _end_attempts(session, [attempt.attempt_id], outcome.state)
+        attempt_rows.hold_to_the_end(session, attempt, progress)
+        attempt_rows.end_attempts(session, [attempt.attempt_id], outcome.state)
         if outcome.state != "waiting":
             rungs.forget_rung(session, attempt.trial_id)
         if params:
@@ -279,69 +257,9 @@ def hand_back(storage: Storage, attempt: Attempt, progress: Progress, why: Liter
         StorageUnavailable: The database did not answer within its deadline.
     """
     with storage.transaction() as session:
-        _hold_to_the_end(session, attempt, progress)
-        _end_attempts(session, [attempt.attempt_id], why)
-        _put_back(session, attempt.trial_id)
-
-
-@retried
-def lose(storage: Storage, attempt: Attempt, progress: Progress, loss: Loss) -> bool:
-    """End an attempt whose device failed, and put its trial back in the queue, or fail it after too many.
-
-    Returns:
-        Whether the trial failed.
-
-    Raises:
-        LeaseLost: The attempt has already ended; nothing is written.
-        StorageUnavailable: The database did not answer within its deadline.
-    """
-    with storage.transaction() as session:
-        _hold_to_the_end(session, attempt, progress)
-        _end_attempts(session, [attempt.attempt_id], loss.kind)
-        return _fail_or_put_back(session, attempt.trial_id, loss.reason)
-
-
-@retried
-def reap(storage: Storage, study_id: int | None, lent_s: float = LENT_S) -> list[int]:
-    """Put trials back in the queue whose workers or clients gave no sign of life, or fail them after too many losses.
-
-    Any live process may call this at any time. An attempt whose trial another client has ended, or put back, ends too.
-
-    Args:
-        study_id: None for all studies.
-        lent_s: How long another client may keep a trial without writing anything for it.
-
-    Returns:
-        The numbers of these trials.
-    """
-    with storage.transaction() as session:
-        over = session.execute(
-            select(AttemptRow.attempt_id, AttemptRow.trial_id, TrialModel.number)
-            .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
-            .where(*([] if study_id is None else [TrialModel.study_id == study_id]))
-            .where(AttemptRow.ended_s.is_(None))
-            .where(or_(AttemptRow.lease_until_s < now_s(), TrialModel.state != TrialState.RUNNING))
-            .with_for_update(of=AttemptRow, skip_locked=True)
-        ).all()
-        lapsed = [row for row in over if _is_running(session, row.trial_id)]
-        _end_attempts(session, [row.attempt_id for row in over if row not in lapsed], "overtaken")
-        _end_attempts(session, [row.attempt_id for row in lapsed], "lapsed")
-        for row in lapsed:
-            _fail_or_put_back(session, row.trial_id, "its worker vanished")
-        overdue = lent.find_overdue(session, study_id, lent_s)
-        for trial_id in overdue:
-            _take_back(session, trial_id)
-    return [*(row.number for row in lapsed), *overdue.values()]
-
-
-@retried
-def reclaim(storage: Storage, study_id: int) -> list[int]:
-    """Put the trials of a study that other clients have asked for back in the queue, and return their numbers."""
-    with storage.transaction() as session:
-        trials = lent.find_lent(session, study_id)
-        for trial in trials:
-            _take_back(session, trial.trial_id)
-    return [trial.number for trial in trials]
+        attempt_rows.hold_to_the_end(session, attempt, progress)
+        attempt_rows.end_attempts(session, [attempt.attempt_id], why)
+        attempt_rows.put_back(session, attempt.trial_id)
 
 
 def _choose(session: Session, study_id: int, target: int, worker: WorkerId, *, begins: bool) -> tuple[int, int] | None:
@@ -388,7 +306,7 @@ def _open_attempt(session: Session, trial_id: int, trial_number: int, worker: Wo
         AttemptRow.trial_id == trial_id
     )
     before = session.execute(attempts).all()
-    _end_attempts(session, [row.attempt_id for row in before if row.ended_s is None], "overtaken")
+    attempt_rows.end_attempts(session, [row.attempt_id for row in before if row.ended_s is None], "overtaken")
     row = AttemptRow(
         trial_id=trial_id,
         number=max((row.number for row in before), default=0) + 1,
@@ -425,131 +343,7 @@ def _lock_study(session: Session, study_id: int) -> tuple[StudyState, int, int]:
         require_study(session, study_id)
         return UNCLAIMED, 0, 0
     state, given, target, parked_now = row
-    return _end_if_reached(session, study_id, state, given), target, parked_now
-
-
-def _hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float | None = None) -> StudyState:
-    """Make sure that an attempt is open, and keep it open until the transaction ends, or for `lease_s`.
-
-    Returns:
-        The state of its study, read in the same statement; a study that has reached an end is ended.
-
-    Raises:
-        LeaseLost: The attempt has ended, or ended by another clients trial.
-    """
-    lease = {} if lease_s is None else {"lease_until_s": now_s() + lease_s}
-    study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
-    of_study = [select(column).where(StudyRow.study_id == study).scalar_subquery() for column in STATE_AND_ENDS]
-    still_open = (AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
-    running = exists().where(TrialModel.trial_id == attempt.trial_id, TrialModel.state == TrialState.RUNNING)
-    held = session.execute(
-        update(AttemptRow)
-        .where(*still_open, running)
-        .values(**asdict(progress), **lease)
-        .returning(*of_study)
-        .execution_options(synchronize_session=False)
-    ).first()
-    if held is None:
-        overtaken = session.execute(select(AttemptRow.attempt_id).where(*still_open)).first()
-        raise LeaseLost(overtaken_message(attempt) if overtaken else ended_message(attempt))
-    study_id, state, given = held
-    return _end_if_reached(session, study_id, state or UNCLAIMED, given)
-
-
-def _end_if_reached(session: Session, study_id: int, state: StudyState, given: str | None) -> StudyState:
-    return ends.end_if_reached(session, study_id, given) if state == "running" and given else state
-
-
-def _hold_to_the_end(session: Session, attempt: Attempt, progress: Progress) -> None:
-    """Make sure that an attempt is open, and that no other client changes its trial until the transaction ends.
-
-    Raises:
-        LeaseLost: The attempt has ended, or ended by another clients trial.
-    """
-    _hold(session, attempt, progress)
-    if not _is_running(session, attempt.trial_id):
-        raise LeaseLost(overtaken_message(attempt))
-
-
-def _is_running(session: Session, trial_id: int) -> bool:
-    """Return whether a trial runs, which stays so until the transaction ends."""
-    running = (TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
-    return session.execute(select(TrialModel.trial_id).where(*running).with_for_update()).first() is not None
-
-
-def _end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:
-    session.execute(
-        update(AttemptRow).where(AttemptRow.attempt_id.in_(attempt_ids)).values(ended_s=now_s(), outcome=outcome)
-    )
-
-
-def clear_progress(session: Session, trial_id: int) -> None:
-    """Delete what a trial has reported since it began, but not its parameters and attempts."""
-    rungs.forget_rung(session, trial_id)
-    # Reported values go too: the next attempt reports them again, and a pruner must not see the future.
-    delete_of_trials(session, [trial_id], (LentRow, CurveRow, TrialIntermediateValueModel))
-    notes = TrialSystemAttributeModel
-    session.execute(delete(notes).where(notes.trial_id == trial_id, notes.key.startswith(COMPLETED_RUNG_PREFIX)))
-
-
-def _put_back(session: Session, trial_id: int) -> None:
-    clear_progress(session, trial_id)
-    session.execute(
-        update(TrialModel)
-        .where(TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
-        .values(state=TrialState.WAITING)
-    )
-
-
-def _take_back(session: Session, trial_id: int) -> None:
-    """Put a lent trial back in the queue, without the parameters that another client has drawn for it."""
-    if session.scalar(select(AttemptRow.attempt_id).where(AttemptRow.trial_id == trial_id).limit(1)) is None:
-        delete_of_trials(session, [trial_id], (TrialParamModel,))
-    _put_back(session, trial_id)
-
-
-def _fail_or_put_back(session: Session, trial_id: int, last: str) -> bool:
-    """Put a trial whose attempt was lost back in the queue, or fail it after too many; return whether it failed.
-
-    Args:
-        last: Why the last attempt was lost.
-    """
-    notes = TrialSystemAttributeModel
-    retried_at = session.scalar(select(notes.value_json).where(notes.trial_id == trial_id, notes.key == RETRIED))
-    attempts = session.execute(
-        select(AttemptRow.outcome, AttemptRow.iteration)
-        .where(AttemptRow.trial_id == trial_id, AttemptRow.number > int(retried_at or 0))
-        .order_by(AttemptRow.number)
-    ).all()
-    lapses, deepest = count_lapses([(row.outcome, row.iteration) for row in attempts])
-    if lapses <= MAX_LAPSES:
-        _put_back(session, trial_id)
-        return False
-    rungs.forget_rung(session, trial_id)
-    reason = f"{lapses} attempts were lost without getting past iteration {deepest}; the last: {last}"
-    note = note_attrs(f"**Failed: {reason}.**", trial_id)
-    attrs = {"outcome": f"failed: {reason}", "iterations": deepest}
-    trial_rows.write_outcome(
-        session, trial_id, Outcome(state="failed", value=None, attrs=attrs, study_system_attrs=note)
-    )
-    return True
-
-
-def count_lapses(attempts: Iterable[tuple[str | None, int]]) -> tuple[int, int]:
-    """Count the attempts that were lost, with their worker or device, since one last got further than all earlier ones.
-
-    Args:
-        attempts: The outcome and the last iteration of each, the oldest first.
-
-    Returns:
-        The count, and the furthest iteration.
-    """
-    lapses = deepest = 0
-    for outcome, iteration in attempts:
-        if iteration > deepest:
-            lapses, deepest = 0, iteration
-        lapses += outcome in LOSSES
-    return lapses, deepest
+    return ends.end_if_reached(session, study_id, state, given), target, parked_now
 
 
 def _rows(result: Any) -> int:

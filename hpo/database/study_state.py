@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
-from hpo.database import overview, queue
+from hpo.database import losses, overview
 from hpo.database.optuna_tables import StudyModel, TrialModel
 from hpo.database.overview import Counts
 from hpo.database.retry import retried
@@ -127,7 +127,7 @@ def stop(storage: Storage, study_id: int, name: str, *, finish: bool, timeout_s:
                 f"after {timeout_s:g} s: {', '.join(left)}"
             )
         time.sleep(STOP_POLL_S)
-        queue.reap(storage, study_id)
+        losses.reap(storage, study_id)
     finished = _count_finished(storage, study_id, before)
     return Stopped(handed_back=len(before) - finished, finished=finished, counts=overview.count(storage, study_id))
 

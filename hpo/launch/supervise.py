@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpo.database import overview, queue
+from hpo.database import losses, overview
 from hpo.database.overview import Counts
 from hpo.errors import StudyFailed
 from hpo.study import Study, is_hopeless
@@ -117,7 +117,7 @@ class Workers:
             while not stop:
                 self.require_answer()
                 ends = {place: place.poll() for place in self._left}
-                queue.reap(self.study.storage, self.study.study_id)
+                losses.reap(self.study.storage, self.study.study_id)
                 counts = overview.count(self.study.storage, self.study.study_id)
                 on_poll(counts, waiting_note([place.waits() for place in self._left]))
                 if counts.waiting + counts.running == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hpo import study as studies
-from hpo.database import overview, queue, study_state
+from hpo.database import losses, overview, study_state
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
 from hpo.database.study_state import StudyLoad
@@ -122,7 +122,7 @@ class StudyRotation:
         with registered(stop, registration):
             while not stop:
                 registration.show()
-                queue.reap(self.storage, None)
+                losses.reap(self.storage, None)
                 loads = study_state.list_study_loads(self.storage, self.only)
                 self._forget_all_but({key_of(load) for load in loads})
                 order = turn_order(loads, self._refused, self._last_turns)

@@ -15,14 +15,14 @@ from typing import Never, Self
 import optuna
 
 from hpo.artifacts import Artifacts
-from hpo.database import queue
+from hpo.database import losses, queue
 from hpo.database.attempt import Attempt, Loss, Outcome, Progress
 from hpo.database.optuna_view import DraftParam
 from hpo.errors import DeviceLost, LeaseLost, StorageUnavailable
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint
 from hpo.sampling import sample
-from hpo.settings import PROMOTING
+from hpo.settings import DEFAULT_LEASE_S, PROMOTING
 from hpo.study import Study
 from hpo.worker.publish import delete_figures, publish_note_and_figure
 from hpo.worker.registration import beat_s
@@ -63,7 +63,7 @@ class TrialSupervisor:
         study: Study,
         attempt: Attempt,
         stop: StopSignal,
-        lease_s: float = queue.LEASE_S,
+        lease_s: float = DEFAULT_LEASE_S,
         write_every_s: float = WRITE_EVERY_S,
         hang_limits: HangLimits = DEFAULT_HANG_LIMITS,
         clock: Callable[[], float] = time.monotonic,
@@ -158,7 +158,7 @@ class TrialSupervisor:
         """End the attempt without its trial, so that the trial is given out again; log what the database refuses."""
         try:
             self.require_open()
-            queue.lose(self.study.storage, self.attempt, self.progress, loss)
+            losses.lose(self.study.storage, self.attempt, self.progress, loss)
         except LeaseLost as error:
             log.warning("%s", error)
         except StorageUnavailable as error:

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from hpo.artifacts import Artifacts
-from hpo.database import overview, queue, rungs, study_state
+from hpo.database import losses, overview, queue, rungs, study_state
 from hpo.database.attempt import Attempt, FinalState, Loss, Outcome, WorkerId
 from hpo.database.overview import Counts
 from hpo.errors import BadInput, DeviceLost, LeaseLost, RecipeRefused, StorageUnavailable, StudyFailed
 from hpo.masking import mask_secrets
 from hpo.recipes.comparison import Comparison
-from hpo.settings import PROMOTING, StudySettings
+from hpo.settings import DEFAULT_LEASE_S, PROMOTING, StudySettings
 from hpo.study import Study, is_hopeless
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
@@ -50,7 +50,7 @@ class WorkerConfig:
     checkpoints: Checkpoints | None = None
     artifacts: Artifacts | None = None
     at_end: AtEnd | None = None
-    lease_s: float = queue.LEASE_S
+    lease_s: float = DEFAULT_LEASE_S
 
 
 def work(
@@ -60,7 +60,7 @@ def work(
     data_dir: Path,
     stop: StopSignal,
     checkpoints: Checkpoints | None = None,
-    lease_s: float = queue.LEASE_S,
+    lease_s: float = DEFAULT_LEASE_S,
     artifacts: Artifacts | None = None,
     at_end: AtEnd | None = None,
 ) -> int:
@@ -123,7 +123,7 @@ def _work(
     backoff = IdleBackoff(beat_s(config.lease_s))
     while not stop:
         registration.show()
-        queue.reap(study.storage, study.study_id)
+        losses.reap(study.storage, study.study_id)
         attempt = claim_or_end(study, registration.worker, config.lease_s)
         if attempt is not None:
             backoff.end()
@@ -209,7 +209,7 @@ def is_error(outcome: Outcome | Blocked | Loss) -> bool:
 def _end(supervisor: TrialSupervisor, outcome: Outcome | Blocked | Loss, config: WorkerConfig) -> FinalState | None:
     storage, attempt = supervisor.study.storage, supervisor.attempt
     if isinstance(outcome, Loss):
-        return "failed" if queue.lose(storage, attempt, supervisor.progress, outcome) else None
+        return "failed" if losses.lose(storage, attempt, supervisor.progress, outcome) else None
     if not isinstance(outcome, Outcome):
         queue.hand_back(storage, attempt, supervisor.progress, outcome)
         return None

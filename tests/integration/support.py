@@ -12,15 +12,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from sqlalchemy import MetaData, select
 
 from hpo import study
 from hpo.database import overview, queue
 from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
+from hpo.database.optuna_tables import TrialModel
 from hpo.database.storage import Storage
 from hpo.errors import HpoError
+from hpo.recipes.schedule import CurvePoint
 from hpo.sampling import sample
-from hpo.settings import StudySettings
+from hpo.settings import DEFAULT_LEASE_S, StudySettings
 
 START_S = 120.0  # to import torch on a busy machine
 PROCESSES_S = 60.0  # the machine may be busy
@@ -64,6 +67,14 @@ SETTINGS = StudySettings(
 PROMOTING = replace(SETTINGS, sampler="random", pruner="asha")
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
 NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
+PROCESSES = 4  # that a test starts at once
+LAPSED = -1.0  # a lease that is over when it begins: no test has to wait
+HALFWAY = Progress(iteration=16, trained_iterations=16, val_accuracy=0.5)
+POINTS = (
+    CurvePoint(iteration=8, train_loss=2.0, val_loss=1.9, val_accuracy=0.25),
+    CurvePoint(iteration=16, train_loss=1.5, val_loss=1.25, val_accuracy=0.5),
+)
+VALUES = {8: 0.25, 16: 0.5}
 
 
 def in_processes(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -94,7 +105,7 @@ def make_study(storage: Storage, total: int, settings: StudySettings = SETTINGS)
     return study.continue_or_create(storage, "small", settings, total)
 
 
-def claim(made: study.Study, lease_s: float = queue.LEASE_S) -> Attempt:
+def claim(made: study.Study, lease_s: float = DEFAULT_LEASE_S) -> Attempt:
     """Claim the oldest waiting trial, which there must be."""
     attempt = queue.claim(made.storage, made.study_id, WORKER, lease_s)
     assert attempt is not None
@@ -167,3 +178,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def states(made: study.Study) -> list[tuple[int, TrialState]]:
+    """List number and state of the trials as another process would see them."""
+    with made.storage.engine.connect() as connection:
+        trials = TrialModel
+        rows = connection.execute(select(trials.number, trials.state).where(trials.study_id == made.study_id))
+        return sorted((number, state) for number, state in rows)

@@ -9,7 +9,7 @@ import pytest
 
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import queue, removal, study_state
+from hpo.database import losses, queue, removal, study_state
 from hpo.database.attempt import Attempt, Outcome, Progress
 from hpo.database.ends import Ends, find_ends
 from hpo.database.storage import Storage
@@ -58,7 +58,7 @@ def test_trials_of_other_studies_and_lost_attempts_count_where_they_belong(stora
     made = give(storage, budget=100)
     lost = claim(made, lease_s=-1)
     queue.renew(storage, lost, trained(70), lease_s=-1)
-    assert queue.reap(storage, made.study_id) == [0]
+    assert losses.reap(storage, made.study_id) == [0]
 
     again = claim(made)
     assert queue.renew(storage, again, trained(29)) == "running"

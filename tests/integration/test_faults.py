@@ -24,11 +24,12 @@ from sqlalchemy import select
 
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue
+from hpo.database import losses, overview
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage, open_storage
 from hpo.database.tables import CheckpointRow
 from hpo.errors import StudyFailed
+from hpo.settings import DEFAULT_LEASE_S
 from hpo.training.train import Training
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
@@ -71,7 +72,7 @@ def start_worker(url: str, folder: Path) -> BaseProcess:
     return process
 
 
-def work_here(made: study.Study, folder: Path, lease_s: float = queue.LEASE_S) -> int:
+def work_here(made: study.Study, folder: Path, lease_s: float = DEFAULT_LEASE_S) -> int:
     checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
     return work(made, device=CPU, data_dir=folder, stop=StopSignal(), checkpoints=checkpoints, lease_s=lease_s)
 
@@ -130,7 +131,7 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_o
     assert sleeper.pid is not None
     os.kill(sleeper.pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: queue.reap(storage, made.study_id), FINISH_S, "a lease that is over")
+        wait_until(lambda: losses.reap(storage, made.study_id), FINISH_S, "a lease that is over")
         assert work_here(made, tmp_path) == 1
         before = load_all_of_trials(storage)
     finally:

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue, study_state
+from hpo.database import losses, overview, queue, study_state
 from hpo.database.attempt import Attempt, Outcome
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
@@ -108,13 +108,13 @@ def test_a_trial_that_a_client_asks_for_is_lent_until_it_is_taken_back(
     for running in overview.list_running(made.storage, made.study_id):
         assert running.trial_number != lent.number
     if how == "its lease is over":
-        assert queue.reap(made.storage, made.study_id, lent_s=-1) == [], "it begins when the trial is first seen"
+        assert losses.reap(made.storage, made.study_id, lent_s=-1) == [], "it begins when the trial is first seen"
         lent.set_user_attr("I am", "alive")
-        assert queue.reap(made.storage, made.study_id, lent_s=-1) == []
-        assert queue.reap(made.storage, made.study_id, lent_s=-1) == [lent.number]
+        assert losses.reap(made.storage, made.study_id, lent_s=-1) == []
+        assert losses.reap(made.storage, made.study_id, lent_s=-1) == [lent.number]
     else:
-        assert queue.reclaim(made.storage, made.study_id) == [lent.number]
-    assert queue.reclaim(made.storage, made.study_id) == []
+        assert losses.reclaim(made.storage, made.study_id) == [lent.number]
+    assert losses.reclaim(made.storage, made.study_id) == []
 
     assert count(made).lent == 0
     again = claim(made)
@@ -310,7 +310,7 @@ def test_an_attempt_whose_trial_was_ended_by_a_client_writes_nothing_more(
         with pytest.raises(LeaseLost, match="trial 0: ended by another client, or put it back in the queue"):
             write()
 
-    assert queue.reap(made.storage, made.study_id) == []
+    assert losses.reap(made.storage, made.study_id) == []
     assert [(trial.state, trial.value) for trial in theirs.trials] == [(TrialState.COMPLETE, 0.25)]
     with pytest.raises(LeaseLost, match="attempt 1 has ended"):
         queue.renew(made.storage, attempt, NOTHING)

@@ -19,12 +19,13 @@ from sqlalchemy import update
 
 from hpo import study
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue, retry
+from hpo.database import losses, overview, queue, retry
 from hpo.database.overview import Counts
 from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.errors import HpoError, StorageUnavailable
+from hpo.settings import DEFAULT_LEASE_S
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
@@ -60,7 +61,7 @@ def url(postgresql: PostgreSQL) -> str:
     return postgresql.make_database()
 
 
-def train(made: study.Study, folder: Path, lease_s: float = queue.LEASE_S) -> int:
+def train(made: study.Study, folder: Path, lease_s: float = DEFAULT_LEASE_S) -> int:
     checkpoints = Checkpoints(made.storage, open_artifacts(str(folder / "artifacts")))
     return work(made, device=CPU, data_dir=folder, stop=StopSignal(), checkpoints=checkpoints, lease_s=lease_s)
 
@@ -229,7 +230,7 @@ def test_what_was_retried_during_an_outage_is_left_alone_by_the_worker_that_come
         def retry() -> None:
             wait_until(lambda: dump(direct)["hpo_curve_points"], START_S, "a trial that trains")
             proxy.cut("reset")
-            wait_until(lambda: queue.reap(direct, made.study_id), START_S, "a lease that is over")
+            wait_until(lambda: losses.reap(direct, made.study_id), START_S, "a lease that is over")
             attempt = queue.claim(direct, made.study_id, WORKER)
             assert attempt is not None
             complete(made, attempt, 0.25)

@@ -19,7 +19,7 @@ from PIL import Image
 from sqlalchemy import update
 
 from hpo.artifacts import Artifacts, open_artifacts
-from hpo.database import queue
+from hpo.database import losses, queue
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow
 from hpo.study import Study, continue_or_create
@@ -184,9 +184,9 @@ def test_a_trial_that_failed_has_a_note_that_says_why(
 
 def test_a_trial_whose_workers_vanished_has_a_note_too(storage: Storage) -> None:
     made = make_study(storage, 1)
-    for _ in range(queue.MAX_LAPSES + 1):
+    for _ in range(losses.MAX_LAPSES + 1):
         claim(made, lease_s=-1)
-        queue.reap(storage, made.study_id)
+        losses.reap(storage, made.study_id)
 
     trial = finished_trial(made)
     assert (trial.state, note_of(made, trial)) == (

@@ -13,22 +13,26 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import select
 
 from hpo import study
-from hpo.database import overview, queue, studies
-from hpo.database.attempt import Attempt, Loss, Outcome, Progress, WorkerId
-from hpo.database.optuna_tables import FIXED_PARAMS, RECORD, TrialModel
-from hpo.database.overview import Counts, Running
+from hpo.database import losses, overview, queue, studies
+from hpo.database.attempt import Attempt, Loss, Outcome, WorkerId
+from hpo.database.optuna_tables import FIXED_PARAMS, RECORD
+from hpo.database.overview import Counts
 from hpo.database.recipe_index import RECIPE_KEY
 from hpo.database.storage import Storage, open_storage
 from hpo.errors import LeaseLost, StudyMismatch, StudyNotFound
 from hpo.recipes.schedule import CurvePoint
 from hpo.settings import StudySettings
 from tests.integration.support import (
+    HALFWAY,
+    LAPSED,
     NOTHING,
+    POINTS,
+    PROCESSES,
     PROCESSES_S,
     SETTINGS,
+    VALUES,
     WORKER,
     claim,
     complete,
@@ -36,18 +40,11 @@ from tests.integration.support import (
     in_processes,
     list_attempts,
     make_study,
+    states,
     suggest,
     wait_until,
 )
 
-PROCESSES = 4
-LAPSED = -1.0  # a lease that is over when it begins: no test has to wait
-HALFWAY = Progress(iteration=16, trained_iterations=16, val_accuracy=0.5)
-POINTS = (
-    CurvePoint(iteration=8, train_loss=2.0, val_loss=1.9, val_accuracy=0.25),
-    CurvePoint(iteration=16, train_loss=1.5, val_loss=1.25, val_accuracy=0.5),
-)
-VALUES = {8: 0.25, 16: 0.5}
 FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
 LOSS = Loss(kind="device lost", reason="device cuda:0: CUDA error")
 
@@ -66,7 +63,7 @@ WRITES: dict[str, Callable[[Storage, Attempt], object]] = {
     "record": lambda storage, attempt: queue.record(storage, attempt, HALFWAY, POINTS, VALUES),
     "finish": lambda storage, attempt: queue.finish(storage, attempt, HALFWAY, FAILED),
     "hand_back": lambda storage, attempt: queue.hand_back(storage, attempt, HALFWAY, "stopped"),
-    "lose": lambda storage, attempt: queue.lose(storage, attempt, HALFWAY, LOSS),
+    "lose": lambda storage, attempt: losses.lose(storage, attempt, HALFWAY, LOSS),
 }
 
 
@@ -184,7 +181,7 @@ def test_a_smaller_total_takes_away_no_trial_that_was_begun(storage: Storage) ->
     studies.set_target(storage, made.study_id, 1, first={})
     assert overview.count(storage, made.study_id).waiting == 0
     assert queue.claim(storage, made.study_id, WORKER) is None
-    assert _states(made) == [*enumerate(begun)]
+    assert states(made) == [*enumerate(begun)]
 
     studies.set_target(storage, made.study_id, 4, first={})
     assert [claim(made).trial_number, queue.claim(storage, made.study_id, WORKER)] == [3, None]
@@ -207,7 +204,7 @@ def test_a_waiting_trial_before_one_that_was_begun_stays(storage: Storage) -> No
 
     studies.set_target(storage, made.study_id, 1, first={})
 
-    assert _states(made) == [(0, TrialState.WAITING), (1, TrialState.COMPLETE)]
+    assert states(made) == [(0, TrialState.WAITING), (1, TrialState.COMPLETE)]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -249,73 +246,6 @@ def test_a_study_hands_out_no_trial_of_another(storage: Storage, made: study.Stu
     assert overview.count(storage, made.study_id) == Counts(waiting=3)
 
 
-def test_a_lapsed_trial_goes_back_under_its_number_with_its_parameters(storage: Storage, made: study.Study) -> None:
-    claim(made)
-    attempt = claim(made, LAPSED)
-    params = suggest(made, attempt)
-    queue.record(storage, attempt, HALFWAY, POINTS, VALUES, LAPSED)
-
-    assert queue.reap(storage, made.study_id) == [1]
-
-    trial = made.trials()[1]
-    assert (trial.number, trial.state, trial.params) == (1, TrialState.WAITING, params)
-    assert trial.intermediate_values == {}
-    assert overview.load_curve(storage, attempt.trial_id) == []
-    assert overview.count(storage, made.study_id) == Counts(running=1, waiting=2)
-    again = claim(made)
-    assert (again.trial_id, again.trial_number, again.number) == (attempt.trial_id, 1, 2)
-    assert suggest(made, again) == params
-
-
-def test_a_lease_that_has_not_run_out_is_not_reaped(storage: Storage, made: study.Study) -> None:
-    claim(made, lease_s=30.0)
-    before = dump(storage)
-    assert queue.reap(storage, made.study_id) == []
-    assert dump(storage) == before
-
-
-def test_a_lease_runs_by_the_databases_clock(storage: Storage, made: study.Study) -> None:
-    # No process has waited here, and none has compared the times with a clock of its own.
-    late, early = claim(made, LAPSED), claim(made, lease_s=30.0)
-    assert queue.reap(storage, made.study_id) == [late.trial_number]
-    queue.renew(storage, early, HALFWAY, LAPSED)
-    assert queue.reap(storage, made.study_id) == [early.trial_number]
-
-
-def test_a_renewed_lease_is_not_reaped(storage: Storage, made: study.Study) -> None:
-    attempt = claim(made, LAPSED)
-    queue.renew(storage, attempt, HALFWAY)
-    assert queue.reap(storage, made.study_id) == []
-    assert overview.list_running(storage, made.study_id) == [
-        Running(worker="host:1", host="host", device="cpu", trial_number=0, iteration=16, val_accuracy=0.5)
-    ]
-
-
-def test_a_study_is_reaped_without_touching_another(storage: Storage, made: study.Study) -> None:
-    other = study.continue_or_create(storage, "other", SETTINGS, 1)
-    claim(other, LAPSED)
-    assert queue.reap(storage, made.study_id) == []
-    assert overview.count(storage, other.study_id) == Counts(running=1)
-
-
-def test_several_processes_reap_a_trial_once(storage_url: str, storage: Storage) -> None:
-    made = make_study(storage, 12)
-    for _ in range(12):
-        claim(made, LAPSED)
-
-    reaped = in_processes(_reap, [(storage_url, made.study_id)] * PROCESSES)
-
-    assert sorted(number for numbers in reaped for number in numbers) == list(range(12))
-    assert overview.count(storage, made.study_id) == Counts(waiting=12)
-
-
-def _reap(url: str, study_id: int) -> list[int]:
-    storage = open_storage(url)
-    reaped = queue.reap(storage, study_id)
-    storage.close()
-    return reaped
-
-
 @pytest.mark.parametrize("since", ["reaped", "claimed by another", "finished by another", "handed back", "finished"])
 def test_an_attempt_that_has_ended_cannot_write(storage: Storage, made: study.Study, since: str) -> None:
     attempt = claim(made, LAPSED)
@@ -325,7 +255,7 @@ def test_an_attempt_that_has_ended_cannot_write(storage: Storage, made: study.St
     elif since == "finished":
         complete(made, attempt, 0.75)
     else:
-        assert queue.reap(storage, made.study_id) == [0]
+        assert losses.reap(storage, made.study_id) == [0]
     if since == "claimed by another":
         assert claim(made).trial_number == 0
     if since == "finished by another":
@@ -337,82 +267,6 @@ def test_an_attempt_that_has_ended_cannot_write(storage: Storage, made: study.St
             write(storage, attempt)
         assert str(lost.value) == "trial 0: attempt 1 has ended; another may be under way"
         assert dump(storage) == before
-
-
-def test_a_trial_whose_workers_keep_vanishing_fails_with_the_reason(storage: Storage, made: study.Study) -> None:
-    for attempt in range(1, queue.MAX_LAPSES + 1):
-        assert claim(made, LAPSED).number == attempt
-        assert queue.reap(storage, made.study_id) == [0]
-        assert made.trials()[0].state == TrialState.WAITING
-    claim(made, LAPSED)
-    assert queue.reap(storage, made.study_id) == [0]
-
-    trial = made.trials()[0]
-    assert (trial.state, trial.value) == (TrialState.FAIL, None)
-    assert trial.user_attrs["outcome"] == (
-        "failed: 4 attempts were lost without getting past iteration 0; the last: its worker vanished"
-    )
-    assert trial.datetime_complete is not None
-    assert overview.count(storage, made.study_id) == Counts(failed=1, waiting=2)
-    assert claim(made).trial_number == 1
-
-
-def claim_on(made: study.Study, device: str) -> Attempt:
-    """Claim as a worker on another device: one that has lost a trial is given the others first."""
-    attempt = queue.claim(made.storage, made.study_id, replace(WORKER, device=device))
-    assert attempt is not None
-    return attempt
-
-
-def test_a_trial_whose_devices_keep_failing_is_given_out_again_and_fails_at_the_fourth_with_the_reason(
-    storage: Storage, made: study.Study
-) -> None:
-    params = suggest(made, claim(made, LAPSED))
-    assert queue.reap(storage, made.study_id) == [0]
-    for kind in ("device lost", "hung"):
-        attempt = claim_on(made, kind)
-        assert not queue.lose(storage, attempt, NOTHING, replace(LOSS, kind=kind))
-        assert _states(made)[0] == (0, TrialState.WAITING)
-        assert made.trials()[0].params == params
-    attempt = claim_on(made, "a third device")
-    assert queue.lose(storage, attempt, NOTHING, LOSS)
-
-    trial = made.trials()[0]
-    assert (trial.state, trial.params) == (TrialState.FAIL, params)
-    assert trial.user_attrs["outcome"] == (
-        "failed: 4 attempts were lost without getting past iteration 0; the last: device cuda:0: CUDA error"
-    )
-    assert [row["outcome"] for row in list_attempts(storage)] == ["lapsed", "device lost", "hung", "device lost"]
-
-
-def test_a_trial_that_a_device_lost_is_given_out_elsewhere_first(storage: Storage, made: study.Study) -> None:
-    queue.lose(storage, claim(made), NOTHING, LOSS)
-    others = [replace(WORKER, device="cuda:1"), replace(WORKER, host="other")]
-
-    assert claim(made).trial_number == 1
-    for other in others:
-        attempt = queue.claim(storage, made.study_id, other)
-        assert attempt is not None
-        assert attempt.trial_number == 0
-        queue.hand_back(storage, attempt, NOTHING, "stopped")
-    assert [claim(made).trial_number, claim(made).trial_number] == [2, 0], "rather here than nowhere"
-
-
-def test_a_device_that_fails_later_each_time_costs_no_trial(storage: Storage, made: study.Study) -> None:
-    for iteration in range(1, 2 * queue.MAX_LAPSES):
-        attempt = claim_on(made, f"cuda:{iteration}")
-        assert attempt.trial_number == 0
-        assert not queue.lose(storage, attempt, replace(HALFWAY, iteration=iteration), LOSS)
-    assert _states(made)[0] == (0, TrialState.WAITING)
-
-
-def test_handing_back_spends_no_retry(storage: Storage, made: study.Study) -> None:
-    for _ in range(2 * queue.MAX_LAPSES):
-        queue.hand_back(storage, claim(made), NOTHING, "stopped")
-    for _ in range(queue.MAX_LAPSES):
-        claim(made, LAPSED)
-        queue.reap(storage, made.study_id)
-    assert _states(made)[0] == (0, TrialState.WAITING)
 
 
 def test_a_trial_that_is_handed_back_keeps_its_parameters_and_forgets_its_curve(
@@ -571,7 +425,7 @@ def test_a_study_that_is_deleted_under_its_workers_is_missed_by_name(
     for ask in (lambda: queue.claim(storage, made.study_id, WORKER), lambda: overview.count(storage, made.study_id)):
         with pytest.raises(StudyNotFound, match="no longer exists: it was deleted or renamed"):
             ask()
-    assert queue.reap(storage, made.study_id) == []
+    assert losses.reap(storage, made.study_id) == []
     for write in WRITES.values():
         with pytest.raises(LeaseLost):
             write(storage, attempt)
@@ -609,14 +463,6 @@ def _delete_with_optuna_alone(url: str, name: str) -> None:
     backend = RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
     optuna.delete_study(study_name=name, storage=backend)
     backend.engine.dispose()
-
-
-def _states(made: study.Study) -> list[tuple[int, TrialState]]:
-    """List number and state of the trials as another process would see them."""
-    with made.storage.engine.connect() as connection:
-        trials = TrialModel
-        rows = connection.execute(select(trials.number, trials.state).where(trials.study_id == made.study_id))
-        return sorted((number, state) for number, state in rows)
 
 
 def _without_leases(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:

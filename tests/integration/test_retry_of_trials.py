@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study
-from hpo.database import enqueueing, overview, queue
+from hpo.database import enqueueing, losses, overview, queue
 from hpo.database.attempt import Attempt, Loss, Outcome
 from hpo.database.storage import Storage
 from hpo.errors import BadInput
@@ -47,7 +47,7 @@ def fail(made: study.Study, attempt: Attempt, state: str = "failed") -> None:
 
 def lose_until_it_fails(made: study.Study) -> int:
     attempts = 1
-    while not queue.lose(made.storage, claim(made), NOTHING, LOST):
+    while not losses.lose(made.storage, claim(made), NOTHING, LOST):
         attempts += 1
     return attempts
 
@@ -74,7 +74,7 @@ def test_failed_trials_go_back_with_their_parameters_and_their_losses_count_anew
     assert (attempt.trial_number, attempt.number, suggest(made, attempt)) == (1, 2, failed.params)
     complete(made, attempt, 0.75)
     assert [(trial.number, trial.value) for trial in seen(made)] == [(0, 0.5), (1, 0.75)]
-    assert lose_until_it_fails(made) == queue.MAX_LAPSES + 1
+    assert lose_until_it_fails(made) == losses.MAX_LAPSES + 1
     assert retry(made, 2) == [2]
     assert retry(made) == []
     assert study.best(made).trial == 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from optuna.trial import TrialState
 
 from hpo import study
-from hpo.database import overview, queue, rungs, study_state
+from hpo.database import losses, overview, queue, rungs, study_state
 from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
 from hpo.database.optuna_view import OptunaView
 from hpo.database.overview import Counts
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_at_a_rung_before_its_trial_waits_costs_nothing(stora
     assert attempt is not None
     assert not queue.reach_rung(storage, attempt, NOTHING, 1, 0.5, promoted=False)
 
-    assert queue.reap(storage, made.study_id) == [0]
+    assert losses.reap(storage, made.study_id) == [0]
 
     assert overview.count(storage, made.study_id) == Counts(waiting=2)
     assert dump(storage)["hpo_rungs"] == []

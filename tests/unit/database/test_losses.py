@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.database.queue import count_lapses
+from hpo.database.losses import count_lapses
 
 
 @pytest.mark.parametrize(
