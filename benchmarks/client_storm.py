@@ -115,21 +115,18 @@ class Storm:
             after.set_user_attr(key, value if key in ("their own", "trials") else self.settings.to_attrs()[key])
         optuna.delete_study(study_name=before.study_name, storage=self.client)
         self.made = studies.continue_or_create(self.storage, self.name, self.settings, ENDLESS)
-        for worker in self.workers:
-            assert worker.wait(600) in (0, 2), worker.args
+        self._wait_for_workers(600, allowed=(0, 2))
         self.workers = [self._start() for _ in range(WORKERS)]
 
     def end(self) -> None:
         """Let the storm pass: take back what is lent, and train all trials that there are to their ends."""
         study_state.stop(self.storage, self.made.study_id, self.name, finish=False, timeout_s=600)
-        for worker in self.workers:
-            assert worker.wait(600) == 0, worker.args
+        self._wait_for_workers(600)
         losses.reclaim(self.storage, self.made.study_id)
         total = len(self.made.trials()) + WORKERS
         self.made = studies.continue_or_create(self.storage, self.name, self.settings, total)
         self.workers = [self._start() for _ in range(WORKERS)]
-        for worker in self.workers:
-            assert worker.wait(1200) == 0, worker.args
+        self._wait_for_workers(1200)
         counts = overview.count(self.storage, self.made.study_id)
         assert (counts.finished, counts.total, counts.lent) == (total, total, 0), counts
 
@@ -150,6 +147,11 @@ class Storm:
     def _running(self, theirs: optuna.Study) -> list[int]:
         trials = theirs.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial._trial_id for trial in trials]
+
+    def _wait_for_workers(self, timeout_s: float, allowed: tuple[int, ...] = (0,)) -> None:
+        for worker, log in zip(self.workers, self.logs[-WORKERS:], strict=True):
+            code = worker.wait(timeout_s)
+            assert code in allowed, f"a worker ended with {code} after it had said:\n{log.read_text()}"
 
     def _start(self) -> subprocess.Popen[bytes]:
         log = self.folder / f"worker-{len(self.logs)}.log"

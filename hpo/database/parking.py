@@ -95,11 +95,16 @@ def _live() -> tuple[ColumnElement[bool], ...]:
 def _require_open(session: Session, attempt: Attempt) -> None:
     """Make sure that an attempt is open, and keep it so until the transaction ends.
 
+    On SQLite, other tools delete trials without their rows in our tables, so the trial must still be there.
+
     Raises:
-        LeaseLost: It has ended.
+        LeaseLost: It has ended, or another client has ended or deleted its trial.
     """
-    still_open = select(AttemptRow.attempt_id).where(
-        AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None)
+    still_open = (
+        select(AttemptRow.attempt_id)
+        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
+        .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
+        .where(TrialModel.state == TrialState.RUNNING)
     )
-    if session.execute(still_open.with_for_update()).first() is None:
+    if session.execute(still_open.with_for_update(of=AttemptRow)).first() is None:
         raise LeaseLost(ended_message(attempt))

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study
-from hpo.database import losses, overview, queue, studies
+from hpo.database import losses, overview, parking, queue, studies
 from hpo.database.attempt import Attempt, Loss, Outcome, WorkerId
 from hpo.database.optuna_tables import FIXED_PARAMS, RECORD
 from hpo.database.overview import Counts
@@ -441,6 +441,17 @@ def test_a_study_that_another_tool_deletes_is_missed_as_well(
     for write in WRITES.values():
         with pytest.raises(LeaseLost):
             write(storage, attempt)
+
+
+def test_a_trial_that_another_tool_has_deleted_is_not_parked(
+    storage_url: str, storage: Storage, made: study.Study
+) -> None:
+    holder, late = claim(made), claim(made)
+    assert parking.take_segment(storage, holder, "segment", 8)
+    _delete_with_optuna_alone(storage_url, made.name)
+
+    with pytest.raises(LeaseLost, match="trial 1: attempt 1 has ended"):
+        parking.take_segment(storage, late, "segment", 8)
 
 
 def test_a_study_that_another_tool_deletes_leaves_nothing_to_its_successor(
