@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from optuna.trial import TrialState
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import ColumnElement, delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from hpo.database import ends, rungs
 from hpo.database.attempt import Attempt, Progress, ended_message, overtaken_message
 from hpo.database.optuna_tables import (
     COMPLETED_RUNG_PREFIX,
+    StudyModel,
     TrialIntermediateValueModel,
     TrialModel,
     TrialSystemAttributeModel,
@@ -36,7 +37,7 @@ def hold(session: Session, attempt: Attempt, progress: Progress, lease_s: float 
     study = select(TrialModel.study_id).where(TrialModel.trial_id == attempt.trial_id).scalar_subquery()
     of_study = [select(column).where(StudyRow.study_id == study).scalar_subquery() for column in STATE_AND_ENDS]
     still_open = (AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
-    running = exists().where(TrialModel.trial_id == attempt.trial_id, TrialModel.state == TrialState.RUNNING)
+    running = exists().where(*runs(attempt.trial_id))
     held = session.execute(
         update(AttemptRow)
         .where(*still_open, running)
@@ -64,8 +65,18 @@ def hold_to_the_end(session: Session, attempt: Attempt, progress: Progress) -> N
 
 def is_running(session: Session, trial_id: int) -> bool:
     """Return whether a trial runs, which stays so until the transaction ends."""
-    running = (TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING)
-    return session.execute(select(TrialModel.trial_id).where(*running).with_for_update()).first() is not None
+    running = select(TrialModel.trial_id).where(*runs(trial_id))
+    return session.execute(running.with_for_update(of=TrialModel)).first() is not None
+
+
+def runs(trial_id: int | ColumnElement[int]) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which a trial runs, in a study that is there.
+
+    On SQLite, other tools delete trials without their rows in our tables, and studies without the trials that are added
+    meanwhile.
+    """
+    study = exists().where(StudyModel.study_id == TrialModel.study_id)
+    return (TrialModel.trial_id == trial_id, TrialModel.state == TrialState.RUNNING, study)
 
 
 def end_attempts(session: Session, attempt_ids: list[int], outcome: str) -> None:

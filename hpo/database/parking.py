@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, Select, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from hpo.database.attempt import Attempt, ended_message
+from hpo.database.attempt_rows import runs
 from hpo.database.optuna_tables import TrialModel
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, ParkedRow, SegmentRow, WorkerRow, now_s, upsert
@@ -95,16 +96,13 @@ def _live() -> tuple[ColumnElement[bool], ...]:
 def _require_open(session: Session, attempt: Attempt) -> None:
     """Make sure that an attempt is open, and keep it so until the transaction ends.
 
-    On SQLite, other tools delete trials without their rows in our tables, so the trial must still be there.
-
     Raises:
         LeaseLost: It has ended, or another client has ended or deleted its trial.
     """
-    still_open = (
-        select(AttemptRow.attempt_id)
-        .join(TrialModel, TrialModel.trial_id == AttemptRow.trial_id)
-        .where(AttemptRow.attempt_id == attempt.attempt_id, AttemptRow.ended_s.is_(None))
-        .where(TrialModel.state == TrialState.RUNNING)
+    still_open = select(AttemptRow.attempt_id).where(
+        AttemptRow.attempt_id == attempt.attempt_id,
+        AttemptRow.ended_s.is_(None),
+        exists().where(*runs(attempt.trial_id)),
     )
-    if session.execute(still_open.with_for_update(of=AttemptRow)).first() is None:
+    if session.execute(still_open.with_for_update()).first() is None:
         raise LeaseLost(ended_message(attempt))

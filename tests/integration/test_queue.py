@@ -45,7 +45,12 @@ from tests.integration.support import (
     wait_until,
 )
 
-FAILED = Outcome(state="failed", value=None, attrs={"outcome": "failed: for a test", "iterations": 0})
+FAILED = Outcome(
+    state="failed",
+    value=None,
+    attrs={"outcome": "failed: for a test", "iterations": 0},
+    study_system_attrs={"dashboard:0:note_ver": 1},
+)
 LOSS = Loss(kind="device lost", reason="device cuda:0: CUDA error")
 
 EIGHT_RECIPES = {
@@ -441,6 +446,23 @@ def test_a_study_that_another_tool_deletes_is_missed_as_well(
     for write in WRITES.values():
         with pytest.raises(LeaseLost):
             write(storage, attempt)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_trial_that_another_tool_forgot_when_it_deleted_the_study_is_missed_as_well(
+    storage_url: str, storage: Storage, made: study.Study
+) -> None:
+    holder, late = claim(made), claim(made)
+    assert parking.take_segment(storage, holder, "segment", 8)
+    with closing(sqlite3.connect(storage_url.removeprefix("sqlite:///"))) as theirs:  # it does not enforce foreign keys
+        theirs.execute("DELETE FROM studies")
+        theirs.commit()
+    before = dump(storage)
+
+    for write in (*WRITES.values(), lambda storage, attempt: parking.take_segment(storage, attempt, "segment", 8)):
+        with pytest.raises(LeaseLost):
+            write(storage, late)
+    assert dump(storage) == before
 
 
 def test_a_trial_that_another_tool_has_deleted_is_not_parked(
