@@ -19,6 +19,7 @@ from hpo.recipes.schedule import CurvePoint, learning_rate
 from hpo.settings import Precision
 from hpo.training.data import Batches, Dataset, Split, normalise
 from hpo.training.model import ResNet, network_fields
+from hpo.training.optimizer import SGD
 
 EVALUATION_BATCH = 500
 """Images per forward pass of an evaluation."""
@@ -128,14 +129,7 @@ class Training:
             seed=derive_seed("weights", recipe.seed, 0),
         )
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.values[0],
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self._optimizer = SGD(self.model, recipe)
         self._batches = Batches(dataset, recipe.batch_size)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
@@ -156,15 +150,12 @@ class Training:
             epoch, position = divmod(self.iteration, per_epoch)
             if order is None or position == 0:
                 order = self._batches.order(self._seeded("order", epoch))
-            self._optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.iteration)
-
             images, labels = self._batches.draw(order[position], self._seeded("iteration", self.iteration))
             with self._autocast():
                 logits = self.model(images)
                 loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-            self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            self._optimizer.step(learning_rate(self.recipe, self.iteration))
 
             self._loss_sum += loss.detach()  # no .item(): it would wait for the device
             self._correct += (logits.detach().argmax(1) == labels).sum()
@@ -212,15 +203,11 @@ class Training:
     @_computing
     def state(self) -> State:
         """Copy the current state to the CPU."""
-        buffers, correct = self._optimizer.state, float(self._correct)
+        correct = float(self._correct)
         return State(
             iteration=self.iteration,
             weights={name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()},
-            momentum={
-                name: buffers[parameter]["momentum_buffer"].detach().cpu().clone()
-                for name, parameter in self.model.named_parameters()
-                if parameter in buffers
-            },
+            momentum={name: buffer.detach().cpu().clone() for name, buffer in self._optimizer.momentum().items()},
             loss_sum=float(self._loss_sum),
             loss_count=self._loss_count,
             correct_count=None if math.isnan(correct) else int(correct),
@@ -242,11 +229,7 @@ class Training:
         """Go to a state of this recipe's trajectory, which `misfit` has not objected to."""
         self.iteration = state.iteration
         self.model.load_state_dict(state.weights)
-        self._optimizer.state.clear()
-        for name, parameter in self.model.named_parameters():
-            if name in state.momentum:
-                buffer = torch.empty_like(parameter, memory_format=torch.preserve_format)
-                self._optimizer.state[parameter] = {"momentum_buffer": buffer.copy_(state.momentum[name]).detach_()}
+        self._optimizer.restore(state.momentum)
         self._loss_sum.fill_(state.loss_sum)
         self._loss_count = state.loss_count
         correct_count = state.correct_count if state.loss_count else 0

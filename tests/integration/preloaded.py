@@ -25,7 +25,6 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 HPO = (sys.executable, "-m", "hpo")
-# torch loads torch._dynamo with the first optimizer.
 MODULES: tuple[str, ...] = (
     "hpo.cli",
     "hpo.cli.progress",
@@ -36,7 +35,6 @@ MODULES: tuple[str, ...] = (
     "hpo.worker.publish",
     "hpo.worker.rotation",
     "hpo.database.removal",
-    "torch._dynamo",
     "sklearn.datasets",
     "matplotlib.backends.backend_agg",
 )

@@ -51,10 +51,7 @@ FINISH_S = 120.0
 STORMY = replace(SETTINGS, iterations=64)
 
 FORK = multiprocessing.get_context("forkserver")
-# torch loads torch._dynamo with the first optimizer, which takes longer than most workers live here.
-FORK.set_forkserver_preload(
-    ["hpo.worker.work", "psycopg", "sklearn.datasets", "torch._dynamo", "tests.integration.test_faults"]
-)
+FORK.set_forkserver_preload(["hpo.worker.work", "psycopg", "sklearn.datasets", "tests.integration.test_faults"])
 
 
 def be_worker(url: str, artifacts: str) -> None:

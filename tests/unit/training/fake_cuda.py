@@ -256,7 +256,7 @@ def main() -> None:
         )
 
     def momenta(training):
-        return [state["momentum_buffer"] for state in training._optimizer.state.values()]
+        return list(training._optimizer.momentum().values())
 
     def watch_steps(training):
         """Train two steps, and describe the second."""
@@ -309,13 +309,13 @@ def main() -> None:
 
     def plant_momentum(training):
         training.advance(1)
-        for state in training._optimizer.state.values():
-            state["momentum_buffer"] = torch.empty_like(state["momentum_buffer"], device="cpu")
+        buffers = training._optimizer._buffers
+        buffers[:] = [torch.empty_like(buffer, device="cpu") for buffer in buffers]
 
     def plant_strides(training):
         training.advance(1)
-        for state in training._optimizer.state.values():
-            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        buffers = training._optimizer._buffers
+        buffers[:] = [buffer.contiguous() for buffer in buffers]
 
     def watch_planted(plant):
         training = Training(base, dataset, "bf16")
