@@ -93,7 +93,7 @@ def prepare_torch(precision: Precision) -> None:
     rounding = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = rounding
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` would load torch's compiler as well
     # Else each new tensor costs a kernel.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -15,12 +15,14 @@ RATES = (0.1, 0.1, 0.02, 0.5)
 ONE_STEP = """
 import sys, torch
 from types import SimpleNamespace
+from hpo.training.numerics import prepare_torch
 from hpo.training.optimizer import SGD
 
+prepare_torch("fp32")
 model = torch.nn.Linear(3, 2)
 model(torch.ones(1, 3)).sum().backward()
 SGD(model, SimpleNamespace(weight_decay=0.0, momentum=0.9, nesterov=False)).step(0.1)
-print([name for name in sys.modules if name.startswith("torch._dynamo")])
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
 """
 
 
