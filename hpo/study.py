@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from hpo.algorithms import NearestSampler, fixed_sampler, make_pruner, make_sampler
-from hpo.database import overview, recipe_index, studies, study_state
+from hpo.database import overview, recipe_index, studies, study_note, study_state
 from hpo.database.attempt import Attempt, ended_message
 from hpo.database.ends import find_ends, set_ends
 from hpo.database.optuna_tables import FIXED_PARAMS
@@ -226,7 +226,7 @@ def continue_or_create(
     stored = studies.describe_study(storage, study_id, settings.to_attrs())
     settings.require(_settings(stored, name), name)
     if note:
-        studies.add_note(storage, study_id, note)
+        study_note.add_note(storage, study_id, note)
     study = Study(storage=storage, study_id=study_id, name=name, settings=settings)
     if prepare is not None:
         prepare(study)

@@ -87,6 +87,7 @@ def confirm(
         raise BadInput(confirmation.nothing_to_confirm(search))
     options = worker_options(data_dir or default_data_dir(), checkpoint_budget, storage_timeout, lease, reuse)
     drive(companion, connected, timeout, options, worker_environment(storage, artifacts), stop)
+    confirmation.publish(search)
     result = confirmation.result(companion)
     if json_output:
         print_json(confirmation.to_dict(result))

@@ -273,6 +273,7 @@ def run(
             if companion is not None:
                 connected = connect(launcher, address, storage, workers, gpus_per_worker, stop)
                 drive(companion, connected, timeout, options, environment, stop)
+    confirmation.publish(study)
     summary = confirmation.status(study)
     if (total := summary["target"]) < trials:
         say(f"study {name}: {total} trials instead of {trials}, because its search space has no more distinct recipes")

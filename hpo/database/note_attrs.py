@@ -12,6 +12,7 @@ from hpo.database.optuna_tables import ARTIFACT_PREFIX, DASHBOARD_PREFIX
 NOTE_PIECE = 2045
 """Characters that optuna-dashboard puts into one attribute."""
 
+_STUDY_NOTE = f"{DASHBOARD_PREFIX}note_str:"
 _TRIAL_NOTE = re.compile(rf"{DASHBOARD_PREFIX}(\d+):note_str:")
 _FIGURES_OF = re.compile(r"/artifacts/\d+/\d+/")
 
@@ -19,15 +20,22 @@ FIGURE_NAME = "training and validation.png"
 """The name under which optuna-dashboard offers a trial's figure."""
 
 
-def note_attrs(body: str, trial_id: int | None = None) -> dict[str, Any]:
+def note_attrs(body: str, trial_id: int | None = None, version: int = 1) -> dict[str, Any]:
     """Return a note as the study's system attributes from which optuna-dashboard reads it.
 
     Args:
         trial_id: None for the note of the study itself.
+        version: One more than that of the note that it replaces.
     """
     owner = DASHBOARD_PREFIX if trial_id is None else f"{DASHBOARD_PREFIX}{trial_id}:"
     pieces = [body[start : start + NOTE_PIECE] for start in range(0, len(body), NOTE_PIECE)]
-    return {f"{owner}note_ver": 1} | {f"{owner}note_str:{index}": piece for index, piece in enumerate(pieces)}
+    return {f"{owner}note_ver": version} | {f"{owner}note_str:{index}": piece for index, piece in enumerate(pieces)}
+
+
+def read_note(system_attrs: Mapping[str, Any]) -> tuple[str, int]:
+    """Return a study's own note among its system attributes, and its version; without one, no text and 0."""
+    pieces = sorted((int(key.removeprefix(_STUDY_NOTE)), key) for key in system_attrs if key.startswith(_STUDY_NOTE))
+    return "".join(system_attrs[key] for _, key in pieces), system_attrs.get(f"{DASHBOARD_PREFIX}note_ver", 0)
 
 
 def figure_attrs(artifact_id: str) -> dict[str, Any]:

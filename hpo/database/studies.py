@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from hpo.database import rungs
 from hpo.database.copies import adopt_trials
-from hpo.database.note_attrs import note_attrs
 from hpo.database.optuna_tables import (
     FIXED_PARAMS,
     METRIC_NAMES,
@@ -98,15 +97,6 @@ def adopt_copy(storage: Storage, study_id: int, name: str) -> dict[str, Any]:
         lock_study(session, study_id)
         _require_settings(session, study_id, name)  # the client may still be about to copy them
         return _adopt(session, study_id, UNCLAIMED)
-
-
-@retried
-def add_note(storage: Storage, study_id: int, body: str) -> None:
-    """Add the note that optuna-dashboard shows to a study, unless it has one: a person may have changed it."""
-    attrs = note_attrs(body)
-    with storage.transaction() as session:
-        rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-        upsert(session, StudySystemAttributeModel, rows, ("study_id", "key"), update=False)
 
 
 @retried

@@ -15,11 +15,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
-from hpo.database import overview
+from hpo.database import overview, study_note
 from hpo.errors import BadInput, StudyNotFound
 from hpo.recipes.comparison import BASELINE, Comparison
 from hpo.recipes.distinct import recipe_key
 from hpo.recipes.recipe import Recipe
+from hpo.results.notes import not_confirmed, with_best
 from hpo.results.race import Entry, Score, race
 from hpo.results.significance import Difference, judge, paired_difference, show_difference
 from hpo.settings import VALIDATION_LOSS, StudySettings
@@ -250,10 +251,13 @@ def explain(study: Study) -> str:
     confirmation = find(study)
     if confirmation is not None:
         return verdict(confirmation)
-    return (
-        "Not confirmed: the trial was picked on one seed, where luck may decide. "
-        f"`hpo confirm --study {study.name}` trains the best recipes on further seeds."
-    )
+    return not_confirmed(study.name)
+
+
+def publish(search: Study) -> None:
+    """State in a search's note, which optuna-dashboard shows, how far its best recipe is confirmed."""
+    explanation = explain(search)
+    study_note.change_note(search.storage, search.study_id, lambda note: with_best(note, explanation))
 
 
 def companion_name(study: str) -> str:

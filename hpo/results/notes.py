@@ -37,8 +37,12 @@ _WHY_PRUNED = {
 }
 
 
+_BEST = "**Best trial.** "
+"""How the line of a study's note begins that says how far its best trial is confirmed."""
+
+
 def study_note(name: str, settings: StudySettings, space_name: str) -> str:
-    """Describe a study: what it searches, on which data, how to read its charts, and how to continue it.
+    """Describe a new study: what it searches, on which data, how to read its charts, and how to continue it.
 
     Args:
         space_name: Name of a shipped space, or path of a space file.
@@ -68,6 +72,8 @@ def study_note(name: str, settings: StudySettings, space_name: str) -> str:
             f"**Intermediate values** are validation accuracies. Trials are compared {compared[settings.align]}; "
             "a step is that point on the schedule of trial 0.",
             "",
+            f"{_BEST}{not_confirmed(name)}",
+            "",
             "A trial's page has its note and its curves. To continue, or to extend with more trials:",
             "",
             "```",
@@ -80,6 +86,20 @@ def study_note(name: str, settings: StudySettings, space_name: str) -> str:
             f"hpo worker --study {name}",
             "```",
         )
+    )
+
+
+def with_best(note: str, explanation: str) -> str:
+    """Return a study's note with another explanation of its best trial; where a person has removed that, as it was."""
+    lines = note.split("\n")
+    return "\n".join(f"{_BEST}{explanation}" if line.startswith(_BEST) else line for line in lines)
+
+
+def not_confirmed(name: str) -> str:
+    """State that the best trial of a study is not confirmed."""
+    return (
+        "Not confirmed: the trial was picked on one seed, where luck may decide. "
+        f"`hpo confirm --study {name}` trains the best recipes on further seeds."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import optuna
+import optuna_dashboard
 import pytest
 
 from tests.acceptance.support import Shell, check_document
@@ -12,6 +14,12 @@ base:
   {head: linear, dropout: 0, shortcut_norm: false, boundaries: [32000], values: [0.05, 0.01], batch_size: 8}
 search: {values: [[0.05, 0.1], [0.01]]}
 """
+
+
+def note_of(shell: Shell, name: str) -> list[str]:
+    """Return the lines of a study's note, as optuna-dashboard shows it."""
+    storage = f"sqlite:///{shell.folder / 'hpo.db'}"
+    return optuna_dashboard.get_note(optuna.load_study(study_name=name, storage=storage)).splitlines()
 
 
 @pytest.mark.slow
@@ -39,6 +47,7 @@ def test_a_run_is_confirmed_and_every_command_names_the_same_winner(shell: Shell
     assert {each["name"] for each in confirmation["recipes"]} == {"baseline", "trial 1"}
     assert done.json["best"]["trial"] == confirmation["winner"] == confirmation["recipes"][0]["trial"]
 
+    assert f"**Best trial.** {confirmation['verdict']}" in note_of(shell, "two-digits")
     best = shell.hpo("best", "--json").json
     check_document(best, "best")
     check_document(shell.hpo("confirm", "--json").json, "confirm")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
+import optuna_dashboard
 import pytest
 import torch
 
@@ -17,9 +18,11 @@ from hpo.database import overview, queue, removal
 from hpo.database.attempt import Outcome
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage
+from hpo.database.study_note import add_note
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import Comparison
 from hpo.results import benchmark, confirmation, test_split
+from hpo.results.notes import not_confirmed, study_note
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
 from hpo.worker.work import work
@@ -146,6 +149,30 @@ def test_the_confirmed_recipe_is_the_best_one_from_then_on(storage: Storage) -> 
     assert isinstance(space, Comparison)
     assert space.trial == 3
     assert study.best(search).trial == 1, "the search's own best trial stays what it was"
+
+
+def test_the_note_in_optuna_dashboard_says_how_far_the_best_trial_is_confirmed(storage: Storage) -> None:
+    def best_of(name: str) -> list[str]:
+        note = optuna_dashboard.get_note(optuna.load_study(study_name=name, storage=storage.optuna))
+        return [line for line in note.splitlines() if line.startswith("**Best trial.** ")]
+
+    search = search_with(storage, 0.5, 0.9, 0.6)
+    add_note(storage, search.study_id, study_note(search.name, search.settings, "rates"))
+    attrs = storage.optuna.get_study_system_attrs(search.study_id)
+    assert best_of("small") == [f"**Best trial.** {confirmation.explain(search)}"]
+    confirmation.publish(search)
+    assert storage.optuna.get_study_system_attrs(search.study_id) == attrs, "nothing has changed"
+
+    companion = confirm(search, {"baseline": 0.5, "trial 1": 0.6, "trial 2": 0.7}, seeds=3)
+    confirmation.publish(search)
+
+    verdict = confirmation.verdict(confirmation.result(companion))
+    assert verdict.startswith("Trial 2 has the highest mean validation accuracy on 3 seeds")
+    assert best_of("small") == [f"**Best trial.** {verdict}"]
+    extended = search_with(storage, 0.5, 0.9, 0.6, 0.95)
+    confirmation.publish(extended)
+    assert best_of("small") == [f"**Best trial.** {not_confirmed('small')}"]
+    assert storage.optuna.get_study_system_attrs(search.study_id)["dashboard:note_ver"] == 3
 
 
 @sqlite_only

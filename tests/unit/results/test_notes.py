@@ -15,11 +15,11 @@ from hpo import cli, study
 from hpo.cli import run
 from hpo.cli.data import data_settings
 from hpo.database import storage
-from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, find_figures, note_attrs
+from hpo.database.note_attrs import NOTE_PIECE, figure_attrs, figure_path, find_figures, note_attrs, read_note
 from hpo.recipes.recipe import Recipe, documented_runs
 from hpo.recipes.schedule import Align
 from hpo.recipes.space_file import load_space
-from hpo.results.notes import continue_command, study_note, trial_note
+from hpo.results.notes import continue_command, not_confirmed, study_note, trial_note, with_best
 from hpo.settings import Augment, DatasetName, Precision, PrunerName, SamplerName, StudySettings, default_augment
 
 SETTINGS = StudySettings(
@@ -50,6 +50,7 @@ def test_optuna_dashboard_reads_the_note_of_a_study_and_of_a_trial(length):
         study._storage.set_study_system_attr(study._study_id, key, value)
 
     assert optuna_dashboard.get_note(study) == body
+    assert read_note(study._storage.get_study_system_attrs(study._study_id)) == (body, 1)
     assert optuna_dashboard.get_note(optuna.trial.Trial(study, trial._trial_id)) == body[::-1]
 
 
@@ -85,6 +86,9 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "**Intermediate values** are validation accuracies. Trials are compared in the same phase of their schedules, "
         "past the same fraction of it; a step is that point on the schedule of trial 0.",
         "",
+        "**Best trial.** Not confirmed: the trial was picked on one seed, where luck may decide. "
+        "`hpo confirm --study mine` trains the best recipes on further seeds.",
+        "",
         "A trial's page has its note and its curves. To continue, or to extend with more trials:",
         "",
         "```",
@@ -97,6 +101,28 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_continue_it():
         "hpo worker --study mine",
         "```",
     ]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3 * NOTE_PIECE])
+def test_a_note_that_a_person_has_saved_is_read_as_optuna_dashboard_shows_it(length):
+    study = optuna.create_study()
+    assert read_note(study._storage.get_study_system_attrs(study._study_id)) == ("", 0)
+
+    optuna_dashboard.save_note(study, "x" * 12 * NOTE_PIECE)
+    optuna_dashboard.save_note(study, body := "".join(chr(ord("a") + index % 26) for index in range(length)))
+
+    assert read_note(study._storage.get_study_system_attrs(study._study_id)) == (body, 2)
+
+
+def test_the_line_on_the_best_trial_is_replaced_where_it_stands_and_nothing_else():
+    note = study_note("mine", SETTINGS, "smooth_lr")
+
+    changed = with_best(f"{note}\n\nof mine", "Trial 3 is confirmed.")
+
+    assert changed == f"{note.replace(not_confirmed('mine'), 'Trial 3 is confirmed.')}\n\nof mine"
+    assert "**Best trial.** Trial 3 is confirmed." in changed.splitlines()
+    assert with_best(changed, not_confirmed("mine")) == f"{note}\n\nof mine"
+    assert with_best("of mine\n", "Trial 3 is confirmed.") == "of mine\n"
 
 
 def test_the_command_that_continues_a_study_names_what_is_not_the_default():
