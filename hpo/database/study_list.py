@@ -106,6 +106,13 @@ def list_studies(storage: Storage) -> list[ListedStudy]:
     return listed
 
 
+@retried
+def list_names(storage: Storage) -> list[str]:
+    """List the names of all studies in a storage, also of other tools, in the order in which they were created."""
+    with storage.transaction() as session:
+        return list(session.scalars(select(StudyModel.study_name).order_by(StudyModel.study_id)))
+
+
 def _kind(space: object) -> str:
     """Return what a study with a stored space is for."""
     if not isinstance(space, Mapping) or "runs" not in space:

@@ -6,6 +6,7 @@ decided in `hpo.results.race`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
 from hpo.database import overview, study_note
+from hpo.database.study_list import list_names
 from hpo.errors import BadInput, StudyNotFound
 from hpo.recipes.comparison import BASELINE, Comparison
 from hpo.recipes.distinct import recipe_key
@@ -112,7 +114,9 @@ def begin(search: Study, top: int, seeds: int) -> Study | None:
     if comparison.runs.keys() == {BASELINE}:
         return None
     settings = _settings(search, comparison)
-    name = next(name for name in _names(search) if _is_free(search, name, settings))
+    begun = {companion.name: companion.settings for companion in _companions(search)}
+    fitting = (name for name in begun if begun[name] == settings)
+    name = next(fitting, None) or next(name for name in _names(search) if name not in begun)
     return studies.continue_or_create(search.storage, name, settings, seeds * len(comparison.runs), note=_note(search))
 
 
@@ -272,7 +276,7 @@ def _trial_of(confirmation: Confirmation) -> int:
 
 
 def _names(search: Study) -> Iterator[str]:
-    """Yield the names that studies may have which confirm a search, in the order in which they are taken."""
+    """Yield the names that studies which confirm a search may have, in the order in which free ones are taken."""
     name = companion_name(search.name)
     yield name
     for number in count(2):
@@ -280,20 +284,13 @@ def _names(search: Study) -> Iterator[str]:
 
 
 def _companions(search: Study) -> Iterator[Study]:
-    """Yield the studies that were begun to confirm a search."""
-    for name in _names(search):
+    """Yield the studies that were begun to confirm a search, the oldest first; people may have deleted some."""
+    usual = re.compile(rf"{re.escape(companion_name(search.name))}(\.[0-9]+)?")
+    for name in filter(usual.fullmatch, list_names(search.storage)):
         try:
             yield studies.load(search.storage, name)
-        except StudyNotFound:
-            return
-
-
-def _is_free(search: Study, name: str, settings: StudySettings) -> bool:
-    """Return whether a name is that of no study, or of the one with these settings."""
-    try:
-        return studies.load(search.storage, name).settings == settings
-    except StudyNotFound:  # no such study, or one of another tool, which `continue_or_create` refuses
-        return True
+        except StudyNotFound:  # of another tool, or deleted since it was listed
+            continue
 
 
 def _contending(search: Study, top: int) -> list[FrozenTrial]:

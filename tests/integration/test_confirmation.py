@@ -232,6 +232,36 @@ def test_a_search_that_finds_a_better_recipe_later_is_confirmed_anew(storage: St
 
 
 @sqlite_only
+def test_a_confirmation_is_found_whichever_others_were_deleted(storage: Storage, tmp_path: Path) -> None:
+    def delete(companion: study.Study) -> None:
+        removal.delete_study(storage, companion.study_id, companion.name, open_artifacts(str(tmp_path)))
+
+    search = search_with(storage, 0.5, 0.9)
+    first = confirm(search, {"baseline": 0.5, "trial 1": 0.6})
+    extended = search_with(storage, 0.5, 0.9, 0.95)
+    accuracies = {"baseline": 0.5, "trial 1": 0.7, "trial 2": 0.6}
+    second = confirm(extended, accuracies)
+    other = study.continue_or_create(storage, "Small.confirm.2", SEARCH, 1)
+
+    delete(first)
+    assert confirmation.load_best(extended).trial == 1
+    more = confirmation.begin(extended, 2, 3)
+    assert more is not None
+    assert (more.name, more.study_id) == ("small.confirm.2", second.study_id), "it is continued, not begun again"
+    confirm(extended, accuracies, seeds=3)
+
+    longer = search_with(storage, 0.5, 0.9, 0.95, 0.97)
+    third = confirm(longer, {"baseline": 0.5, "trial 2": 0.6, "trial 3": 0.7})
+    assert third.name == "small.confirm", "the name is free again"
+    assert confirmation.load_best(longer).trial == 3
+    delete(second)
+    assert confirmation.load_best(longer).trial == 3
+    delete(third)
+    assert confirmation.find(longer) is None
+    assert study.load(storage, other.name).study_id == other.study_id
+
+
+@sqlite_only
 def test_the_confirmation_of_a_search_that_was_deleted_is_not_that_of_its_successor(
     storage: Storage, tmp_path: Path
 ) -> None:
