@@ -27,6 +27,20 @@ SECRET = "S3cret"
         ("u:S3cret@tail@host", "u:***@host"),
         ("--storage=u:S3cret@h/d", "--storage=u:***@h/d"),
         ("postgresql:u:S3cret@h/d", "postgresql:***@h/d"),
+        # Several URLs in a line
+        ("see x://u:S3cret@h/d and y://v:S3cret@k", "see x://u:***@h/d and y://v:***@k"),
+        ("see x://u:S3/cr@et@h/d, 'y://v:S3cret@k'", "see x://u:***@h/d, 'y://v:***@k'"),
+        ("x://u:S3 cret y://S3cret@h", "x://u:***@h"),
+        ("mysql://h/d: allowed: y://USER:PASSWORD@HOST", "mysql://h/d: allowed: y://USER:PASSWORD@HOST"),
+        ("mysql://u@h:1/d: allowed: y://USER:PASSWORD@HOST", "mysql://u@h:1/d: allowed: y://USER:PASSWORD@HOST"),
+        ("mysql://h:1 (or y://h:2, z://u:S3cret@h)", "mysql://h:1 (or y://h:2, z://u:***@h)"),
+        ("sqlite:///C:/x.db, later y://u:S3cret@h", "sqlite:///C:/x.db, later y://u:***@h"),
+        ("x://[::1]:5432/d: no; y://u:S3cret@[::1]:5/d", "x://[::1]:5432/d: no; y://u:***@[::1]:5/d"),
+        ("x://u@[fe80::1]/d: no; y://u:S3cret@h", "x://u@[fe80::1]/d: no; y://u:***@h"),
+        ("x://u:S3cret@h, --storage=y://v:S3cret@k", "x://u:***@h, --storage=y://v:***@k"),
+        ("x://u: S3cret@S3cret://h@h", "x://u:***@h"),
+        ("x://u:1/2 S3cret@h or y://u:S3cret@h", "x://u:***@h or y://u:***@h"),
+        ("x://h/d?password=S3cret: no; y://u:S3cret@h", "x://h/d?password=*** no; y://u:***@h"),
         # Settings in a URL
         ("postgresql://h/d?user=u&password=S3cret", "postgresql://h/d?user=u&password=***"),
         ("postgresql://h/d?password=S3cret;S3cret,&user=u", "postgresql://h/d?password=***&user=u"),
@@ -41,6 +55,7 @@ SECRET = "S3cret"
         ("{'password': 'S3 cret', 'x': 1}", "{'password': *** 'x': 1}"),
         # What is no secret
         ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
+        ("postgresql://u@[::1]:5432/d", "postgresql://u@[::1]:5432/d"),
         ("postgresql://h:5432/d", "postgresql://h:5432/d"),
         ("sqlite:///C:/x.db", "sqlite:///C:/x.db"),
         ("on http://127.0.0.1:8080/ (read-only)", "on http://127.0.0.1:8080/ (read-only)"),
