@@ -89,6 +89,28 @@ def test_a_study_whose_trials_have_all_begun_takes_one_only_with_add(made: study
     assert claim(made).trial_number == TRIALS
 
 
+@pytest.mark.parametrize("begun", [0, 1, TRIALS])
+def test_a_smaller_total_drops_no_trial_that_was_enqueued(storage: Storage, begun: int) -> None:
+    made = make_study(storage, TRIALS, RANDOM)
+    for _ in range(begun):
+        attempt = claim(made)
+        suggest(made, attempt)
+        complete(made, attempt, 0.5)
+    enqueued = [enqueue(made, {"head": "dense", "dropout": dropout}, add=True) for dropout in (0.1, 0.3)]
+    assert overview.count(storage, made.study_id).total == TRIALS + 2
+
+    make_study(storage, TRIALS, RANDOM)
+
+    total = overview.count(storage, made.study_id).total
+    assert total == max(TRIALS, enqueued[-1] + 1)
+    trained = {}
+    for _ in range(begun, total):
+        attempt = claim(made)
+        trained[attempt.trial_number] = suggest(made, attempt)
+        complete(made, attempt, 0.5)
+    assert [trained[number]["dropout"] for number in enqueued] == [0.1, 0.3]
+
+
 def test_a_comparison_takes_no_recipe(made: study.Study) -> None:
     comparison = Comparison.of({"baseline": made.base}, name="small", searched_seed=0)
     settings = study.companion_settings(made.settings, comparison, 32)
