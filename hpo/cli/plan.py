@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.cli.data import choose_data
 from hpo.cli.driving import check_launcher
-from hpo.cli.output import print_json, show
+from hpo.cli.output import print_json, say, show
 from hpo.cli.run import choose_precision, run
 from hpo.settings import (
     DEFAULT_CONFIRM,
     DEFAULT_CONFIRM_SEEDS,
     DEFAULT_CONFIRM_TOP,
     Precision,
+    SamplerName,
     check_study_name,
     default_data_dir,
     default_iterations,
@@ -67,6 +68,8 @@ def plan(**options: Any) -> None:
         confirmed=DEFAULT_CONFIRM_TOP if confirms else 0,
         confirmation_seeds=DEFAULT_CONFIRM_SEEDS if confirms else 0,
     )
+    for line in left_out(options["sampler"].value, options["stop_after"], options["target"]):
+        say(line)
     device, speed = _measure(search, data, precision)
     with _progress(3 * count_replays(search.trials)) as report:
         made = make_plan(search, speed, devices=len(gpus) or cores, training_images=len(data.train), report=report)
@@ -74,6 +77,20 @@ def plan(**options: Any) -> None:
         print_json({"space": space.name, "dataset": data.name, "device": device, "precision": precision} | asdict(made))
     else:
         show(view.plan(made, space.name, data.name, f"{device}, {precision}"))
+
+
+def left_out(sampler: SamplerName, stop_after: int | None, target: float | None) -> Iterator[str]:
+    """Yield a line on each option that the forecast cannot take into account."""
+    from hpo.results.proposals import REPLAYED_AS
+
+    if instead := REPLAYED_AS.get(sampler):
+        yield f"--sampler {sampler}: the forecast replays {instead} in its place, which is quicker"
+    for option, value in (("--stop-after", stop_after), ("--target", target)):
+        if value:
+            yield (
+                f"{option} {value:g}: is not part of the forecast, as the accuracies are imagined; "
+                "the study may end earlier"
+            )
 
 
 plan.__signature__ = inspect.signature(run, eval_str=True)  # type: ignore[attr-defined]
