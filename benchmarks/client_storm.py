@@ -113,7 +113,9 @@ class Storm:
         after.add_trials(before.get_trials(deepcopy=False))
         for key, value in before.user_attrs.items():
             after.set_user_attr(key, value if key in ("their own", "trials") else self.settings.to_attrs()[key])
-        optuna.delete_study(study_name=before.study_name, storage=self.client)
+        while before.study_name in optuna.get_all_study_names(self.client):
+            # Optuna says nothing where it could not delete a study, as a worker was adding a trial.
+            optuna.delete_study(study_name=before.study_name, storage=self.client)
         self.made = studies.continue_or_create(self.storage, self.name, self.settings, ENDLESS)
         self._wait_for_workers(600, allowed=(0, 2))
         self.workers = [self._start() for _ in range(WORKERS)]
