@@ -30,7 +30,7 @@ def group_records(records: Iterable[tuple[str, tuple[str, str]]]) -> dict[str, l
     """Collect the lines of each group in the order of the help pages; a group without options is left out."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for group, (name, text) in records:
-        groups.setdefault(group, []).append((name, describe(text)))
+        groups.setdefault(group, []).append((_without_type(name), describe(text)))
     order = ("Arguments", STUDY, SEARCH, TRAINING, WORKERS, STORAGE, OTHERS)
     return {group: groups[group] for group in order if group in groups}
 
@@ -47,6 +47,11 @@ def describe(text: str) -> str:
     notes = [re.sub(r"^default: \((.*)\)$", r"default: \1", note) for note in match[2].split("; ")]
     kept = [re.sub(r"^(default: \d+)\.0$", r"\1", note) for note in notes if "<=x" not in note]
     return f"{match[1].removesuffix('.')} ({'; '.join(kept)})." if kept else match[1]
+
+
+def _without_type(name: str) -> str:
+    """Leave out what typer adds to an argument that is a text: the name of a Python type."""
+    return re.sub(r" <(list\[)?str\]?>$", "", name)
 
 
 def _group(param: Any) -> str:

@@ -524,7 +524,7 @@ def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
     if summary["best"] is None:
         return
     print()
-    show(view.best(confirmation.load_best(study), study.base.to_dict(), confirmation.explain(study)))
+    show(view.best(confirmation.load_best(study), study.base.to_dict(), None))
     where = "" if storage_url == DEFAULT_STORAGE else " with the same --storage"
     print(f"\nNext{where}:")
     steps = (
@@ -538,6 +538,5 @@ def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
         "hpo dashboard": "shows all trials in a browser",
         "the same command with a larger --trials": "continues the search",
     }
-    width = max(map(len, steps))
     for command, purpose in steps.items():
-        print(f"  {command:{width}}  {purpose}")
+        print(f"  {command}\n      {purpose}")

@@ -104,7 +104,9 @@ def _state_prefix(state: str) -> str:
 
 def studies(listed: Sequence[ListedStudy]) -> RenderableType:
     """Draw the table of `hpo studies`; what confirms or tests a search says so behind its state."""
-    table = _table("study", "state")
+    table = _table()
+    table.add_column("study", no_wrap=True, overflow="fold")
+    table.add_column("state", overflow="fold")
     for title in ("finished", "best", "steps", "last active", "workers"):
         table.add_column(title, justify="right")
     for row in listed:
@@ -198,11 +200,11 @@ def spent_line(spent: Mapping[str, int]) -> str:
     return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
 
 
-def best(winner: Best, base: Mapping[str, Any], confirmed: str) -> RenderableType:
+def best(winner: Best, base: Mapping[str, Any], confirmed: str | None) -> RenderableType:
     """Draw the table of `hpo best`: the value, and the recipe with the base recipe's value where it differs.
 
     Args:
-        confirmed: How far the trial is confirmed on further seeds.
+        confirmed: How far the trial is confirmed on further seeds; None where that is said beside it.
     """
     table = _pairs()
     table.add_row("trial", str(winner.trial))
@@ -211,7 +213,8 @@ def best(winner: Best, base: Mapping[str, Any], confirmed: str) -> RenderableTyp
         f"{winner.value:.4f} ± {winner.standard_error:.4f} (standard error). Optimistic, as the best of many; "
         "`hpo benchmark` measures it on new images.",
     )
-    table.add_row("further seeds", confirmed)
+    if confirmed is not None:
+        table.add_row("confirmed", confirmed)
     for name, value in winner.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {_field(name, base[name])})"
         table.add_row(name.replace("_", " "), f"{_field(name, value)}{changed}")
@@ -222,7 +225,8 @@ def _field(name: str, value: object) -> str:
     """Write a field of a recipe: boundaries as `20,000 / 32,000`, learning rates as `0.1 → 0.02`."""
     match value:
         case list():
-            return (" → " if name == "values" else " / ").join(_field(name, each) for each in value)
+            joined = (" → " if name == "values" else " / ").join(_field(name, each) for each in value)
+            return f"{joined} of 64,000" if name == "boundaries" else joined
         case bool():
             return "yes" if value else "no"
         case int() if name != "seed":

@@ -130,7 +130,7 @@ def make_plan(
 
 def sketch(search: Search) -> str:
     """Say in a moment about how many optimizer steps a search will take: by few replays, or by its trials alone."""
-    whole = f"{search.trials:,} x {search.iterations:,}"
+    whole = f"{search.trials:,} full trial{'s' if search.trials > 1 else ''} of {search.iterations:,}"
     replays = min(MOST_AT_ONCE, DRAWN_AT_ONCE // search.trials)
     if not replays:
         return f"at most {search.trials * search.iterations:,} optimizer steps, {whole}"

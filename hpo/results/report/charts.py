@@ -33,6 +33,15 @@ MAX_TREE_INCHES = 9.5
 MAX_LABELLED = 55
 """Rows of a tree that still have room for a label each."""
 
+MANY_ENDS = 8
+"""From this many trials on, the lowest quarter does not stretch the scale of accuracies."""
+
+LABEL_POINTS = 6.5
+"""Size of the type of a tree's roots where rows have room for it."""
+
+LINE_HEIGHT = 1.3
+"""Height of a line in sizes of its type."""
+
 BESIDE = 0.04
 """How far apart, as a fraction of the rate, schedules of the same rate are drawn, so that each can be seen."""
 
@@ -48,16 +57,18 @@ def history(facts: Facts) -> Figure:
         _dots(axes, [dot for dot in pruned if dot[1] >= floor], label="pruned: last value", s=14, **hollow)
         below = [(number, floor) for number, value in pruned if value < floor]
         _dots(axes, below, label=f"pruned under {floor:.2f}", marker="v", s=18, **hollow)
+        failing = [(number, floor) for number, value in complete if value < floor]
+        _dots(axes, failing, label=f"complete under {floor:.2f}", marker="v", s=18, color=LIGHT["first"], clip_on=False)
         best = [*zip((n for n, _ in complete), accumulate((value for _, value in complete), max), strict=True)]
         if best:
             best.append((facts.trials[-1].number, best[-1][1]))
             axes.step(*zip(*best, strict=True), where="post", color=LIGHT["second"], label="best so far", zorder=1)
-        _dots(axes, complete, label="complete", s=18, color=LIGHT["first"])
+        _dots(axes, [dot for dot in complete if dot[1] >= floor], label="complete", s=18, color=LIGHT["first"])
         axes.set_ylim(floor, top)
         axes.set_xlabel("trial")
         axes.set_ylabel("validation accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="lower right", ncols=4, bbox_to_anchor=(1, 1.02), borderaxespad=0.2)
+        axes.legend(loc="lower right", ncols=5, bbox_to_anchor=(1, 1.02), borderaxespad=0.2)
         return figure
 
 
@@ -136,7 +147,8 @@ def tree(facts: Facts) -> Figure:
     """Draw the paths of all trials, each segment once, on the row of the first trial that has it."""
     rows = {branch.trial: row for row, branch in enumerate(facts.branches)}
     trials = {trial.number: trial for trial in facts.trials}
-    with drawing(min(MAX_TREE_INCHES, 0.7 + ROW_INCHES * len(rows))) as figure:
+    height_inches = min(MAX_TREE_INCHES, 0.7 + ROW_INCHES * len(rows))
+    with drawing(height_inches) as figure:
         axes = figure.subplots()
         most = max(segment.trials for branch in facts.branches for segment in branch.segments)
         for branch in facts.branches:
@@ -144,15 +156,25 @@ def tree(facts: Facts) -> Figure:
             _end(axes, branch, rows[branch.trial], trials[branch.trial], facts, labelled=len(rows) <= MAX_LABELLED)
         label_iterations(axes, facts.settings.iterations)
         axes.set_ylim(len(rows) - 0.2, -0.8)
-        roots = [branch.trial for branch in facts.branches if branch.parent is None]
-        axes.set_yticks(
-            [rows[trial] for trial in roots], [head_line(trials[trial].recipe) for trial in roots], fontsize=6.5
-        )
+        row_points = 72 * (height_inches - 0.7) / (len(rows) + 0.6)
+        roots = {rows[branch.trial]: branch.trial for branch in facts.branches if branch.parent is None}
+        size = max(LABEL_POINTS - 2, min(LABEL_POINTS, row_points / LINE_HEIGHT))
+        labelled = rows_with_room(list(roots), size * LINE_HEIGHT / row_points)
+        axes.set_yticks(labelled, [head_line(trials[roots[row]].recipe) for row in labelled], fontsize=size)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.legend(handles=_tree_keys(most), loc="lower right", bbox_to_anchor=(1, 1), ncols=5, borderaxespad=0.2)
         return figure
+
+
+def rows_with_room(rows: Sequence[int], least: float) -> list[int]:
+    """Choose, from the top, the rows whose labels lie at least some number of rows apart."""
+    chosen: list[int] = []
+    for row in rows:
+        if not chosen or row - chosen[-1] >= least:
+            chosen.append(row)
+    return chosen
 
 
 def readable(name: str) -> str:
@@ -179,10 +201,15 @@ def _curve(axes: Axes, trial: Trial, is_best: bool) -> None:
 
 
 def _end_range(facts: Facts) -> tuple[float, float]:
-    """Return the range of the accuracies at which trials end, with a margin."""
-    ends = [trial.value for trial in facts.complete or facts.trials if trial.value is not None] or [0.0, 1.0]
-    margin = max(0.01, (max(ends) - min(ends)) / 2)
-    return min(ends) - 2 * margin, min(1.0, max(ends) + margin / 2) + 0.002
+    """Return the range of the accuracies at which trials end, as `end_range` does."""
+    return end_range([trial.value for trial in facts.complete or facts.trials if trial.value is not None] or [0.0, 1.0])
+
+
+def end_range(ends: Sequence[float]) -> tuple[float, float]:
+    """Return a range, within 0 and 1, that shows the upper three quarters of some accuracies, with a margin."""
+    low = quantiles(ends, n=4, method="inclusive")[0] if len(ends) >= MANY_ENDS else min(ends)
+    margin = max(0.01, (max(ends) - low) / 2)
+    return max(0.0, low - 2 * margin), min(1.0, max(ends) + margin / 2) + 0.002
 
 
 def _parameters(facts: Facts) -> list[str]:

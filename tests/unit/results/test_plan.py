@@ -88,9 +88,9 @@ def test_what_is_searched_in_vain_is_named():
 @pytest.mark.parametrize(
     ("trials", "said"),
     [
-        (1, "about 320 optimizer steps, 100% of 1 x 320"),
-        (4, "about 1,000 optimizer steps, 81% of 4 x 320"),
-        (51, "at most 16,320 optimizer steps, 51 x 320"),
+        (1, "about 320 optimizer steps, 100% of 1 full trial of 320"),
+        (4, "about 1,000 optimizer steps, 81% of 4 full trials of 320"),
+        (51, "at most 16,320 optimizer steps, 51 full trials of 320"),
     ],
 )
 def test_a_study_is_sketched_in_one_line(trials, said):
