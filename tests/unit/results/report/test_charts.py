@@ -1,8 +1,15 @@
 """Test what the figures of a report decide: their scales and their labels."""
 
-import pytest
+from itertools import pairwise
+from types import SimpleNamespace
 
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from hpo.recipes.recipe import documented_runs
+from hpo.results.report import charts
 from hpo.results.report.charts import end_range, rows_with_room
+from hpo.results.report.tree import Branch, TreeSegment
 
 
 @pytest.mark.parametrize(
@@ -25,3 +32,24 @@ def test_a_scale_of_accuracies_stays_within_0_and_1_and_ignores_few_poor_trials(
 )
 def test_rows_without_room_for_a_label_have_none(rows, least, labelled):
     assert rows_with_room(rows, least) == labelled
+
+
+@pytest.mark.parametrize("trials", [1, 55, 100, 300])
+def test_no_label_of_a_tree_overlaps_the_next(trials):
+    recipe = documented_runs()["smooth_lr"].recipe.at(iterations=160, seed=0)
+    segment = TreeSegment(start=0, end=50, trials=1)
+    facts = SimpleNamespace(
+        branches=[Branch(trial=n, parent=None, start=0, end=50, segments=(segment,)) for n in range(trials)],
+        trials=[SimpleNamespace(number=n, state="complete", value=0.9, recipe=recipe) for n in range(trials)],
+        settings=SimpleNamespace(iterations=160),
+        best=None,
+    )
+
+    figure = charts.tree(facts)
+    FigureCanvasAgg(figure).draw()
+
+    (axes,) = figure.axes
+    for labels in (axes.get_yticklabels(), axes.texts):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(above.overlaps(below) for above, below in pairwise(boxes))
+    assert axes.get_yticklabels()
