@@ -38,7 +38,9 @@ def best(
     export: Annotated[
         Path | None,
         typer.Option(
-            parser=expand_path, metavar="DIR", help="Write weights, recipe, metrics and a model card to a new folder."
+            parser=expand_path,
+            metavar="FOLDER",
+            help="New folder for weights, recipe, metrics and a model card.",
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
@@ -113,7 +115,7 @@ def report(
     study_name: StudyOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=expand_path, metavar="DIR", help="Folder of the report.", show_default="STUDY-report"),
+        typer.Option(parser=expand_path, metavar="FOLDER", help="Folder of the report.", show_default="STUDY-report"),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
@@ -157,7 +159,7 @@ def dashboard(
         Path | None,
         typer.Option(
             parser=expand_path,
-            metavar="PATH",
+            metavar="FILE",
             help="File with one line USER:PASSWORD that only you can read.",
             show_default="HPO_DASHBOARD_USER and HPO_DASHBOARD_PASSWORD",
         ),

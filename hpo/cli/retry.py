@@ -28,7 +28,7 @@ def retry(
 ) -> None:
     """Put failed trials back in the queue.
 
-    Use it once the cause is mended; they continue from their checkpoints. `hpo resume` leaves failed trials as they
+    Use it when the cause is gone; they continue from their checkpoints. `hpo resume` leaves failed trials as they
     are: it continues a paused or stopped study.
     """
     from hpo import study as studies

@@ -113,7 +113,7 @@ def run(
         typer.Option(
             "--from",
             metavar="NAME",
-            help="Begin with the finished trials of another study that lie in the space; they count to N.",
+            help="Begin with the finished trials of another study that lie in the space; they count towards --trials.",
             rich_help_panel=STUDY,
         ),
     ] = None,

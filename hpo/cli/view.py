@@ -94,7 +94,7 @@ def progress_line(
 
 
 def _best_so_far(best: tuple[int, float] | None) -> str:
-    return f"best {accuracy(best[1])} (trial {best[0]})" if best else "best -"
+    return f"best {accuracy(best[1])} (trial {best[0]})" if best else "no result yet"
 
 
 def _state_prefix(state: str) -> str:
@@ -217,7 +217,8 @@ def best(winner: Best, base: Mapping[str, Any], confirmed: str | None) -> Render
         table.add_row("confirmed", confirmed)
     for name, value in winner.recipe.to_dict().items():
         changed = "" if base[name] == value else f"   (base recipe: {_field(name, base[name])})"
-        table.add_row(name.replace("_", " "), f"{_field(name, value)}{changed}")
+        title = "learning rates" if name == "values" else name.replace("_", " ")
+        table.add_row(title, f"{_field(name, value)}{changed}")
     return table
 
 
@@ -251,7 +252,7 @@ def benchmark(result: Result, verdict: str) -> RenderableType:
     for seed, *row in zip(result.seeds, *(values for _, values, _ in columns), strict=True):
         table.add_row(str(seed), *map(accuracy, row))
     table.add_row("mean", *(accuracy(summary.mean) for *_, summary in columns), style="bold")
-    for title, end in (("95 % interval from", 0), ("to", 1)):
+    for title, end in (("95% interval from", 0), ("to", 1)):
         table.add_row(title, *(accuracy(summary.ci95 and summary.ci95[end]) for *_, summary in columns))
     table.add_row("documented", *_documented_cells(runs))
     return Group(*_benchmark_head(result), table, "", *_benchmark_notes(result), Text(verdict, style="bold"))
@@ -264,15 +265,16 @@ def confirmation(result: Confirmation, verdict: str) -> RenderableType:
         cells = (each.accuracy[index : index + 1] for each in result.contenders)
         table.add_row(str(seed), *(accuracy(cell[0]) if cell else "-" for cell in cells))
     table.add_row("mean", *(accuracy(each.mean) for each in result.contenders), style="bold")
-    dropped = ("-" if each.dropped_after is None else str(each.dropped_after) for each in result.contenders)
-    table.add_row("dropped after seeds", *dropped)
+    dropped = [each.dropped_after for each in result.contenders]
+    if any(dropped):
+        table.add_row("dropped after seeds", *("-" if after is None else str(after) for after in dropped))
     return Group(table, "", Text(verdict, style="bold"))
 
 
 def documented_runs(result: Result) -> RenderableType:
     """Draw the documented figures next to those that the documented recipes reach here."""
     documented_titles = ("documented\naccuracy", "documented\nloss")
-    table = _figures("run", *documented_titles, "accuracy here\nmean ± 95 %", "loss here\nmean ± 95 %")
+    table = _figures("run", *documented_titles, "accuracy here\nmean ± 95%", "loss here\nmean ± 95%")
     for run in result.runs:
         table.add_row(run.name, *map(accuracy, documented(run)), mean(run.accuracy), mean(run.loss))
     return Group(*_benchmark_head(result), table, "", *_benchmark_notes(result))

@@ -28,7 +28,7 @@ ATTEMPT_S = 0.3
 """What a worker needs whenever it takes a trial, besides training: to draw parameters, and to write and load files."""
 
 READS_PER_ATTEMPT, READS_PER_CHECKPOINT, READS_PER_BEAT = 50, 3.4, 2
-"""How many rows or lists a worker asks the database for: SELECT statements, counted within 20 % on eight studies of 4
+"""How many rows or lists a worker asks the database for: SELECT statements, counted within 20% on eight studies of 4
 to 16 trials (`smooth_lr` and `dense`; asha, median and none; random and tpe)."""
 
 BEAT_S = 10.0

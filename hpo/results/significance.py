@@ -79,7 +79,7 @@ def show_difference(difference: Difference, seeds: int) -> str:
     if difference.ci95 is None or difference.p_value is None:
         return f"{difference.mean:+.4f} ({number})"
     low, high = difference.ci95
-    return f"{difference.mean:+.4f} ({low:+.4f} to {high:+.4f}, {number}, p = {difference.p_value:.2g})"
+    return f"{difference.mean:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {number}, p = {difference.p_value:.2g})"
 
 
 def _vary(values: Sequence[float]) -> bool:

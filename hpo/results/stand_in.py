@@ -4,8 +4,8 @@ They have what decides how far trials are trained: how well a rung tells who wil
 comes from the recipe and how much from chance, and how long early stopping waits. These were measured on the curves of
 `benchmarks/truth/digits-640.json.gz` (32 recipes, 5 seeds each; space `smooth_lr`, 640 iterations of the digits):
 
-- Within a seed, the rank correlation between what trials are compared by and their final accuracy is 0.3 at 9 % of the
-  distance from the first drop of the rate to the end, 0.4 at 14 %, 0.5 at 27 % and 0.7 at 50 %. That is the square root
+- Within a seed, the rank correlation between what trials are compared by and their final accuracy is 0.3 at 9% of the
+  distance from the first drop of the rate to the end, 0.4 at 14%, 0.5 at 27% and 0.7 at 50%. That is the square root
   of the distance, as in a random walk that begins at the drop.
 - The recipe explains about a fifth of the variance of the final accuracy; the rest is that walk.
 - As long as the rate is high, the loss falls with a power of the iteration, and each evaluation differs by a factor of

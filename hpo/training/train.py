@@ -68,7 +68,7 @@ class Measurement:
 
 @cache
 def keep_memory() -> None:
-    """Tell glibc's allocator to keep freed pages, which saves 10 to 20 % of a training step on a CPU.
+    """Tell glibc's allocator to keep freed pages, which saves 10 to 20% of a training step on a CPU.
 
     Side effects:
         Sets the process's malloc options; does nothing without glibc.

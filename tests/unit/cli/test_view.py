@@ -102,7 +102,7 @@ def test_the_live_view_shows_the_best_trial_and_what_each_worker_does():
 def test_the_live_view_of_a_study_that_just_began_claims_nothing():
     assert lines_of(view.progress("mine", Counts(waiting=20), 20, None, [], 640, None)) == [
         "mine  0 / 20 finished, 0 complete, 0 pruned, 0 running, 20 waiting",
-        "best -, time left unknown",
+        "no result yet, time left unknown",
         "worker  device  trial  iteration  accuracy",
     ]
 
@@ -159,7 +159,7 @@ def test_the_line_for_a_log_says_the_same():
         "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best 0.9123 (trial 3); time left 9 s"
     )
     assert view.progress_line(COUNTS, 20, None, None) == (
-        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best -; time left unknown"
+        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; no result yet; time left unknown"
     )
 
 
@@ -300,7 +300,7 @@ def test_the_best_recipe_stands_beside_the_base_recipe_where_they_differ():
         "shortcut norm        yes",
         "depth                20",
         "boundaries           16,000 / 32,000 / 56,000 of 64,000   (base recipe: 20,000 / 32,000 / 56,000 of 64,000)",
-        "values               0.1 → 0.02 → 0.005 → 0.001",
+        "learning rates       0.1 → 0.02 → 0.005 → 0.001",
         "early stopping       none",
         "batch size           128",
         "momentum             0.9",
@@ -336,14 +336,14 @@ def test_a_benchmark_shows_every_seed_the_means_and_the_verdict():
     assert lines_of(view.benchmark(BENCHMARK, "So it is.")) == [
         "s.benchmark: test split of fashion_mnist, 1,280 iterations, 2 seeds",
         "",
-        "                     accuracy  accuracy    accuracy       loss      loss",
-        "seed                candidate  baseline  difference  candidate  baseline",
-        "11                     0.9200    0.9000      0.0200     0.3100    0.4100",
-        "1471062688             0.9400    0.9100      0.0300     0.3200    0.4200",
-        "mean                   0.9300    0.9050      0.0250     0.3150    0.4150",
-        "95 % interval from     0.8029    0.8415     -0.0385     0.2515    0.3515",
-        "to                     1.0571    0.9685      0.0885     0.3785    0.4785",
-        "documented                  -    0.8963                      -    0.5765",
+        "                    accuracy  accuracy    accuracy       loss      loss",
+        "seed               candidate  baseline  difference  candidate  baseline",
+        "11                    0.9200    0.9000      0.0200     0.3100    0.4100",
+        "1471062688            0.9400    0.9100      0.0300     0.3200    0.4200",
+        "mean                  0.9300    0.9050      0.0250     0.3150    0.4150",
+        "95% interval from     0.8029    0.8415     -0.0385     0.2515    0.3515",
+        "to                    1.0571    0.9685      0.0885     0.3785    0.4785",
+        "documented                 -    0.8963                      -    0.5765",
         "",
         "no result: baseline on seed 5: diverged",
         "2 runs have not finished; the same command continues.",
@@ -356,13 +356,13 @@ def test_the_benchmark_of_a_baseline_that_is_the_best_shows_it_once():
     alone = replace(BENCHMARK, seeds=(11,), runs=(run_of("baseline", (0.9,), (0.4,)),), missing=(), waiting=0)
 
     assert lines_of(view.benchmark(alone, "So it is."))[2:] == [
-        "                    accuracy      loss",
-        "seed                baseline  baseline",
-        "11                    0.9000    0.4000",
-        "mean                  0.9000    0.4000",
-        "95 % interval from         -         -",
-        "to                         -         -",
-        "documented                 -         -",
+        "                   accuracy      loss",
+        "seed               baseline  baseline",
+        "11                   0.9000    0.4000",
+        "mean                 0.9000    0.4000",
+        "95% interval from         -         -",
+        "to                        -         -",
+        "documented                -         -",
         "",
         "So it is.",
     ]
@@ -387,7 +387,7 @@ def test_documented_runs_stand_beside_what_they_reach_here():
         "s.benchmark: test split of cifar10, 64,000 iterations, 2 seeds",
         "",
         "                      documented  documented    accuracy here        loss here",
-        "run                     accuracy        loss      mean ± 95 %      mean ± 95 %",
+        "run                     accuracy        loss       mean ± 95%       mean ± 95%",
         "baseline                  0.8963      0.5765  0.9050 ± 0.0635  0.4150 ± 0.0635",
         "dense_early_stopping           -           -  0.8100 ± 0.1271  0.6500 ± 0.6353",
         "",

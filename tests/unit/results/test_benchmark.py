@@ -133,18 +133,20 @@ def result(candidate, baseline, **changed):
         (
             (0.92, 0.93, 0.95),
             (0.90, 0.90, 0.91),
-            "better than the baseline: its test accuracy differs by +0.0300 (+0.0052 to +0.0548, 3 seeds, p = 0.035).",
+            "better than the baseline: its test accuracy differs by +0.0300 "
+            "(95% interval +0.0052 to +0.0548, 3 seeds, p = 0.035).",
         ),
         (
             (0.90, 0.90, 0.91),
             (0.92, 0.93, 0.95),
-            "worse than the baseline: its test accuracy differs by -0.0300 (-0.0548 to -0.0052, 3 seeds, p = 0.035).",
+            "worse than the baseline: its test accuracy differs by -0.0300 "
+            "(95% interval -0.0548 to -0.0052, 3 seeds, p = 0.035).",
         ),
         (
             (0.92, 0.93, 0.90),
             (0.90, 0.94, 0.89),
             "not shown to be better than the baseline: its test accuracy differs by +0.0067 "
-            "(-0.0313 to +0.0446, 3 seeds, p = 0.53).",
+            "(95% interval -0.0313 to +0.0446, 3 seeds, p = 0.53).",
         ),
         ((), (), "not shown to be better than the baseline: this needs at least two seeds, or better five."),
         ((0.9,), (0.8,), "not shown to be better than the baseline: this needs at least two seeds, or better five."),

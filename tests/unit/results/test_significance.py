@@ -48,9 +48,9 @@ def test_the_p_value_is_under_a_twentieth_exactly_where_the_interval_leaves_out_
 @pytest.mark.parametrize(
     ("differences", "judgement", "shown"),
     [
-        ((0.02, 0.03, 0.04), "better", "+0.0300 (+0.0052 to +0.0548, 3 seeds, p = 0.035)"),
-        ((-0.02, -0.03, -0.04), "worse", "-0.0300 (-0.0548 to -0.0052, 3 seeds, p = 0.035)"),
-        ((0.02, -0.01, 0.01), "not shown to be better", "+0.0067 (-0.0313 to +0.0446, 3 seeds, p = 0.53)"),
+        ((0.02, 0.03, 0.04), "better", "+0.0300 (95% interval +0.0052 to +0.0548, 3 seeds, p = 0.035)"),
+        ((-0.02, -0.03, -0.04), "worse", "-0.0300 (95% interval -0.0548 to -0.0052, 3 seeds, p = 0.035)"),
+        ((0.02, -0.01, 0.01), "not shown to be better", "+0.0067 (95% interval -0.0313 to +0.0446, 3 seeds, p = 0.53)"),
         ((0.02, 0.02), "not shown to be better", "+0.0200 (2 seeds)"),
         ((0.02,), "not shown to be better", "+0.0200 (1 seed)"),
     ],
