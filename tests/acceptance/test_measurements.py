@@ -35,10 +35,14 @@ def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shel
 
 
 @pytest.mark.slow
-def test_plain_optuna_is_compared(shell: Shell) -> None:
-    found = run(shell, "plain_optuna", "--trials", "1", "--iterations", "32", "--seeds", "1").out
-    assert "| 0 | hpo |" in found
-    assert "plain Optuna takes " in found.splitlines()[-1]
+def test_searches_are_compared_live(shell: Shell) -> None:
+    small = ("--trials", "2", "--iterations", "32", "--seeds", "1", "--fresh-seeds", "1", "--json", "found.json")
+    said = run(shell, "live_comparison", *small).out.splitlines()
+    found = json.loads((shell.folder / "found.json").read_text())
+    assert [search["title"] for search in found] == ["hpo without confirmation", "hpo", "Optuna", "Ray Tune"]
+    assert all(search["complete"] + search["ended_early"] == 2 for search in found)
+    assert all(32 < search["steps"] <= 64 for search in found[2:])
+    assert said[-1].endswith("times as long as hpo to the lowest best")
 
 
 def test_searches_are_replayed_on_curves_that_were_trained_for_it(shell: Shell) -> None:

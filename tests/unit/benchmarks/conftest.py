@@ -33,3 +33,27 @@ def true_regret(monkeypatch: pytest.MonkeyPatch) -> Any:
 def truth(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("truth")
+
+
+@pytest.fixture
+def live_comparison(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("live_comparison")
+
+
+@pytest.fixture
+def live_searches(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("live_searches")
+
+
+@pytest.fixture
+def fresh_seeds(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("fresh_seeds")
+
+
+@pytest.fixture
+def plain_training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("plain_training")
