@@ -23,14 +23,12 @@ from hpo.recipes.comparison import SEEDS
 from hpo.recipes.distinct import recipe_key
 from hpo.recipes.recipe import Recipe, derive_seed
 from hpo.recipes.schedule import CurvePoint
-from hpo.results.test_split import load_test_split
+from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
 from hpo.training.data import Dataset
 from hpo.training.datasets import load_dataset
 from hpo.training.numerics import native_precision, prepare_torch
 from hpo.training.train import Training
 from hpo.trial.objective import Task, run_trial
-
-ACCURACY = "test accuracy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +98,7 @@ def accuracies(
     missing = [run for run in everything if not run.file.exists()]
     for done, _ in enumerate(_train_all(missing), start=1):
         announce(len(everything) - len(missing) + done, len(everything))
-    return {key: [json.loads(run.file.read_bytes())[ACCURACY] for run in each] for key, each in runs.items()}
+    return {key: [json.loads(run.file.read_bytes())[TEST_ACCURACY] for run in each] for key, each in runs.items()}
 
 
 def _train_all(runs: list[Run]) -> Iterator[None]:
@@ -123,14 +121,13 @@ def train(run: Run) -> None:
     dataset = _load(run.dataset, run.data_dir, run.checksum)
 
     def measure(training: Training) -> dict[str, Any]:
-        test = load_test_split(run.dataset, run.data_dir, run.checksum)
-        return {ACCURACY: training.evaluate(test).accuracy}
+        measured = training.evaluate(load_test_split(run.dataset, run.data_dir, run.checksum))
+        return {TEST_ACCURACY: measured.accuracy, TEST_LOSS: measured.loss}
 
     task = Task(recipe=run.recipe, base=run.recipe, align="iteration", precision=precision, at_end=measure)
     outcome = run_trial(task, dataset, Unsupervised())
     assert not isinstance(outcome, str), "nothing stops it or makes it wait"
-    accuracy = outcome.attrs.get(ACCURACY, 1 / len(dataset.classes))
-    content = {"recipe": run.recipe.to_dict(), "outcome": outcome.attrs["outcome"], ACCURACY: accuracy}
+    content = {TEST_ACCURACY: 1 / len(dataset.classes)} | outcome.attrs | {"recipe": run.recipe.to_dict()}
     write_whole(run.file, json.dumps(content, indent=2).encode())
 
 
