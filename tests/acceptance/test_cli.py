@@ -161,7 +161,8 @@ def test_a_submitted_study_waits_for_a_worker(shell: Shell) -> None:
     waiting = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 1}
     assert (submitted.code, submitted.json["trials"]) == (0, waiting)
     sketch, created = submitted.err.splitlines()
-    assert re.fullmatch(rf"study {STUDY}: about [\d,]+ optimizer steps, \d+% of \d+ x 32; `hpo plan` .*", sketch)
+    about = r"about [\d,]+ optimizer steps, \d+% of 1 full trial of 32; `hpo plan` .*"
+    assert re.fullmatch(f"study {STUDY}: {about}", sketch)
     assert created == f"study {STUDY}: created; train it with `hpo worker --study {STUDY}` on any machine"
     assert shell.hpo("worker").code == 0
     assert shell.hpo("status", "--json").json["trials"] == waiting | {"complete": 1, "waiting": 0}

@@ -16,9 +16,10 @@ from hpo.artifacts import open_artifacts
 from hpo.database import overview
 from hpo.database.storage import Storage
 from hpo.errors import BadInput, StudyMismatch, StudyNotFound
+from hpo.results import export
 from hpo.trial.checkpoints import Checkpoints
 from hpo.worker.stop import StopSignal
-from hpo.worker.verify import verify
+from hpo.worker.verify import load_as_worker, verify
 from hpo.worker.work import work
 from tests.integration.support import PROMOTING, dump, make_study
 
@@ -88,6 +89,9 @@ def test_what_both_spaces_have_is_taken_over_at_no_step_and_the_search_goes_on(
     assert best.recipe == edited.space.recipe(edited.trials()[best.trial].params, iterations=32, seed=0)
     checkpoints = Checkpoints(storage, open_artifacts(f"{tmp_path}/artifacts"))
     assert "bit for bit" in verify(edited, best.trial, tmp_path, checkpoints, lambda _: None)
+    announced: list[str] = []
+    exported = export.load(edited, best, load_as_worker(edited, tmp_path), checkpoints, "", None, announced.append)
+    assert (exported.val_accuracy, announced) == (best.value, []), "it has the checkpoint of the trial that it copies"
 
     with storage.translated():
         storage.optuna.delete_study(source.study_id)
