@@ -29,7 +29,7 @@ RUN = (
     "--dataset",
     "digits",
     "--iterations",
-    "64",
+    "32",
 )
 
 
@@ -54,7 +54,7 @@ def test_processors_of_two_kinds_share_a_storage_and_no_state(tmp_path: Path, pr
         done = hpo(*RUN, "--study", name, "--precision", precision, "--json", **variables)
         assert done.returncode == 0, done.stderr
         status = json.loads(done.stdout)
-        assert status["iterations_spent"] == {"naive": 64, "requested": 64, "trained": 64}, "neither took a state"
+        assert status["iterations_spent"] == {"naive": 32, "requested": 32, "trained": 32}, "neither took a state"
 
     for name, variables in (("native", {}), ("other", OTHER)):
         done = hpo("verify", "--study", name, **variables)
