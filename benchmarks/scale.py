@@ -65,7 +65,7 @@ from workers import (
 
 from hpo import study as studies
 from hpo.artifacts import open_artifacts
-from hpo.database import overview, queue, study_state
+from hpo.database import losses, overview, queue, study_state
 from hpo.database.attempt import WorkerId
 from hpo.database.retry import RetryPolicy
 from hpo.database.storage import Storage, open_storage
@@ -112,7 +112,7 @@ SETTINGS = StudySettings(
 TRAINING, IDLE = "training", "idle"
 process_id = registration.worker_id
 CALLS = (
-    (queue, "reap", "poll"),
+    (losses, "reap", "poll"),
     (queue, "claim", "poll"),
     (registration.WorkerRegistration, "show", "poll"),
     (study_state, "find_state", "poll"),

@@ -68,7 +68,7 @@ def test_what_people_read_names_the_best_trial_and_what_to_type_next(finished: S
     assert again.code == 0
     assert f"(trial {before['best']['trial']})" in again.out
     for command in ("benchmark --study smooth_lr-digits", "report --study smooth_lr-digits --out report", "dashboard"):
-        assert f"  hpo {command}  " in again.out
+        assert f"  hpo {command}\n" in again.out
     assert finished.hpo("status", "--json").json == before, "a finished study is left as it is"
     for command in ("status", "best"):
         assert str(before["best"]["trial"]) in finished.hpo(command).out

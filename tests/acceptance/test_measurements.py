@@ -35,6 +35,7 @@ def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shel
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_searches_are_compared_live(shell: Shell) -> None:
     small = ("--trials", "2", "--iterations", "32", "--seeds", "1", "--fresh-seeds", "1", "--json", "found.json")
     said = run(shell, "live_comparison", *small).out.splitlines()

@@ -15,6 +15,7 @@ from hpo.database.attempt import Outcome, Progress, WorkerId
 from hpo.database.optuna_tables import RECORD
 from hpo.database.optuna_view import Draft, DraftParam
 from hpo.database.storage import open_storage
+from hpo.errors import LeaseLost
 
 WORKER = WorkerId(name="host:1", host="host", device="cpu")
 NOTHING = Progress(iteration=0, trained_iterations=0, val_accuracy=None)
@@ -163,7 +164,7 @@ def test_parameters_that_an_earlier_attempt_chose_stay(storage, study_id):
     queue.hand_back(storage, first, NOTHING, "stopped")
 
     open_trial(storage, study_id, first).suggest_float("other", 0, 1)
-    with pytest.raises(queue.LeaseLost):
+    with pytest.raises(LeaseLost):
         queue.write_draft(storage, first, NOTHING, storage.view.take_draft(first.trial_id))
     again = queue.claim(storage, study_id, WORKER)
 
