@@ -38,7 +38,7 @@ class GraphTraining(Training):
         self._indices = torch.zeros(self._batches.batch_size, dtype=torch.int64, device=self.device)
         self._graphed = graphed and self.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._graph_rate = 0.0
+        self._rate = self._graph_rate = 0.0
         self._eager_steps = 0
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # capture and autocast ask the current device
@@ -55,7 +55,7 @@ class GraphTraining(Training):
                 epoch, position = divmod(self.iteration, per_epoch)
                 if order is None or position == 0:
                     order = self._batches.order(self._seeded("order", epoch))
-                self._optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.iteration)
+                self._rate = learning_rate(self.recipe, self.iteration)
                 self._indices.copy_(order[position])
                 graph = self._find_graph()
                 self._seeded("iteration", self.iteration)
@@ -79,24 +79,21 @@ class GraphTraining(Training):
         with self._autocast():
             logits = self.model(images)
             loss = nn.functional.cross_entropy(logits, labels)
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._optimizer.step()
+        self._optimizer.step(self._rate)
         self._loss_sum += loss.detach()
         self._correct += (logits.detach().argmax(1) == labels).sum()
 
     def _find_graph(self) -> torch.cuda.CUDAGraph | None:
         if not self._graphed or self._eager_steps < WARM_UP_STEPS:
             return None
-        rate = self._optimizer.param_groups[0]["lr"]
-        if self._graph is None or rate != self._graph_rate:
-            self._graph, self._graph_rate = self._capture(), rate
+        if self._graph is None or self._rate != self._graph_rate:
+            self._graph, self._graph_rate = self._capture(), self._rate
         return self._graph
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         self._stream.synchronize()  # the graph from before may still run
         self._graph = None
-        self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # needed up to torch 2.11, deprecated and without effect after it
