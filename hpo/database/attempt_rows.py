@@ -69,7 +69,7 @@ def is_running(session: Session, trial_id: int) -> bool:
     return session.execute(running.with_for_update(of=TrialModel)).first() is not None
 
 
-def runs(trial_id: int | ColumnElement[int]) -> tuple[ColumnElement[bool], ...]:
+def runs(trial_id: int) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions under which a trial runs, in a study that is there.
 
     On SQLite, other tools delete trials without their rows in our tables, and studies without the trials that are added

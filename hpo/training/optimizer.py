@@ -14,7 +14,7 @@ from hpo.recipes.recipe import Recipe
 class SGD:
     """The steps of `torch.optim.SGD`, bit for bit, with momentum by the names of parameters.
 
-    `torch.optim.SGD` loads `torch._dynamo` with its first step, which takes every new process two seconds and more.
+    `torch.optim.SGD` loads `torch._dynamo` when it is made, which takes every new process two seconds and more.
 
     Args:
         model: On the device to train on.

@@ -11,49 +11,22 @@ import pytest
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
-@pytest.fixture
-def replay(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("replay")
+def script(name: str) -> Any:
+    """Make the fixture that imports a script."""
+
+    @pytest.fixture(name=name)
+    def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module(name)
+
+    return load
 
 
-@pytest.fixture
-def truth_table(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("truth_table")
-
-
-@pytest.fixture
-def true_regret(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("true_regret")
-
-
-@pytest.fixture
-def truth(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("truth")
-
-
-@pytest.fixture
-def live_comparison(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("live_comparison")
-
-
-@pytest.fixture
-def live_searches(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("live_searches")
-
-
-@pytest.fixture
-def fresh_seeds(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("fresh_seeds")
-
-
-@pytest.fixture
-def plain_training(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("plain_training")
+replay = script("replay")
+truth_table = script("truth_table")
+true_regret = script("true_regret")
+truth = script("truth")
+live_comparison = script("live_comparison")
+live_searches = script("live_searches")
+fresh_seeds = script("fresh_seeds")
+plain_training = script("plain_training")
