@@ -23,6 +23,8 @@ from hpo.cli.help import GroupedCommand
 from hpo.cli.output import exit_without_device, prepare_output, say_error
 from hpo.cli.plan import plan
 from hpo.cli.retry import retry
+from hpo.cli.status import status
+from hpo.cli.worker import worker
 from hpo.errors import BadInput, DeviceLost, HpoError
 from hpo.masking import mask_secrets
 from hpo.settings import EXIT_INTERRUPTED
@@ -45,8 +47,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "doctor": doctor,
     "run": run.run,
-    "worker": run.worker,
-    "status": run.status,
+    "worker": worker,
+    "status": status,
     "studies": studies.list_studies,
     "workers": studies.workers,
     "pause": studies.pause,

@@ -1,18 +1,15 @@
-"""`hpo run`, `hpo worker` and `hpo status`: create a study or continue one, join it, and show its progress."""
+"""`hpo run`: create a study or continue one, train its trials and confirm its best."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hpo.cli.config_file import ConfigOption
-from hpo.cli.data import choose_data, data_settings, decode_for
+from hpo.cli.data import choose_data, data_settings
 from hpo.cli.driving import check_artifacts, check_launcher, connect, drive, worker_environment, worker_options
 from hpo.cli.help import SEARCH, STUDY, TRAINING, WORKERS
 from hpo.cli.options import (
@@ -38,15 +35,13 @@ from hpo.cli.options import (
     SamplerChoice,
     StorageOption,
     StorageTimeoutOption,
-    StudyOption,
     TimeoutOption,
     WorkersOption,
     complete_space,
     require_number,
 )
-from hpo.cli.output import exit_if_stopped, log_to_stderr, print_json, say, show
+from hpo.cli.output import print_json, say, show
 from hpo.errors import BadInput, StudyFailed
-from hpo.paths import expand_path
 from hpo.recipes.recipe import MIN_ITERATIONS
 from hpo.settings import (
     DEFAULT_ALIGN,
@@ -56,7 +51,6 @@ from hpo.settings import (
     DEFAULT_CONFIRM_SEEDS,
     DEFAULT_CONFIRM_TOP,
     DEFAULT_DATASET,
-    DEFAULT_DEVICE,
     DEFAULT_LAUNCHER,
     DEFAULT_LEASE_S,
     DEFAULT_PRECISION,
@@ -65,7 +59,6 @@ from hpo.settings import (
     DEFAULT_SEED,
     DEFAULT_STORAGE,
     DEFAULT_STORAGE_TIMEOUT_S,
-    GIGABYTE,
     MAX_TRIALS,
     Precision,
     StudySettings,
@@ -75,14 +68,7 @@ from hpo.settings import (
 )
 
 if TYPE_CHECKING:
-    from torch import device
-
-    from hpo.database.storage import Storage
     from hpo.study import Study
-    from hpo.worker.stop import StopSignal
-    from hpo.worker.work import WorkerConfig
-
-WATCH_EVERY_S = 1.0
 
 
 def run(
@@ -286,148 +272,6 @@ def run(
         raise StudyFailed(f"all trials of study {name} failed; `hpo dashboard` shows why")
 
 
-def worker(
-    study_name: StudyOption = None,
-    forever: Annotated[
-        bool,
-        typer.Option(
-            "--forever", help="Serve all studies in turn, or the one of --study; never exit.", rich_help_panel=WORKERS
-        ),
-    ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=WORKERS)
-    ] = DEFAULT_DEVICE,
-    reuse: ReuseOption = DEFAULT_REUSE,
-    checkpoint_budget: BudgetOption = DEFAULT_CHECKPOINT_GB,
-    storage_timeout: StorageTimeoutOption = DEFAULT_STORAGE_TIMEOUT_S,
-    lease: LeaseOption = DEFAULT_LEASE_S,
-    storage: StorageOption = DEFAULT_STORAGE,
-    artifacts: ArtifactsOption = DEFAULT_ARTIFACTS,
-    data_dir: DataOption = None,
-    dataset: Annotated[
-        Path | None,
-        typer.Option(
-            parser=expand_path,
-            metavar="PATH",
-            help="The study's folder of images or .npz file, if --data-dir lacks it.",
-            rich_help_panel=STUDY,
-        ),
-    ] = None,
-) -> None:
-    """Train trials of a study from any machine.
-
-    The machine must reach the storage and the artifacts. The worker exits when no trial is left.
-    """
-    from hpo.artifacts import open_artifacts
-    from hpo.database.retry import RetryPolicy
-    from hpo.database.storage import open_storage
-    from hpo.launch.process import DRIVER_ENV
-    from hpo.trial.checkpoints import Checkpoints
-    from hpo.worker.device import open_device
-    from hpo.worker.stop import StopSignal
-    from hpo.worker.work import WorkerConfig
-
-    log_to_stderr("%(asctime)s %(process)d %(levelname)s %(message)s")
-    if study_name is not None:
-        check_study_name(study_name)
-    if dataset is not None and forever:
-        raise BadInput(f"--dataset {dataset}: only valid without --forever, as it belongs to one study")
-    stop = StopSignal(parent=_driver(os.environ.get(DRIVER_ENV, "")))
-    retry_policy = RetryPolicy(storage_timeout, gives_up=stop.__bool__)
-    # With --forever the first study may be created later, and the tables with it.
-    access: Literal["create", "write"] = "create" if forever else "write"
-    database = retry_policy.call(lambda: open_storage(storage, access, retry_policy, one_connection=True))
-    picked = open_device(device)
-    store = open_artifacts(artifacts)
-    checkpoints = Checkpoints(database, store, int(checkpoint_budget * GIGABYTE)) if reuse else None
-    config = WorkerConfig(checkpoints=checkpoints, artifacts=store, lease_s=lease)
-    folder = data_dir or default_data_dir()
-    if forever:
-        _serve_forever(database, study_name, picked, folder, config, stop)
-    else:
-        _serve_one(database, study_name, picked, folder, config, stop, dataset)
-    exit_if_stopped(stop)
-
-
-def _serve_one(
-    storage: Storage,
-    name: str | None,
-    device: device,
-    data_dir: Path,
-    config: WorkerConfig,
-    stop: StopSignal,
-    dataset: Path | None,
-) -> None:
-    from hpo import study as studies
-    from hpo.database import study_state
-    from hpo.database.ends import find_ends
-    from hpo.results.test_split import end_of_run
-    from hpo.worker.work import work
-
-    study = studies.load(storage, name)
-    if dataset is not None:
-        decode_for(study, dataset, data_dir)
-    finished = work(
-        study,
-        device=device,
-        data_dir=data_dir,
-        checkpoints=config.checkpoints,
-        stop=stop,
-        lease_s=config.lease_s,
-        artifacts=config.artifacts,
-        at_end=end_of_run(study, data_dir),
-    )
-    say(f"finished {finished} trials of {study.name}")
-    if used_up := studies.find_used_up(study):
-        say(used_up)
-    state = study_state.find_state(storage, study.study_id)
-    if not stop and state in ("stopped", "finishing"):
-        say(f"study {study.name} was stopped; continue it with `hpo resume --study {study.name}`")
-    if not stop and state == "ended":
-        say(f"study {study.name} has ended: {find_ends(storage, study.study_id)[1]}")
-
-
-def _serve_forever(
-    storage: Storage, name: str | None, device: device, data_dir: Path, config: WorkerConfig, stop: StopSignal
-) -> None:
-    from hpo.results.test_split import end_of_run
-    from hpo.worker.rotation import StudyRotation
-
-    say(f"serving {f'study {name}' if name else 'all studies'} of {storage.url} until interrupted")
-    rotation = StudyRotation(
-        storage=storage,
-        device=device,
-        data_dir=data_dir,
-        config=config,
-        at_end_of=lambda study: end_of_run(study, data_dir),
-        only=name,
-    )
-    finished = rotation.serve(stop)
-    say(f"finished {finished} trials")
-
-
-def status(
-    study_name: StudyOption = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Update until the study is done.")] = False,
-    storage: StorageOption = DEFAULT_STORAGE,
-    json_output: JsonOption = False,
-) -> None:
-    """Show a study's progress."""
-    from hpo import study as studies
-    from hpo.database.storage import open_storage
-    from hpo.results import confirmation
-
-    study = studies.load(open_storage(storage, "read"), study_name)
-    if watch and not json_output:
-        _watch(study)
-    elif json_output:
-        print_json(confirmation.status(study))
-    else:
-        from hpo.cli import view
-
-        show(view.status(confirmation.status(study)))
-
-
 def _say_forecast(study: Study, validation_images: int, *, reuse: bool, budget: int | None) -> None:
     """Say what a study will take, unless some of its trials have finished already."""
     from hpo.database import overview
@@ -476,13 +320,6 @@ def _begin_confirmation(study: Study, wanted: bool | None) -> Study | None:
     return companion
 
 
-def _driver(given: str) -> int | None:
-    """Read the process id that a driver passes to its workers."""
-    if given and not (given.isascii() and given.isdigit()):
-        raise BadInput(f"HPO_DRIVER_PID is {given!r}, which is not a process id; `hpo run` sets it for its workers")
-    return int(given) if given else None
-
-
 def choose_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """Replace `auto` by the format that this machine computes natively."""
     from hpo.launch.devices import find_native_precision
@@ -500,20 +337,6 @@ def _dashboard(storage: str, artifacts: str) -> Iterator[None]:
     with serve_beside(open_storage(storage, "read"), open_artifacts(artifacts, create=False)) as address:
         say(f"optuna-dashboard on {address} (read-only) until the run ends")
         yield
-
-
-def _watch(study: Study) -> None:
-    from hpo.cli.progress import Progress
-    from hpo.database import overview, study_state
-
-    with Progress(study) as progress:
-        while True:
-            counts = overview.count(study.storage, study.study_id)
-            state = study_state.find_state(study.storage, study.study_id)
-            progress.update(counts, study_state.shown_state(state, counts))
-            if counts.waiting + counts.running == 0 or state == "ended":
-                return
-            time.sleep(WATCH_EVERY_S)
 
 
 def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:

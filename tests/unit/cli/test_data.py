@@ -7,7 +7,7 @@ import pytest
 
 from hpo.cli.catalog import data_check
 from hpo.cli.data import choose_data, data_settings, decode_for
-from hpo.cli.run import worker
+from hpo.cli.worker import worker
 from hpo.errors import BadInput
 from tests.unit.training.pictures import small_arrays, write_arrays, write_classes
 
