@@ -12,8 +12,9 @@ from hpo.errors import SpaceError
 from hpo.paths import expand_path
 from hpo.recipes.ranges import IntRange
 from hpo.recipes.recipe import short_repr
+from hpo.recipes.search_fields import Search
 from hpo.recipes.shipped import list_shipped, shipped_dir
-from hpo.recipes.space import Search, SearchSpace
+from hpo.recipes.space import SearchSpace
 from hpo.recipes.yaml_file import find_line, read_mapping
 
 
