@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Self
 
@@ -16,6 +17,9 @@ from hpo.study import Study
 PLAIN_EVERY_S = 10.0
 """The least time between two lines without a terminal."""
 
+PLAIN_AFTER_S = 300.0
+"""The time after which a line is printed without a terminal, even if no trial has finished since the last."""
+
 
 class Progress:
     """The progress of a study on stderr: a live view on a terminal, a line from time to time elsewhere."""
@@ -28,7 +32,7 @@ class Progress:
         )
         self._started = time.monotonic()
         self._settled_before: int | None = None
-        self._last_line = 0.0
+        self._last_line = -math.inf
         self._last_settled = -1
         self._last_note = ""
         self._last_state = "running"
@@ -58,7 +62,7 @@ class Progress:
             self._console.print(note, soft_wrap=True)
         self._last_note = note
         due = settled != self._last_settled and now - self._last_line >= PLAIN_EVERY_S
-        due |= state not in (self._last_state, "done")
+        due |= state not in (self._last_state, "done") or now - self._last_line >= PLAIN_AFTER_S
         if not self._live and not due and counts.finished != counts.total:
             return
         best = overview.find_best(self._study.storage, self._study.study_id)
@@ -68,5 +72,6 @@ class Progress:
             shown = view.progress(self._study.name, counts, counts.total, best, running, budget, left, state, note)
             self._live.update(shown)
         else:
-            self._console.print(view.progress_line(counts, counts.total, best, left, state), soft_wrap=True)
+            steps = overview.trained_iterations(self._study.storage, self._study.study_id)
+            self._console.print(view.progress_line(counts, counts.total, steps, best, left, state), soft_wrap=True)
             self._last_line, self._last_settled, self._last_state = now, settled, state

@@ -51,10 +51,15 @@ def time_left(elapsed_s: float, finished: int, remaining: int) -> float | None:
 
 
 def counts_line(counts: Counts, target: int) -> str:
-    """Write how many trials are in each state."""
-    parts = [f"{counts.finished} / {target} finished", f"{counts.complete} complete", f"{counts.pruned} pruned"]
-    parts += [f"{counts.failed} failed"] if counts.failed else []
-    parts += [f"{counts.running} running", f"{counts.waiting} waiting{_at_rungs(counts.at_rungs)}"]
+    """Write how many trials are in each state that has any."""
+    states = {
+        "complete": counts.complete,
+        "pruned": counts.pruned,
+        "failed": counts.failed,
+        "running": counts.running,
+        f"waiting{_at_rungs(counts.at_rungs)}": counts.waiting,
+    }
+    parts = [f"{counts.finished} / {target} finished", *(f"{n} {state}" for state, n in states.items() if n)]
     return ", ".join(parts)
 
 
@@ -83,14 +88,21 @@ def progress(
     for row in running:
         at = f"{row.iteration:,} / {budget:,}"
         table.add_row(row.worker, row.device, str(row.trial_number), at, accuracy(row.val_accuracy))
-    return Group(headline, f"{_best_so_far(best)}, time left {duration(left_s)}", *([note] if note else []), table)
+    told = f"{_best_so_far(best)}, time left {duration(left_s)}"
+    return Group(headline, told, *([note] if note else []), *([table] if running else []))
 
 
 def progress_line(
-    counts: Counts, target: int, best: tuple[int, float] | None, left_s: float | None, state: str = "running"
+    counts: Counts,
+    target: int,
+    steps: int,
+    best: tuple[int, float] | None,
+    left_s: float | None,
+    state: str = "running",
 ) -> str:
-    """Write the live view in one line, for a log."""
-    return f"{_state_prefix(state)}{counts_line(counts, target)}; {_best_so_far(best)}; time left {duration(left_s)}"
+    """Write the live view in one line, for a log, with the optimizer steps that have been trained."""
+    said = f"{counts_line(counts, target)}; {steps:,} steps; {_best_so_far(best)}; time left {duration(left_s)}"
+    return _state_prefix(state) + said
 
 
 def _best_so_far(best: tuple[int, float] | None) -> str:

@@ -19,6 +19,7 @@ def watched(monkeypatch):
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=printed, force_terminal=False, width=200))
     monkeypatch.setattr(progress.overview, "find_best", lambda *_: None)
+    monkeypatch.setattr(progress.overview, "trained_iterations", lambda *_: 1234)
     return progress.Progress(SimpleNamespace(storage=None, study_id=1)), clock, printed
 
 
@@ -38,11 +39,19 @@ def lines(watched, updates):
     [
         ([(20, 1, "running", ""), (25, 2, "running", ""), (31, 2, "running", "")], [1, 1, 2]),
         ([(20, 1, "running", ""), (60, 1, "running", "")], [1, 1]),
+        ([(20, 1, "running", ""), (319, 1, "running", ""), (320, 1, "running", "")], [1, 1, 2]),
         ([(20, 1, "running", ""), (21, 1, "paused", ""), (22, 1, "paused", "")], [1, 2, 2]),
         ([(20, 1, "running", ""), (21, 4, "done", "")], [1, 2]),
         ([(20, 1, "running", NOTE), (21, 1, "running", NOTE), (22, 1, "running", "")], [2, 2, 2]),
     ],
-    ids=["at most every ten seconds", "only when something has changed", "a new state", "the end", "a note, once"],
+    ids=[
+        "at most every ten seconds",
+        "only when something has changed",
+        "at least every five minutes",
+        "a new state",
+        "the end",
+        "a note, once",
+    ],
 )
 def test_a_line_is_printed_when_it_says_something_new(watched, updates, expected):
     assert lines(watched, updates) == expected

@@ -72,15 +72,12 @@ def test_the_time_left_follows_from_the_trials_finished_so_far(elapsed_s, finish
     ("counts", "line"),
     [
         (COUNTS, "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting"),
-        (Counts(complete=1, failed=2), "3 / 20 finished, 1 complete, 0 pruned, 2 failed, 0 running, 0 waiting"),
-        (
-            Counts(waiting=9, at_rungs={1: 4, 2: 1}),
-            "0 / 20 finished, 0 complete, 0 pruned, 0 running, 9 waiting (4 at rung 1, 1 at rung 2)",
-        ),
-        (Counts(), "0 / 20 finished, 0 complete, 0 pruned, 0 running, 0 waiting"),
+        (Counts(complete=1, failed=2), "3 / 20 finished, 1 complete, 2 failed"),
+        (Counts(waiting=9, at_rungs={1: 4, 2: 1}), "0 / 20 finished, 9 waiting (4 at rung 1, 1 at rung 2)"),
+        (Counts(), "0 / 20 finished"),
     ],
 )
-def test_failed_trials_and_those_at_rungs_are_counted_where_there_are_any(counts, line):
+def test_states_are_counted_that_have_any_trial(counts, line):
     assert view.counts_line(counts, 20) == line
 
 
@@ -101,16 +98,15 @@ def test_the_live_view_shows_the_best_trial_and_what_each_worker_does():
 
 def test_the_live_view_of_a_study_that_just_began_claims_nothing():
     assert lines_of(view.progress("mine", Counts(waiting=20), 20, None, [], 640, None)) == [
-        "mine  0 / 20 finished, 0 complete, 0 pruned, 0 running, 20 waiting",
+        "mine  0 / 20 finished, 20 waiting",
         "no result yet, time left unknown",
-        "worker  device  trial  iteration  accuracy",
     ]
 
 
 def test_a_study_that_does_not_run_says_so_first():
     shown = lines_of(view.progress("mine", COUNTS, 20, None, [], 640, None, "paused"))
     assert shown[0] == "mine  paused: 7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting"
-    line = view.progress_line(COUNTS, 20, None, None, "stopping")
+    line = view.progress_line(COUNTS, 20, 0, None, None, "stopping")
     assert line.startswith("stopping: 7 / 20 finished, ")
 
 
@@ -155,11 +151,12 @@ def test_what_stopping_did_is_said_in_a_line(counts, line):
 
 
 def test_the_line_for_a_log_says_the_same():
-    assert view.progress_line(COUNTS, 20, (3, 0.91234), 9.0) == (
-        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; best 0.9123 (trial 3); time left 9 s"
+    assert view.progress_line(COUNTS, 20, 4_800, (3, 0.91234), 9.0) == (
+        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; "
+        "4,800 steps; best 0.9123 (trial 3); time left 9 s"
     )
-    assert view.progress_line(COUNTS, 20, None, None) == (
-        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; no result yet; time left unknown"
+    assert view.progress_line(COUNTS, 20, 0, None, None) == (
+        "7 / 20 finished, 3 complete, 4 pruned, 2 running, 11 waiting; 0 steps; no result yet; time left unknown"
     )
 
 
