@@ -142,7 +142,7 @@ def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:
     for title in ("trial", "iteration", "last heartbeat"):
         table.add_column(title, justify="right")
     for row in live_workers:
-        at = ("-", "-") if row.trial is None else (str(row.trial), str(row.iteration))
+        at = ("-", "-") if row.trial is None else (str(row.trial), f"{row.iteration:,}")
         age = f"{row.heartbeat_age_s:.0f} s ago"
         study = "-" if row.study is None else row.study + ("" if row.state == "running" else f" ({row.state})")
         table.add_row(row.worker, row.host, row.device, study, *at, age)
@@ -186,7 +186,7 @@ def status(summary: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             "confirmed", confirmed["verdict"] if confirmed else "no; `hpo confirm` trains it on further seeds"
         )
-    table.add_row("iterations", spent_line(summary["iterations_spent"]))
+    table.add_row("steps", spent_line(summary["iterations_spent"]))
     return table
 
 
@@ -206,10 +206,14 @@ def _tried(recipes: Mapping[str, int]) -> str:
 
 
 def spent_line(spent: Mapping[str, int]) -> str:
-    """Write a study's cost in iterations, and its cost without pruning and early stopping."""
+    """Write the optimizer steps of a study, what full trials would have taken, and what they would without reuse."""
     naive = spent["naive"]
-    share = f" ({spent['trained'] / naive:.0%} of naive)" if naive else ""
-    return f"{spent['trained']:,} trained{share}, {spent['requested']:,} requested, {naive:,} naive"
+    share = (
+        f", {spent['trained'] / naive:.0%} of the {naive:,} of full trials; {spent['requested']:,} without reuse"
+        if naive
+        else ""
+    )
+    return f"{spent['trained']:,} trained{share}"
 
 
 def best(winner: Best, base: Mapping[str, Any], confirmed: str | None) -> RenderableType:

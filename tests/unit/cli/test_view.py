@@ -165,9 +165,9 @@ def test_the_line_for_a_log_says_the_same():
     [
         (
             {"naive": 32_000, "requested": 12_480, "trained": 4_800},
-            "4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
+            "4,800 trained, 15% of the 32,000 of full trials; 12,480 without reuse",
         ),
-        ({"naive": 0, "requested": 0, "trained": 0}, "0 trained, 0 requested, 0 naive"),
+        ({"naive": 0, "requested": 0, "trained": 0}, "0 trained"),
     ],
 )
 def test_what_a_study_cost_stands_beside_what_it_would_have_cost(spent, line):
@@ -193,13 +193,13 @@ STATUS = {
 
 def test_the_status_of_a_study_is_a_table_of_seven_rows():
     assert lines_of(view.status(STATUS)) == [
-        "study       smooth_lr-digits",
-        "space       smooth_lr on digits, 640 iterations per trial",
-        "state       done",
-        "trials      50 of 50 finished: 18 complete, 32 pruned",
-        "recipes     50 of 22,680 tried",
-        "best        0.9877 (trial 11)",
-        "iterations  4,800 trained (15% of naive), 12,480 requested, 32,000 naive",
+        "study    smooth_lr-digits",
+        "space    smooth_lr on digits, 640 iterations per trial",
+        "state    done",
+        "trials   50 of 50 finished: 18 complete, 32 pruned",
+        "recipes  50 of 22,680 tried",
+        "best     0.9877 (trial 11)",
+        "steps    4,800 trained, 15% of the 32,000 of full trials; 12,480 without reuse",
     ]
 
 
@@ -207,7 +207,7 @@ def test_the_status_says_at_which_rungs_trials_wait():
     trials = {"complete": 18, "pruned": 0, "failed": 0, "running": 2, "waiting": 30}
 
     assert lines_of(view.status(STATUS | {"trials": trials, "waiting_at_rungs": {1: 7}}))[3] == (
-        "trials      18 of 50 finished: 18 complete, 2 running, 30 waiting (7 at rung 1)"
+        "trials   18 of 50 finished: 18 complete, 2 running, 30 waiting (7 at rung 1)"
     )
 
 
@@ -218,14 +218,14 @@ def test_the_status_says_why_a_study_has_ended():
 
 
 def test_a_status_without_a_best_trial_says_so():
-    assert lines_of(view.status(STATUS | {"best": None}))[5] == "best        none yet"
+    assert lines_of(view.status(STATUS | {"best": None}))[5] == "best     none yet"
 
 
 @pytest.mark.parametrize(
     ("recipes", "line"),
     [
-        ({"tried": 12, "possible": 12}, ["recipes     12 of 12 tried: the search space is used up"]),
-        ({"tried": 11, "possible": 12}, ["recipes     11 of 12 tried"]),
+        ({"tried": 12, "possible": 12}, ["recipes  12 of 12 tried: the search space is used up"]),
+        ({"tried": 11, "possible": 12}, ["recipes  11 of 12 tried"]),
         (None, []),
     ],
     ids=["used up", "not used up", "a benchmark"],
@@ -238,8 +238,8 @@ def test_the_status_says_how_much_of_the_space_was_tried(recipes, line):
     ("change", "line"),
     [
         ({}, []),
-        ({"confirmation": None}, ["confirmed   no; `hpo confirm` trains it on further seeds"]),
-        ({"confirmation": {"verdict": "Trial 11 holds."}}, ["confirmed   Trial 11 holds."]),
+        ({"confirmation": None}, ["confirmed  no; `hpo confirm` trains it on further seeds"]),
+        ({"confirmation": {"verdict": "Trial 11 holds."}}, ["confirmed  Trial 11 holds."]),
         ({"confirmation": None, "best": None}, []),
     ],
     ids=["a benchmark", "not confirmed", "confirmed", "nothing to confirm"],
