@@ -23,8 +23,8 @@ test: $(INSTALLED) system  ## Run all tests, with a real PostgreSQL and a real b
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 
-unit: $(INSTALLED)  ## Run the unit tests, which need no server and no browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/unit $(PYTEST_ARGS)
+unit: $(INSTALLED)  ## Run the quick unit tests, which need no server and no browser
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' tests/unit $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## Check format, lint, types and architecture
 	$(BIN)/ruff format --check .

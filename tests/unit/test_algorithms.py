@@ -27,6 +27,7 @@ search:
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", get_args(SamplerName))
 def test_every_sampler_draws_the_decimal_numbers_of_a_range_and_nothing_between_its_steps(name):
     study = optuna.create_study(direction="maximize")

@@ -84,6 +84,7 @@ def keys_of(study):
     return [study.key_of(trial.params) for trial in study.trials() if trial.params]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "gp"])
 def test_every_recipe_of_a_space_is_tried_once_in_the_same_order_each_time(storage, sampler):
     orders = []
@@ -162,6 +163,7 @@ def test_enqueued_parameters_may_repeat_a_recipe(storage):
     assert studies.status(study)["recipes"]["tried"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["pruned", "failed"])
 def test_the_recipe_of_a_trial_that_was_pruned_or_failed_is_not_tried_again(storage, state):
     study = studies.continue_or_create(storage, "tiny", SETTINGS, RECIPES)

@@ -360,6 +360,7 @@ def value_of(params):
     return 1 / (1 + abs(params["boundary_1"] - 16_000) / 16_000 + abs(math.log(params["learning_rate_2"] / 0.05)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 13), ("random", 6), ("qmc", 6), ("gp", 12), ("cmaes", 8)])
 def test_a_study_of_one_worker_is_a_function_of_its_settings(empty_database, tmp_path, sampler, trials):
     settings = replace(SETTINGS, sampler=sampler)

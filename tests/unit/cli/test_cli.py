@@ -160,6 +160,7 @@ def mutated(draw):
     return space
 
 
+@pytest.mark.slow
 @settings(PATIENT, max_examples=60)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
 @example(b"")
@@ -177,6 +178,7 @@ def test_any_bytes_in_the_place_of_a_space_are_refused_in_one_line(content_of_fi
         assert done[0] == 2
 
 
+@pytest.mark.slow
 @settings(PATIENT, max_examples=60)
 @given(mutated() | trees)
 def test_any_tree_in_the_place_of_a_space_is_read_or_refused_in_one_line(tree):

@@ -75,6 +75,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(steps)
 def test_whatever_happens_the_same_trials_are_shown_as_by_optunas_storage_but_for_waiting_ones(tmp_path_factory, drawn):

@@ -183,6 +183,7 @@ def test_a_worker_is_started_on_its_device_alone(monkeypatch, tmp_path):
     assert (place.name, started) == ("GPU 1", [(options, environment)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_the_precision_is_found_without_starting_cuda_in_the_driver(monkeypatch, gpus):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)

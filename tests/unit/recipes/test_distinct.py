@@ -237,6 +237,7 @@ def test_the_same_generator_draws_the_same():
     ] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [

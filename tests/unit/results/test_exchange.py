@@ -109,6 +109,7 @@ def test_event_files_hold_curve_figure_and_result_of_each_trial(tmp_path):
     assert [row.plugin_data.plugin_name for row in rows] == ["hparams", "hparams"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of its own code
 def test_an_experiment_holds_one_run_per_trial_and_finds_its_figures(tmp_path):
     mlflow.write("mine", [COMPLETE, FAILED], tmp_path / "out")
@@ -143,6 +144,7 @@ def test_a_tool_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_named_without_its_password():
     with pytest.raises(BadInput) as refused:
         mlflow.send("mine", [COMPLETE], "http://anna:S3cret@127.0.0.1:9")

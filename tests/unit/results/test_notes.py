@@ -208,6 +208,7 @@ def test_the_command_in_a_note_continues_its_study_on_any_data(settings_of_comma
     assert settings_of_command(command_in_note(settings)) == settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_the_command_in_a_note_continues_its_study_whatever_else_was_set(settings_of_command, dataset):
     data = data_settings(chosen_data(dataset, None, None, None))

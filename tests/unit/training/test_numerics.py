@@ -88,6 +88,7 @@ def test_the_variables_that_choose_kernels_are_part_of_the_key_and_those_that_do
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_computes_with_other_instruction_sets_says_so():
     script = (
         "import json, torch; from hpo.training.numerics import numerics\n"

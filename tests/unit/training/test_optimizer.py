@@ -73,6 +73,7 @@ def test_steps_are_those_of_torch_bit_for_bit(fields):
     assert all(parameter.grad is None for parameter in ours.parameters())
 
 
+@pytest.mark.slow
 def test_a_step_does_not_load_torchs_compiler():
     done = subprocess.run([sys.executable, "-c", ONE_STEP], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

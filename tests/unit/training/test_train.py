@@ -103,6 +103,7 @@ def dense_walk(few_digits):
     return walk(training, 6), training.state()
 
 
+@pytest.mark.slow
 @settings(max_examples=6, phases=[Phase.generate])  # to shrink a failure takes minutes
 @given(stops=st.sets(st.integers(0, 6), max_size=3).map(sorted))
 def test_wherever_a_walk_stops_it_ends_in_the_same_state(few_digits, dense_walk, stops):
@@ -129,6 +130,7 @@ recipes = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, phases=[Phase.generate])
 @given(recipe=recipes, stops=st.sets(st.integers(0, 6), max_size=2).map(sorted))
 def test_whatever_is_searched_a_walk_with_stops_is_the_walk_without_bit_for_bit(few_digits, recipe, stops):

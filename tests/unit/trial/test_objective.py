@@ -106,6 +106,7 @@ def expected_values(recipe, curve, align):
     return {report.step: accuracies[report.iteration] for report in reports(recipe, BASE, plan, align)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align", ["phase", "iteration"])
 def test_a_trial_that_runs_to_its_end_has_the_accuracy_of_its_last_weights(few_digits, align):
     recipe = replace(BASE, boundaries=(8_000, 48_000))
@@ -136,6 +137,7 @@ def test_the_base_recipe_is_never_pruned_and_its_pruner_is_asked_all_the_same(fe
 LATER = replace(BASE, boundaries=(24_000, 48_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "align", "rungs_at"),
     [
@@ -225,6 +227,7 @@ def test_early_stopping_that_never_strikes_still_takes_the_best_weights(few_digi
     assert outcome == outcome_of(f"complete, weights of iteration {best}", 32, training.evaluate(few_digits.validation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early_stopping", [None, 63_000])
 def test_what_is_measured_at_the_end_is_measured_on_the_final_weights_and_kept_with_the_trial(
     few_digits, early_stopping

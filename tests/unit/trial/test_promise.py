@@ -24,6 +24,7 @@ def test_one_bit_of_a_checkpoint_is_seen(monkeypatch):
     assert find_broken(CPU, "fp32", SHORT).startswith("interrupted at iterations 1, 4 and 5: ")
 
 
+@pytest.mark.slow
 def test_one_bit_of_a_step_is_seen(monkeypatch):
     trainings = []
 

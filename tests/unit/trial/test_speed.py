@@ -10,6 +10,7 @@ from hpo.trial.checkpoints import encode
 from hpo.trial.speed import ROUNDS, measure_speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("iterations", "steps"), [(32, 5), (640, 12)], ids=["few", "many"])
 def test_steps_and_evaluations_are_timed_and_the_checkpoint_is_weighed(few_digits, iterations, steps):
     recipe = documented_runs()["baseline"].recipe.at(iterations=iterations, seed=0)

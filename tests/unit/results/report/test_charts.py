@@ -34,6 +34,7 @@ def test_rows_without_room_for_a_label_have_none(rows, least, labelled):
     assert rows_with_room(rows, least) == labelled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [1, 55, 100, 300])
 def test_no_label_of_a_tree_overlaps_the_next(trials):
     recipe = documented_runs()["smooth_lr"].recipe.at(iterations=160, seed=0)
