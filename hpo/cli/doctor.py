@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +50,12 @@ def doctor(
     places = Places(
         device=pick_device(device), asked_device=device, data_dir=folder, storage=storage, artifacts=artifacts
     )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     findings = []
     for finding in iter_findings(places):
         findings.append(finding)
         if not json_output:
-            print(describe(finding), flush=True)
+            print(describe(finding, width), flush=True)
     sound = all(finding.status == "ok" for finding in findings)
     if json_output:
         print_json({"ok": sound, "checks": [asdict(finding) for finding in findings]})
@@ -59,8 +63,11 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def describe(finding: Finding) -> str:
-    """Write a finding as one line."""
+def describe(finding: Finding, width: int | None = None) -> str:
+    """Write a finding as one line, or for a terminal of a given width as lines below each other."""
     remedy = "" if finding.remedy is None else f"; {finding.remedy}"
     text = " ".join(mask_secrets(f"{finding.text}{remedy}").split())
-    return f"{finding.status:6}  {finding.check:9}  {text}"
+    title = f"{finding.status:6}  {finding.check:9}  "
+    if width is None:
+        return title + text
+    return textwrap.fill(text, width, initial_indent=title, subsequent_indent=" " * len(title), break_long_words=False)
