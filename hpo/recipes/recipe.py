@@ -246,6 +246,12 @@ def documented_runs() -> dict[str, DocumentedRun]:
     return {entry["name"]: _documented_run(entry) for entry in load_yaml(text)}
 
 
+def find_documented_run(recipe: Recipe) -> DocumentedRun | None:
+    """Find the documented experiment that a recipe repeats, with whatever budget and seed."""
+    plain = recipe.at(iterations=REFERENCE_ITERATIONS, seed=0)
+    return next((run for run in documented_runs().values() if run.recipe == plain), None)
+
+
 def _documented_run(entry: dict[str, Any]) -> DocumentedRun:
     test = entry["test"] or {"loss": None, "accuracy": None}
     return DocumentedRun(

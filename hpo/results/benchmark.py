@@ -18,7 +18,7 @@ from hpo.database import overview
 from hpo.database.storage import Storage
 from hpo.errors import StudyMismatch, StudyNotFound
 from hpo.recipes.comparison import BASELINE, CANDIDATE, Comparison
-from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs
+from hpo.recipes.recipe import REFERENCE_ITERATIONS, DocumentedRun, Recipe, documented_runs, find_documented_run
 from hpo.results import confirmation
 from hpo.results.significance import Difference, Estimate, estimate, judge, paired_difference, show_difference
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS, load_test_split
@@ -284,11 +284,10 @@ def _recipe(settings: StudySettings, comparison: Comparison, name: str) -> Recip
 
 
 def _run(name: str, recipe: Recipe, trials: Sequence[FrozenTrial]) -> Run:
-    plain = recipe.at(iterations=REFERENCE_ITERATIONS, seed=0)
     return Run(
         name=name,
         recipe=recipe,
-        documented=next((run for run in documented_runs().values() if run.recipe == plain), None),
+        documented=find_documented_run(recipe),
         test_accuracy=tuple(trial.user_attrs[TEST_ACCURACY] for trial in trials),
         test_loss=tuple(trial.user_attrs[TEST_LOSS] for trial in trials),
     )

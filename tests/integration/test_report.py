@@ -22,7 +22,7 @@ from hpo.recipes.space_file import load_space
 from hpo.results import benchmark, confirmation
 from hpo.results.figures import to_svg
 from hpo.results.report import charts, write_report
-from hpo.results.report.document import Grid, Heading, Paragraph, Plate
+from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import Benchmarked, Facts, find_test_results, load_facts
 from hpo.results.report.pages import network_counts, write_blocks
 from hpo.settings import StudySettings
@@ -153,6 +153,84 @@ def test_candidate_and_baseline_have_each_their_own_test_results(storage: Storag
     ]
 
 
+def said(blocks: Sequence[Block]) -> list[str]:
+    return [block.text for block in blocks if isinstance(block, Paragraph)]
+
+
+def write_runs(companion: Study, runs: int) -> None:
+    """End the first runs of a study that compares recipes, each worse than the one before."""
+    for number in range(runs):
+        attempt = claim(companion)
+        suggest(companion, attempt)
+        points = curve(32, luck=number / 100)
+        queue.record(companion.storage, attempt, NOTHING, points, {})
+        attrs = {"outcome": "complete", "iterations": 32, "validation loss": 0.25, "standard error": 0.01}
+        assert isinstance(companion.space, Comparison)
+        figures = {"test accuracy": 0.9 - number / 100, "test loss": 0.5}
+        tests = {} if companion.space.is_confirmation else figures
+        ended = Outcome(state="complete", value=points[-1].val_accuracy, attrs=attrs | tests)
+        queue.finish(companion.storage, attempt, NOTHING, ended)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_on_the_documented_runs_compares_them_with_what_is_documented(storage: Storage) -> None:
+    companion = benchmark.begin_documented(storage, 2, SMOOTH_LR, Path("/nonexistent"))
+    write_runs(companion, 6)
+
+    facts = load_facts(companion)
+    blocks, cells = write_blocks(facts), cells_of(facts)
+
+    assert ("recipes", "baseline, dense_early_stopping, dense, dropout, smooth_lr") in cells
+    assert ("runs", "6 complete, 4 waiting") in cells
+    assert ("baseline", "0, 5", "0.8447 ± 0.0354", "0.2500 ± 0.0000", "0.8750 ± 0.0354", "0.5000 ± 0.0000") in cells
+    assert ("smooth_lr", "4", "0.8297", "0.2500", "0.8600", "0.5000") in cells
+    assert ("smooth_lr", "0.8935", "0.6009") in cells and ("dense_early_stopping", *["not documented"] * 2) in cells
+    assert any(text.endswith(" Not comparable: this study has another data set or budget.") for text in said(blocks))
+    assert [block.text for block in blocks if isinstance(block, Heading) and block.level == 2] == [
+        "Results",
+        "Curves",
+        "Training cost",
+        "baseline; Documented run 1: ResNet-20",
+        "dense_early_stopping; Documented run 2: A dense block with dropout, and early stopping",
+        *(f"{run.name}; Documented run {run.section}: {run.title}" for run in list(documented_runs().values())[2:]),
+    ]
+    assert ("test accuracy", "0.8750 ± 0.0354 (standard deviation) over 2 seeds") in cells
+    assert all(to_svg(block.figure) for block in blocks if isinstance(block, Plate) and block.name == "learning_curves")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_on_a_benchmark_says_what_follows_from_it_and_calls_nothing_the_best(storage: Storage) -> None:
+    made = make_study(storage, 2, SMOOTH_LR)
+    write_trial(made, 32, luck=0.01)
+    write_trial(made, 32, luck=0.0)
+    companion = benchmark.begin(made, 2, Path("/nonexistent"))
+    write_runs(companion, 4)
+
+    facts = load_facts(companion)
+    blocks = write_blocks(facts)
+
+    assert facts.best is None
+    assert benchmark.verdict(benchmark.result(companion)) in said(blocks)
+    assert [run.name for run in facts.shown] == ["candidate", "baseline"]
+    assert not any("Best trial" in block.text for block in blocks if isinstance(block, Heading))
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_report_on_a_confirmation_has_no_test_results(storage: Storage) -> None:
+    made = write_study(storage)
+    companion = confirmation.begin(made, 2, 1)
+    assert companion is not None
+    assert isinstance(companion.space, Comparison)
+    write_runs(companion, len(companion.space.runs))
+
+    facts = load_facts(companion)
+    cells = cells_of(facts)
+
+    assert confirmation.verdict(confirmation.result(companion)) in said(write_blocks(facts))
+    assert ("baseline", "0", "0.8697", "0.2500", "-", "-") in cells
+    assert not [row for row in cells if row[0].startswith("test ")]
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_search_with_the_name_of_a_benchmark_is_none(storage: Storage) -> None:
     made = write_study(storage, (32,))
@@ -198,8 +276,8 @@ def test_a_report_has_the_users_form_for_each_run_and_calls_nothing_comparable_t
         ("total parameters", "271,882"),
         ("test accuracy", "not benchmarked yet"),
         ("documented test loss", "0.6009; not comparable: CIFAR-10 at 64,000 iterations"),
-        ("naive", "256", "100%", "all finished trials, each with the full budget"),
-        ("requested", "216", "84%", "after pruning and early stopping"),
+        ("full trials", "256", "100%", "all finished trials, each with the full budget"),
+        ("without reuse", "216", "84%", "after pruning and early stopping"),
     ):
         assert row in cells
 

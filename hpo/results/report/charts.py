@@ -24,6 +24,9 @@ from hpo.results.report.tree import Branch
 COLUMNS = 4
 """Parameters per row in the figure of slices."""
 
+RECIPES_PER_ROW = 3
+"""Compared recipes per row in the figure of their curves."""
+
 ROW_INCHES = 0.16
 """Height of a row of the tree."""
 
@@ -91,6 +94,27 @@ def learning_curves(facts: Facts) -> Figure:
             Line2D([], [], color=LIGHT["quiet"], linewidth=0.8, label="pruned"),
         ]
         whole.legend(handles=lines, loc="lower right")
+        return figure
+
+
+def compared_curves(facts: Facts) -> Figure:
+    """Draw the validation accuracy of each compared recipe in axes of its own, above those of the others."""
+    assert facts.compared is not None
+    runs = facts.compared.runs
+    rows = math.ceil(len(runs) / RECIPES_PER_ROW)
+    with drawing(0.4 + 1.7 * rows) as figure:
+        grid = figure.subplots(rows, RECIPES_PER_ROW, sharex=True, sharey=True, squeeze=False)
+        for axes, name in zip(grid.flat, runs, strict=False):
+            for trial in facts.trials:
+                own = trial in runs[name]
+                at, values = [p.iteration for p in trial.curve], [p.val_accuracy for p in trial.curve]
+                axes.plot(at, values, color=LIGHT["first" if own else "quiet"], linewidth=0.9, zorder=2 + own)
+            axes.set_title(readable(name), fontsize=8)
+        for axes in grid.flat[len(runs) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            label_iterations(axes, facts.settings.iterations)
+        figure.supylabel("validation accuracy", fontsize=8)
         return figure
 
 

@@ -13,11 +13,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.database import overview
 from hpo.errors import StudyNotFound
-from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs
+from hpo.recipes.comparison import Comparison
+from hpo.recipes.recipe import DocumentedRun, Recipe, documented_runs, find_documented_run
 from hpo.recipes.schedule import CurvePoint
 from hpo.results import benchmark, confirmation
 from hpo.results.benchmark import DOCUMENTED_DATASET
 from hpo.results.report.tree import Branch, grow
+from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS
 from hpo.settings import StudySettings
 from hpo.study import Study
 from hpo.trial.segments import cut_path
@@ -75,13 +77,28 @@ class Shown:
     """A run that a report describes in full.
 
     Attributes:
+        name: Of the recipe, where recipes are compared; else empty.
         documented: The documented run with this recipe, or None.
         test: Results of the final benchmark, by seed; empty while there are none.
     """
 
+    name: str = ""
     trial: Trial
     documented: DocumentedRun | None
     test: tuple[Benchmarked, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """The recipes that a benchmark or a confirmation trains side by side.
+
+    Attributes:
+        runs: The finished trials of each recipe by its name, one for each seed.
+        verdict: What follows from them, in a sentence; None where nothing is judged.
+    """
+
+    runs: Mapping[str, tuple[Trial, ...]]
+    verdict: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,17 +107,20 @@ class Facts:
 
     Attributes:
         status: As in `hpo status --json`.
+        compared: What a study that compares recipes is about; None for a search.
         confirmed: How far the best trial is confirmed on further seeds, in a sentence.
         trials: The finished trials that were trained here, in the order of their numbers.
         importances: Importance of each parameter, the highest first; empty while too few trials are complete.
         branches: The tree of the trials' paths, from its top row down.
-        shown: The best trial, and the documented runs that the study trained.
+        shown: The best trial of a search, and the documented runs that it trained; or of a comparison, each recipe on
+            its first seed.
         documented: The documented runs on the same data set that the study did not train.
     """
 
     name: str
     settings: StudySettings
     status: Mapping[str, Any]
+    compared: Compared | None
     confirmed: str
     trials: tuple[Trial, ...]
     best: Trial | None
@@ -137,8 +157,9 @@ def load_facts(study: Study) -> Facts:
         raise StudyNotFound(f"study {study.name} has no finished trial yet")
     trials = tuple(_trial(study, trial, recipe) for trial, recipe in recipes if recipe is not None)
     status = confirmation.status(study)
-    best = next((trial for trial in trials if status["best"] and trial.number == status["best"]["trial"]), None)
-    shown = _shown(study, trials, best)
+    compared = _compare(study, study.space, trials) if isinstance(study.space, Comparison) else None
+    best = None if compared else _find_best(trials, status)
+    shown = _shown_runs(compared) if compared else _shown(study, trials, best)
     seen = {run.documented.name for run in shown if run.documented}
     same_data = study.settings.dataset == DOCUMENTED_DATASET
     walked = {trial.number: trial for trial in trials if trial.curve}
@@ -146,6 +167,7 @@ def load_facts(study: Study) -> Facts:
         name=study.name,
         settings=study.settings,
         status=status,
+        compared=compared,
         confirmed=confirmation.explain(study),
         trials=trials,
         best=best,
@@ -175,13 +197,48 @@ def find_test_results(study: Study, recipe: Recipe) -> tuple[Benchmarked, ...]:
     )
 
 
+def _find_best(trials: tuple[Trial, ...], status: Mapping[str, Any]) -> Trial | None:
+    return next((trial for trial in trials if status["best"] and trial.number == status["best"]["trial"]), None)
+
+
+def _compare(study: Study, comparison: Comparison, trials: tuple[Trial, ...]) -> Compared:
+    runs = {name: tuple(trial for trial in trials if trial.params.get("run") == name) for name in comparison.runs}
+    return Compared(runs=runs, verdict=_judge(study, comparison))
+
+
+def _judge(study: Study, comparison: Comparison) -> str | None:
+    if comparison.is_confirmation:
+        return confirmation.verdict(confirmation.result(study))
+    if comparison.trial is None:
+        return None
+    result = benchmark.result(study)
+    return benchmark.verdict(result) if result.seeds else None
+
+
+def _shown_runs(compared: Compared) -> tuple[Shown, ...]:
+    first = {name: next((t for t in trials if t.curve), None) for name, trials in compared.runs.items()}
+    return tuple(
+        Shown(name=name, trial=trial, documented=find_documented_run(trial.recipe), test=_tested(compared.runs[name]))
+        for name, trial in first.items()
+        if trial is not None
+    )
+
+
+def _tested(trials: tuple[Trial, ...]) -> tuple[Benchmarked, ...]:
+    return tuple(
+        Benchmarked(seed=trial.recipe.seed, loss=trial.attrs[TEST_LOSS], accuracy=trial.attrs[TEST_ACCURACY])
+        for trial in trials
+        if trial.state == "complete" and TEST_ACCURACY in trial.attrs
+    )
+
+
 def _shown(study: Study, trials: tuple[Trial, ...], best: Trial | None) -> tuple[Shown, ...]:
-    by_recipe = {_at(run.recipe, study.settings): run for run in documented_runs().values()}
-    documented = [trial for trial in trials if trial.recipe in by_recipe and trial.curve]
+    documented = [trial for trial in trials if trial.curve and find_documented_run(trial.recipe)]
     first = {trial.recipe: trial for trial in reversed(documented)}
     chosen = ([best] if best else []) + [t for t in sorted(first.values(), key=lambda t: t.number) if t != best]
     return tuple(
-        Shown(trial=t, documented=by_recipe.get(t.recipe), test=find_test_results(study, t.recipe)) for t in chosen
+        Shown(trial=t, documented=find_documented_run(t.recipe), test=find_test_results(study, t.recipe))
+        for t in chosen
     )
 
 

@@ -12,6 +12,7 @@ from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
 from hpo.recipes.schedule import distinct_iterations, scale
 from hpo.results.figures import training_figure
 from hpo.results.formatting import show_measured, show_value
+from hpo.results.report.compared import write_comparison
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
 from hpo.settings import STANDARD_ERROR, VALIDATION_LOSS, StudySettings
@@ -20,7 +21,8 @@ from hpo.training.model import ResNet, count_parameters, network_fields
 
 def write_blocks(facts: Facts) -> list[Block]:
     """Write the whole report."""
-    return [*_overview(facts), *_search(facts), *_cost(facts), *_runs(facts), *_documented(facts)]
+    begun = write_comparison(facts) if facts.compared else (*_overview(facts), *_search(facts))
+    return [*begun, *_cost(facts), *_runs(facts), *_documented(facts)]
 
 
 def _overview(facts: Facts) -> Iterator[Block]:
@@ -97,14 +99,12 @@ def _cost(facts: Facts) -> Iterator[Block]:
     distinct = distinct_iterations((trial.recipe, trial.end) for trial in facts.trials)
     yield Heading(2, "Training cost")
     yield Grid(
-        header=("iterations", "number", "of naive", ""),
+        header=("optimizer steps", "number", "share", ""),
         rows=[
-            _cost_row("naive", spent["naive"], spent, "all finished trials, each with the full budget"),
-            _cost_row("requested", spent["requested"], spent, "after pruning and early stopping"),
+            _cost_row("full trials", spent["naive"], spent, "all finished trials, each with the full budget"),
+            _cost_row("without reuse", spent["requested"], spent, "after pruning and early stopping"),
             _cost_row("distinct", distinct, spent, "each shared part counted once: the tree below"),
-            _cost_row(
-                "trained", spent["trained"], spent, "optimizer steps that workers executed, including repeated ones"
-            ),
+            _cost_row("trained", spent["trained"], spent, "what workers executed, including repeated steps"),
         ],
     )
     if facts.branches:
@@ -119,10 +119,10 @@ def _cost(facts: Facts) -> Iterator[Block]:
 
 def _runs(facts: Facts) -> Iterator[Block]:
     for run in facts.shown:
-        trial, title = run.trial, run.documented.title if run.documented else ""
+        trial = run.trial
         best = f"Best trial: {trial.number}" if trial == facts.best else ""
-        documented = f"Documented run {run.documented.section}: {title}" if run.documented else ""
-        yield Heading(2, "; ".join(filter(None, (best, documented))))
+        documented = f"Documented run {run.documented.section}: {run.documented.title}" if run.documented else ""
+        yield Heading(2, "; ".join(filter(None, (run.name, best, documented))))
         yield Heading(3, "Configuration")
         yield Grid(rows=_configuration(trial.recipe, facts.settings))
         yield Heading(3, "Training & Validation Loss and Accuracy")
@@ -188,8 +188,9 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
         assert run.trial.value is not None
         yield ("validation accuracy", show_measured(run.trial.value, attrs[STANDARD_ERROR]))
         yield ("validation loss", f"{attrs[VALIDATION_LOSS]:.4f}")
-    yield ("test loss", _across_seeds([result.loss for result in run.test]))
-    yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
+    if run.test or facts.compared is None:
+        yield ("test loss", _across_seeds([result.loss for result in run.test]))
+        yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
     if run.documented:
         comparable = "" if facts.comparable else "; not comparable: CIFAR-10 at 64,000 iterations"
         loss, accuracy = _documented_test(run.documented)
