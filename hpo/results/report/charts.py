@@ -109,7 +109,7 @@ def compared_curves(facts: Facts) -> Figure:
                 own = trial in runs[name]
                 at, values = [p.iteration for p in trial.curve], [p.val_accuracy for p in trial.curve]
                 axes.plot(at, values, color=LIGHT["first" if own else "quiet"], linewidth=0.9, zorder=2 + own)
-            axes.set_title(readable(name), fontsize=8)
+            axes.set_title(name, fontsize=8)
         for axes in grid.flat[len(runs) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
