@@ -184,7 +184,8 @@ def tree(facts: Facts) -> Figure:
         roots = {rows[branch.trial]: branch.trial for branch in facts.branches if branch.parent is None}
         size = max(LABEL_POINTS - 2, min(LABEL_POINTS, row_points / LINE_HEIGHT))
         labelled = rows_with_room(list(roots), size * LINE_HEIGHT / row_points)
-        axes.set_yticks(labelled, [head_line(trials[roots[row]].recipe) for row in labelled], fontsize=size)
+        titles = dict(zip(roots, root_lines([trials[number].recipe for number in roots.values()]), strict=True))
+        axes.set_yticks(labelled, [titles[row] for row in labelled], fontsize=size)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -209,6 +210,29 @@ def readable(name: str) -> str:
 def head_line(recipe: Recipe) -> str:
     """Write a recipe's head with its dropout rate, if it has any."""
     return f"{recipe.head} {show_value(recipe.dropout)}" if recipe.dropout else recipe.head
+
+
+def root_lines(recipes: Sequence[Recipe]) -> list[str]:
+    """Write each recipe by what the first segment depends on and in which the recipes differ, else by its head."""
+    columns = zip(*map(_root_parts, recipes), strict=True)
+    varied = [column for column in columns if len(set(column)) > 1]
+    lines = [", ".join(filter(None, parts)) for parts in zip(*varied, strict=True)] or [""] * len(recipes)
+    return [line or head_line(recipe) for line, recipe in zip(lines, recipes, strict=True)]
+
+
+def _root_parts(recipe: Recipe) -> tuple[str, ...]:
+    """Write what a recipe's first segment depends on, a field each; what is switched off is empty."""
+    return (
+        head_line(recipe),
+        "shortcut norm" if recipe.shortcut_norm else "",
+        f"{recipe.depth} layers",
+        f"batch {recipe.batch_size}",
+        f"rate {show_value(phases(recipe)[0].learning_rate)}",
+        f"decay {show_value(recipe.weight_decay)}" if recipe.weight_decay else "",
+        f"momentum {show_value(recipe.momentum)}",
+        "Nesterov" if recipe.nesterov else "",
+        f"smoothing {show_value(recipe.label_smoothing)}" if recipe.label_smoothing else "",
+    )
 
 
 def _dots(axes: Axes, dots: Sequence[tuple[int, float]], **options: Any) -> None:
@@ -288,7 +312,8 @@ def _result_keys(facts: Facts, edges: Sequence[float]) -> list[Line2D]:
         keys.append(Line2D([], [], color=LIGHT["second"], linewidth=1.8, label=label))
     for index in reversed(range(len(bounds) - 1)):
         colour = LIGHT[RAMP[len(RAMP) - len(bounds) + 1 + index]]
-        keys.append(Line2D([], [], color=colour, label=f"{bounds[index]:.3f} to {bounds[index + 1]:.3f}"))
+        ends = dict.fromkeys(f"{bound:.3f}" for bound in bounds[index : index + 2])
+        keys.append(Line2D([], [], color=colour, label=" to ".join(ends)))
     if facts.pruned:
         keys.append(Line2D([], [], color=LIGHT["quiet"], linewidth=0.6, label="pruned"))
     return keys

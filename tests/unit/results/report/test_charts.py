@@ -1,5 +1,6 @@
 """Test what the figures of a report decide: their scales and their labels."""
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -32,6 +33,33 @@ def test_a_scale_of_accuracies_stays_within_0_and_1_and_ignores_few_poor_trials(
 )
 def test_rows_without_room_for_a_label_have_none(rows, least, labelled):
     assert rows_with_room(rows, least) == labelled
+
+
+BASE = documented_runs()["baseline"].recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ([{}], ["linear"]),
+        ([{"head": "dropout", "dropout": 0.5}, {}], ["dropout 0.5", "linear"]),
+        ([{"weight_decay": 1e-4}, {}], ["decay 0.0001", "linear"]),
+        (
+            [{"weight_decay": 1e-4, "nesterov": True, "values": (0.05, 0.01, 0.001)}, {"label_smoothing": 0.1}],
+            ["rate 0.05, decay 0.0001, Nesterov", "rate 0.1, smoothing 0.1"],
+        ),
+        (
+            [{"depth": 32, "batch_size": 64, "shortcut_norm": True}, {}],
+            [
+                "shortcut norm, 32 layers, batch 64",
+                "20 layers, batch 128",
+            ],
+        ),
+    ],
+    ids=["one", "heads", "decay", "optimizer and rate", "network"],
+)
+def test_the_roots_of_a_tree_are_told_apart_by_what_differs(changes, lines):
+    assert charts.root_lines([replace(BASE, **change) for change in changes]) == lines
 
 
 @pytest.mark.slow
