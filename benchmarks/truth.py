@@ -5,7 +5,8 @@
 
 The runs are trials of an ordinary study with prefix reuse and without a pruner, on the validation split alone. The same
 command continues after a break, and run a second time beside the first it is a second worker. Whenever it ends, the
-seeds on which every recipe is complete are written to `benchmarks/truth/DATASET-ITERATIONS.json.gz`.
+seeds on which every recipe is complete are added to `benchmarks/truth/DATASET-ITERATIONS.json.gz`. With another
+`--run-seed` it adds further seeds, on this machine or another.
 
 The recipes are the base recipe and the first distinct ones of a Sobol sequence over the space's parameters.
 """
@@ -24,7 +25,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.stats import qmc
-from truth_table import Run, Truth, save
+from truth_table import Run, Truth, load, merge, save
 
 from hpo import DISTRIBUTION
 from hpo import study as studies
@@ -88,7 +89,7 @@ def _member_at(distribution: BaseDistribution, share: float) -> Param:
 def begin(arguments: argparse.Namespace, dataset: Dataset, storage: Storage) -> Study:
     """Create or continue the study of all runs."""
     recipes = draw_recipes(load_space(arguments.space), arguments.recipes, arguments.draw_seed)
-    comparison = Comparison.of(recipes, name=f"truth-{arguments.space}", searched_seed=arguments.draw_seed)
+    comparison = Comparison.of(recipes, name=f"truth-{arguments.space}", searched_seed=arguments.run_seed)
     settings = StudySettings(
         space=comparison.model_dump(mode="json"),
         **data_settings(dataset),
@@ -99,7 +100,8 @@ def begin(arguments: argparse.Namespace, dataset: Dataset, storage: Storage) -> 
         pruner="none",
         align="iteration",
     )
-    return studies.continue_or_create(storage, _name(arguments, dataset), settings, arguments.seeds * len(recipes))
+    name = f"{_name(arguments, dataset)}-seeds-{arguments.run_seed}"
+    return studies.continue_or_create(storage, name, settings, arguments.seeds * len(recipes))
 
 
 def _name(arguments: argparse.Namespace, dataset: Dataset) -> str:
@@ -157,12 +159,28 @@ def _source(study: Study, arguments: argparse.Namespace, dataset: Dataset, trial
         "dataset": study.settings.dataset,
         "split": study.settings.split,
         "iterations": study.settings.iterations,
+        "seeds": sorted({trial.params["seed"] for trial in trials}),
         "iterations per epoch": len(dataset.train) / batch_size,
         "optimizer steps": overview.trained_iterations(study.storage, study.study_id),
         "python": platform.python_version(),
         "hpo": version(DISTRIBUTION),
         "numerics": [dict(fields) for fields in sorted(numerics)],
     }
+
+
+def add_to_file(truth: Truth, path: Path) -> str:
+    """Write a truth to a file, beside the seeds that the file has already, and say so in a line.
+
+    Raises:
+        SystemExit: The file is of other recipes, or of another data set or budget.
+    """
+    if path.exists():
+        try:
+            truth = merge(load(path), truth)
+        except ValueError as error:
+            raise SystemExit(f"{path} cannot be added to: {error}") from error
+    save(truth, path)
+    return f"{path} has {len(truth.recipes)} recipes on {len(truth.seeds)} seeds"
 
 
 def main() -> None:
@@ -173,7 +191,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=640)
     parser.add_argument("--recipes", type=int, default=32, help="how many, the base recipe among them")
     parser.add_argument("--seeds", type=int, default=4, help="how many; more later continue the same study")
-    parser.add_argument("--draw-seed", type=int, default=0, help="of the recipes and of the seeds of the runs")
+    parser.add_argument("--draw-seed", type=int, default=0, help="of the recipes")
+    parser.add_argument("--run-seed", type=int, default=0, help="of the seeds of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     parser.add_argument("--work-dir", type=Path, default=Path("build/truth"), help="database and checkpoints")
@@ -191,9 +210,9 @@ def main() -> None:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     truth = collect(study, arguments, dataset)
-    path = arguments.out / f"{study.name}.json.gz"
-    save(truth, path)
-    print(f"{path}: {len(truth.recipes)} recipes on {len(truth.seeds)} of {arguments.seeds} seeds")
+    print(f"{len(truth.recipes)} recipes on {len(truth.seeds)} of {arguments.seeds} seeds")
+    if truth.runs:
+        print(add_to_file(truth, arguments.out / f"{_name(arguments, dataset)}.json.gz"))
     raise SystemExit(EXIT_CODES.get(stop.reason, 0))
 
 

@@ -20,6 +20,10 @@ DIGITS = 6
 """Decimal places that are kept: enough to tell accuracies of 100,000 images apart."""
 
 
+SAME = ("space", "dataset", "split", "iterations")
+"""What truths have in common that can be put together."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """The run of a recipe to its end on one seed.
@@ -47,7 +51,8 @@ class Truth:
     """The runs of every recipe on every seed.
 
     Attributes:
-        source: Where the runs come from: command, date, versions, processor, data set.
+        source: Where the runs come from: command, date, versions, processor, data set, seeds. `others` are the
+            sources of other seeds that were trained separately.
         recipes: By name, at the budget of the runs; `baseline` is the base recipe of the space.
         runs: By recipe and seed.
     """
@@ -80,6 +85,22 @@ def save(truth: Truth, path: Path) -> None:
     }
     text = json.dumps(content, separators=(",", ":"))
     write_whole(path, gzip.compress(text.encode(), mtime=0))
+
+
+def merge(earlier: Truth, later: Truth) -> Truth:
+    """Put the seeds of two truths of the same recipes together; where both have a run, the later one counts.
+
+    Raises:
+        ValueError: They differ in what they train.
+    """
+    for name in SAME:
+        if earlier.source[name] != later.source[name]:
+            raise ValueError(f"{name} is {earlier.source[name]} there, and {later.source[name]} here")
+    if earlier.recipes != later.recipes:
+        raise ValueError("it has other recipes")
+    known = [earlier.source | {"others": []}, *earlier.source.get("others", [])]
+    others = [source for source in known if not set(source["seeds"]) <= set(later.seeds)]
+    return Truth(source=later.source | {"others": others}, recipes=later.recipes, runs={**earlier.runs, **later.runs})
 
 
 def load(path: Path) -> Truth:
