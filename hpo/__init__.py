@@ -1,4 +1,4 @@
-"""Hyperparameter search for a ResNet-20 image classifier that trains common beginnings only once.
+"""Hyperparameter search for ResNets on small images that trains common beginnings only once.
 
 `README.md` and `docs/` say how to use it; `docs/development/decisions.md` says why it is built as it is.
 """

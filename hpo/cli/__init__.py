@@ -31,7 +31,7 @@ from hpo.settings import EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="hpo",
-    help="Tune a ResNet-20 image classifier; train common beginnings only once.",
+    help="Tune ResNets for small images; train common beginnings only once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -93,7 +93,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tune a ResNet-20 image classifier; train common beginnings only once."""
+    """Tune ResNets for small images; train common beginnings only once."""
 
 
 def main() -> Never:
