@@ -114,7 +114,7 @@ def benchmark(
     data_dir: DataOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Compare winner and baseline on the test split.
+    """Compare winner and base recipe on the test split.
 
     Both are trained on the same fresh seeds.
     """

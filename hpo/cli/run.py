@@ -356,7 +356,7 @@ def _conclude(study: Study, summary: dict[str, Any], storage_url: str) -> None:
         else {f"hpo confirm --study {study.name}": "trains the best recipes on further seeds"}
     )
     steps |= {
-        f"hpo benchmark --study {study.name}": "compares winner and baseline on the test split",
+        f"hpo benchmark --study {study.name}": "compares winner and base recipe on the test split",
         f"hpo report --study {study.name} --out report": "writes a page with results and figures",
         "hpo dashboard": "shows all trials in a browser",
         "the same command with a larger --trials": "continues the search",

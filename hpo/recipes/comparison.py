@@ -29,11 +29,11 @@ class Comparison(BaseModel):
     """The recipes of a benchmark by name; its trials train every recipe on one seed, then every recipe on the next.
 
     Attributes:
-        runs: Fields of the recipes by name, without budget and seed; `baseline` is one of the names.
+        runs: Fields of the recipes by name, without budget and seed; the base recipe's is `baseline`.
         trial: Number of the search's trial that is the candidate, or None.
         searched_seed: The search's own seed, which determines the fresh seeds and is never one of them.
         trials: In a confirmation, which is measured on the validation split, the number of the search's trial with each
-            recipe; the baseline may have none. Empty in a benchmark, which is measured on the test split.
+            recipe; the base recipe may have none. Empty in a benchmark, which is measured on the test split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +66,7 @@ class Comparison(BaseModel):
 
     @property
     def base_recipe(self) -> Recipe:
-        """Return the recipe of the baseline, at the reference budget."""
+        """Return the base recipe, at the reference budget."""
         return Recipe.from_dict(self.runs[BASELINE])
 
     def seed(self, index: int) -> int:

@@ -1,4 +1,4 @@
-"""The final benchmark: train the best recipe and the baseline again on fresh seeds, and test both on the test split.
+"""The final benchmark: train the best recipe and the base recipe on fresh seeds, and test both on the test split.
 
 The runs are trials of a companion study, whose space is a `Comparison`. Only this module and `test_split` can read a
 test split, which an architecture test proves; it is opened once, at the end of each run.
@@ -83,12 +83,12 @@ class Result:
 
     @property
     def candidate(self) -> Run:
-        """Return the run of the search's best recipe, which may be the baseline itself."""
+        """Return the run of the search's best recipe, which may be the base recipe itself."""
         return next((run for run in self.runs if run.name == CANDIDATE), self.baseline)
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Return the candidate's test accuracy minus the baseline's, for each seed."""
+        """Return the candidate's test accuracy minus the base recipe's, for each seed."""
         pairs = zip(self.candidate.test_accuracy, self.baseline.test_accuracy, strict=True)
         return tuple(ours - other for ours, other in pairs)
 
@@ -111,7 +111,7 @@ def is_comparable(dataset: str, iterations: int) -> bool:
 def begin(
     search: Study, seeds: int, data_dir: Path, *, name: str | None = None, iterations: int | None = None
 ) -> Study:
-    """Create or continue the companion study of a search: its best recipe and its baseline on fresh seeds.
+    """Create or continue the companion study of a search: its best and its base recipe on fresh seeds.
 
     Args:
         name: Name of the companion, or None for the usual one.
@@ -225,19 +225,19 @@ def to_dict(result: Result) -> dict[str, Any]:
 
 
 def verdict(result: Result) -> str:
-    """State in a sentence whether the candidate is better than the baseline."""
+    """State in a sentence whether the candidate is better than the base recipe."""
     ours, difference = f"The best recipe (trial {result.trial})", result.difference
     if result.candidate is result.baseline:
-        return f"{ours} is the documented baseline itself, so there is nothing to compare."
+        return f"{ours} is the base recipe itself, so there is nothing to compare."
     if result.missing:
-        lost = f"{len(result.missing)} of its and the baseline's runs have no result"
-        return f"{ours} is not shown to be better than the baseline: {lost}."
+        lost = f"{len(result.missing)} of its and the base recipe's runs have no result"
+        return f"{ours} is not shown to be better than the base recipe: {lost}."
     if len(result.seeds) < 2:
-        return f"{ours} is not shown to be better than the baseline: this needs at least two seeds, or better five."
+        return f"{ours} is not shown to be better than the base recipe: this needs at least two seeds, or better five."
     if difference.p_value is None:
-        return f"{ours} is not shown to be better than the baseline: the difference is the same on every seed."
+        return f"{ours} is not shown to be better than the base recipe: the difference is the same on every seed."
     return (
-        f"{ours} is {judge(difference)} than the baseline: its test accuracy differs by "
+        f"{ours} is {judge(difference)} than the base recipe: its test accuracy differs by "
         f"{show_difference(difference, len(result.seeds))}."
     )
 

@@ -26,7 +26,7 @@ def test_a_benchmark_that_is_interrupted_is_continued_and_says_what_the_contract
     best = searched.hpo("best", "--json").json
     # Which trial wins differs between processors; where it is the documented recipe, there is one run, and no rival.
     waiting, verdict = (
-        (1, "is the documented baseline itself") if best["recipe"] == RECIPE else (2, "this needs at least two seeds")
+        (1, "is the base recipe itself") if best["recipe"] == RECIPE else (2, "this needs at least two seeds")
     )
     begun = searched.hpo("benchmark", "--seeds", "1", "--workers", "1", "--timeout", "1", "--json")
     assert (begun.code, begun.json["waiting"]) == (0, waiting), begun.err

@@ -177,7 +177,7 @@ def test_a_best_trial_that_is_the_baseline_is_not_trained_twice(storage: Storage
     assert companion.space.runs.keys() == {"baseline"}
     assert overview.count(storage, companion.study_id).total == 3
     assert benchmark.verdict(benchmark.result(companion)).endswith(
-        "is the documented baseline itself, so there is nothing to compare."
+        "is the base recipe itself, so there is nothing to compare."
     )
 
 

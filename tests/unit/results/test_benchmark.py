@@ -133,27 +133,27 @@ def result(candidate, baseline, **changed):
         (
             (0.92, 0.93, 0.95),
             (0.90, 0.90, 0.91),
-            "better than the baseline: its test accuracy differs by +0.0300 "
+            "better than the base recipe: its test accuracy differs by +0.0300 "
             "(95% interval +0.0052 to +0.0548, 3 seeds, p = 0.035).",
         ),
         (
             (0.90, 0.90, 0.91),
             (0.92, 0.93, 0.95),
-            "worse than the baseline: its test accuracy differs by -0.0300 "
+            "worse than the base recipe: its test accuracy differs by -0.0300 "
             "(95% interval -0.0548 to -0.0052, 3 seeds, p = 0.035).",
         ),
         (
             (0.92, 0.93, 0.90),
             (0.90, 0.94, 0.89),
-            "not shown to be better than the baseline: its test accuracy differs by +0.0067 "
+            "not shown to be better than the base recipe: its test accuracy differs by +0.0067 "
             "(95% interval -0.0313 to +0.0446, 3 seeds, p = 0.53).",
         ),
-        ((), (), "not shown to be better than the baseline: this needs at least two seeds, or better five."),
-        ((0.9,), (0.8,), "not shown to be better than the baseline: this needs at least two seeds, or better five."),
+        ((), (), "not shown to be better than the base recipe: this needs at least two seeds, or better five."),
+        ((0.9,), (0.8,), "not shown to be better than the base recipe: this needs at least two seeds, or better five."),
         (
             (0.92, 0.93),
             (0.90, 0.91),
-            "not shown to be better than the baseline: the difference is the same on every seed.",
+            "not shown to be better than the base recipe: the difference is the same on every seed.",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_candidate_some_of_whose_runs_have_no_figure_is_not_called_better():
     found = result((0.92, 0.93, 0.95), (0.90, 0.90, 0.91), missing=("candidate on seed 5: diverged",))
 
     assert verdict(found) == (
-        "The best recipe (trial 7) is not shown to be better than the baseline: 1 of its and the baseline's runs "
+        "The best recipe (trial 7) is not shown to be better than the base recipe: 1 of its and the base recipe's runs "
         "have no result."
     )
 
@@ -173,9 +173,7 @@ def test_a_candidate_some_of_whose_runs_have_no_figure_is_not_called_better():
 def test_a_best_trial_that_is_the_baseline_is_called_so_and_has_a_difference_of_zero():
     found = result((), (0.90, 0.95), runs=(run("baseline", (0.90, 0.95)),))
 
-    assert (
-        verdict(found) == "The best recipe (trial 7) is the documented baseline itself, so there is nothing to compare."
-    )
+    assert verdict(found) == "The best recipe (trial 7) is the base recipe itself, so there is nothing to compare."
     assert found.candidate is found.baseline
     assert to_dict(found)["difference"] == {"mean": 0, "ci95": None, "p_value": None}
 
