@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
+import hpo.results.report.charts as charts
 from hpo.results.formatting import show_value
-from hpo.results.report import charts
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import Facts, Shown, Trial
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS
