@@ -321,10 +321,8 @@ def _documented_cells(runs: Sequence[Run]) -> list[str]:
 
 
 def _benchmark_head(result: Result) -> tuple[str, str]:
-    return (
-        f"{result.study}: test split of {result.dataset}, {result.iterations:,} iterations, {len(result.seeds)} seeds",
-        "",
-    )
+    seeds = f"{len(result.seeds)} seed{'' if len(result.seeds) == 1 else 's'}"
+    return f"{result.study}: test split of {result.dataset}, {result.iterations:,} iterations, {seeds}", ""
 
 
 def _benchmark_notes(result: Result) -> list[str]:

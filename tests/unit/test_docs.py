@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-WRITTEN_BY_HAND = [path for path in PAGES if path.parent not in (REFERENCE, ROOT / "docs" / "example")]
+REPORTS = (ROOT / "docs" / "example", ROOT / "docs" / "documented")
+WRITTEN_BY_HAND = [path for path in PAGES if path.parent not in (REFERENCE, *REPORTS)]
 
 WIDTH = 100  # columns
 README_LINES, README_BYTES = 150, 7_000
