@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-REPORTS = (ROOT / "docs" / "example", ROOT / "docs" / "documented")
+REPORTS = tuple(ROOT / "docs" / name for name in ("example", "documented", "modern"))
 WRITTEN_BY_HAND = [path for path in PAGES if path.parent not in (REFERENCE, *REPORTS)]
 
 WIDTH = 100  # columns
