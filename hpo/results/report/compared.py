@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 import hpo.results.report.charts as charts
+from hpo.recipes.recipe import DocumentedRun
 from hpo.results.formatting import show_value
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import Facts, Shown, Trial
 from hpo.results.test_split import TEST_ACCURACY, TEST_LOSS
 from hpo.settings import VALIDATION_LOSS
+
+NOT_FINISHED = Paragraph("The study is not finished; this report shows its state when the report was written.")
 
 
 def write_comparison(facts: Facts) -> Iterator[Block]:
@@ -19,7 +22,7 @@ def write_comparison(facts: Facts) -> Iterator[Block]:
     settings, counts = facts.settings, facts.status["trials"]
     yield Heading(1, f"Study {facts.name}")
     if counts["running"] + counts["waiting"]:
-        yield Paragraph("The study is not finished; this report shows its state when the report was written.")
+        yield NOT_FINISHED
     yield Grid(
         rows=[
             ("recipes", ", ".join(facts.compared.runs)),
@@ -45,7 +48,7 @@ def write_comparison(facts: Facts) -> Iterator[Block]:
             "What is documented of these recipes, on the test split of CIFAR-10 with 64,000 iterations, one run each."
             + ("" if facts.comparable else " Not comparable: this study has another data set or budget.")
         )
-        yield Grid(header=("recipe", "test accuracy", "test loss"), rows=[_documented(run) for run in documented])
+        yield Grid(header=("recipe", "test accuracy", "test loss"), rows=[_documented_row(run) for run in documented])
     yield Heading(2, "Curves")
     yield Plate(
         name="learning_curves",
@@ -70,8 +73,14 @@ def _result(name: str, runs: Sequence[Trial]) -> tuple[str, ...]:
     return (name, ", ".join(str(run.number) for run in ended) or "-", *map(show_spread, measured))
 
 
-def _documented(run: Shown) -> tuple[str, str, str]:
+def _documented_row(run: Shown) -> tuple[str, str, str]:
     assert run.documented is not None
-    accuracy, loss = run.documented.test_accuracy, run.documented.test_loss
-    written = ("not documented" if value is None else f"{value:.4f}" for value in (accuracy, loss))
-    return (run.name, *written)  # type: ignore[return-value]
+    loss, accuracy = show_documented(run.documented)
+    return run.name, accuracy, loss
+
+
+def show_documented(run: DocumentedRun) -> tuple[str, str]:
+    """Write the documented test loss and accuracy of a run, where there are any."""
+    if run.test_loss is None or run.test_accuracy is None:
+        return "not documented", "not documented"
+    return f"{run.test_loss:.4f}", f"{run.test_accuracy:.4f}"

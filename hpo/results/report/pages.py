@@ -8,11 +8,11 @@ from statistics import mean, stdev
 import torch
 
 import hpo.results.report.charts as charts
-from hpo.recipes.recipe import DocumentedRun, ParameterCounts, Recipe
+from hpo.recipes.recipe import ParameterCounts, Recipe
 from hpo.recipes.schedule import distinct_iterations, scale
 from hpo.results.figures import training_figure
 from hpo.results.formatting import show_measured, show_value
-from hpo.results.report.compared import write_comparison
+from hpo.results.report.compared import NOT_FINISHED, show_documented, write_comparison
 from hpo.results.report.document import Block, Grid, Heading, Paragraph, Plate
 from hpo.results.report.facts import MIN_COMPLETE, Facts, Shown, Trial
 from hpo.settings import STANDARD_ERROR, VALIDATION_LOSS, StudySettings
@@ -30,7 +30,7 @@ def _overview(facts: Facts) -> Iterator[Block]:
     states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     yield Heading(1, f"Study {facts.name}")
     if counts["running"] + counts["waiting"]:
-        yield Paragraph("The study is not finished; this report shows its state when the report was written.")
+        yield NOT_FINISHED
     yield Grid(
         rows=[
             ("search space", f"{settings.space['name']}: {settings.space.get('description', '')}"),
@@ -153,7 +153,7 @@ def _documented(facts: Facts) -> Iterator[Block]:
         rows=[
             (
                 f"{run.section}. {run.title}",
-                *_documented_test(run),
+                *show_documented(run),
                 show_value(run.params.total),
                 _recipe_line(run.recipe),
             )
@@ -193,7 +193,7 @@ def _results(run: Shown, facts: Facts) -> Iterator[tuple[str, str]]:
         yield ("test accuracy", _across_seeds([result.accuracy for result in run.test]))
     if run.documented:
         comparable = "" if facts.comparable else "; not comparable: CIFAR-10 at 64,000 iterations"
-        loss, accuracy = _documented_test(run.documented)
+        loss, accuracy = show_documented(run.documented)
         yield ("documented test loss", f"{loss}{comparable if run.documented.test_loss else ''}")
         yield ("documented test accuracy", f"{accuracy}{comparable if run.documented.test_accuracy else ''}")
 
@@ -214,12 +214,6 @@ def _across_seeds(values: list[float]) -> str:
         return "not benchmarked yet"
     spread = f" ± {stdev(values):.4f} (standard deviation)" if len(values) > 1 else ""
     return f"{mean(values):.4f}{spread} over {len(values)} seed{'s' if len(values) > 1 else ''}"
-
-
-def _documented_test(run: DocumentedRun) -> tuple[str, str]:
-    if run.test_loss is None or run.test_accuracy is None:
-        return "not documented", "not documented"
-    return f"{run.test_loss:.4f}", f"{run.test_accuracy:.4f}"
 
 
 def _recipe_line(recipe: Recipe) -> str:
