@@ -9,6 +9,7 @@ from hpo.cli.output import say
 from hpo.errors import BadInput
 from hpo.paths import expand_path
 from hpo.settings import Augment, DatasetName
+from hpo.wording import counted
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -102,7 +103,7 @@ def _decode(path: Path, data_dir: Path, name: str, image_size: int | None) -> Pr
     with _DecodingProgress(name) as progress:
         prepared = prepare(path, data_dir, name=name, image_size=image_size, report=progress.report)
     if prepared.passed_over:
-        say(f"{path}: {prepared.passed_over:,} files or arrays that are not images were skipped")
+        say(f"{path}: skipped {counted(prepared.passed_over, 'entry', 'entries')} without images")
     return prepared
 
 

@@ -14,6 +14,7 @@ from hpo.errors import BadInput
 from hpo.masking import mask_secrets
 from hpo.paths import expand_path
 from hpo.settings import DEFAULT_STORAGE
+from hpo.wording import counted
 
 
 class FormatChoice(StrEnum):
@@ -55,7 +56,7 @@ def export(
     trials = load_trials(study)
     if served:
         mlflow.send(study.name, trials, out)
-        say(f"sent {len(trials)} trials of study {study.name} to {mask_secrets(out)}")
+        say(f"sent {counted(len(trials), 'trial')} of study {study.name} to {mask_secrets(out)}")
         return
     match form:
         case FormatChoice.csv:
@@ -64,7 +65,7 @@ def export(
             tensorboard.write(trials, folder)
         case FormatChoice.mlflow:
             mlflow.write(study.name, trials, folder)
-    say(f"wrote {len(trials)} trials of study {study.name} to {out}{_how_to_open(form, folder)}")
+    say(f"wrote {counted(len(trials), 'trial')} of study {study.name} to {out}{_how_to_open(form, folder)}")
 
 
 def _how_to_open(form: FormatChoice, folder: Path) -> str:

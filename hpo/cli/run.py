@@ -66,6 +66,7 @@ from hpo.settings import (
     default_data_dir,
     default_iterations,
 )
+from hpo.wording import counted
 
 if TYPE_CHECKING:
     from hpo.study import Study
@@ -262,7 +263,8 @@ def run(
     confirmation.publish(study)
     summary = confirmation.status(study)
     if (total := summary["target"]) < trials:
-        say(f"study {name}: {total} trials instead of {trials}, because its search space has no more distinct recipes")
+        number = f"{counted(total, 'trial')} instead of {trials}"
+        say(f"study {name}: {number}, because its search space has no more distinct recipes")
     if json_output:
         print_json(summary)
     else:

@@ -12,6 +12,7 @@ from hpo.cli.options import LONGEST_S, ArtifactsOption, JsonOption, StorageOptio
 from hpo.cli.output import print_json, say, show
 from hpo.errors import BadInput
 from hpo.settings import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from hpo.wording import counted
 
 if TYPE_CHECKING:
     from hpo.study import Study
@@ -62,8 +63,8 @@ def pause(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STORA
         return
     study_state.set_state(study.storage, study.study_id, "paused")
     print(
-        f"study {study.name} is paused: {counts.running} running trials will finish, "
-        f"{counts.waiting} wait; continue it with `hpo resume --study {study.name}`"
+        f"study {study.name} is paused: {counted(counts.running, 'running trial')} to finish, "
+        f"{counts.waiting} waiting; continue it with `hpo resume --study {study.name}`"
     )
 
 
@@ -83,7 +84,8 @@ def resume(study_name: StudyOption = None, storage: StorageOption = DEFAULT_STOR
     before = study_state.set_state(study.storage, study.study_id, "running")
     counts = overview.count(study.storage, study.study_id)
     was = {"running": "was running", "paused": "was paused"}.get(before, "was stopped")
-    print(f"study {study.name} {was} and continues: {counts.running} trials are running, {counts.waiting} are waiting")
+    trials = f"{counted(counts.running, 'trial')} running, {counts.waiting} waiting"
+    print(f"study {study.name} {was} and continues: {trials}")
 
 
 def stop(
@@ -149,9 +151,11 @@ def delete(
     if not yes:
         _confirm(study)
     deleted = removal.delete_study(study.storage, study.study_id, study.name, store)
-    print(f"deleted study {study.name}: {deleted.trials} trials with their curves and notes, {deleted.files} files")
+    trials, files = counted(deleted.trials, "trial"), counted(deleted.files, "file")
+    print(f"deleted study {study.name}: {trials} with their curves and notes, {files}")
     if deleted.missing_files:
-        say(f"{deleted.missing_files} files of its trials were not found in --artifacts {artifacts}, and not deleted")
+        missing = counted(deleted.missing_files, "file")
+        say(f"not deleted: {missing} of its trials, not found in --artifacts {artifacts}")
     print("kept: all checkpoints, because other studies may start from them; `hpo gc` limits their size")
 
 
@@ -171,7 +175,8 @@ def _confirm(study: Study) -> None:
     from hpo.database import overview
 
     counts = overview.count(study.storage, study.study_id)
-    say(f"study {study.name} has {counts.total} trials, {counts.finished} of them finished; deleting cannot be undone")
+    trials = f"{counted(counts.total, 'trial')}, {counts.finished} of them finished"
+    say(f"study {study.name} has {trials}; deleting cannot be undone")
     print("type its name to delete it: ", end="", file=sys.stderr, flush=True)
     typed = sys.stdin.readline().strip()
     if typed != study.name:

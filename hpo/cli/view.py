@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpo.wording import counted
+
 if TYPE_CHECKING:
     from hpo.database.overview import Counts, Running
     from hpo.database.study_list import BestValue, ListedStudy
@@ -151,12 +153,12 @@ def workers(live_workers: Sequence[LiveWorker]) -> RenderableType:
 
 def stopped(name: str, stop: Stopped) -> str:
     """Write what `hpo stop` did."""
-    trials = f"{stop.handed_back} running trials were handed back, {stop.finished} finished"
+    trials = f"{counted(stop.handed_back, 'running trial')} handed back, {stop.finished} finished"
     counts = stop.counts
     if not counts.waiting:
-        return f"study {name} has no trials left: {trials}, {counts.finished} have finished"
+        return f"study {name} has no trials left: {trials}; {counts.finished} finished in all"
     return (
-        f"study {name} is stopped: {trials}; {counts.finished} have finished and {counts.waiting} are waiting. "
+        f"study {name} is stopped: {trials}; {counts.finished} finished in all, {counts.waiting} waiting. "
         f"Continue it with `hpo resume --study {name}` or the command that created it"
     )
 
@@ -321,14 +323,14 @@ def _documented_cells(runs: Sequence[Run]) -> list[str]:
 
 
 def _benchmark_head(result: Result) -> tuple[str, str]:
-    seeds = f"{len(result.seeds)} seed{'' if len(result.seeds) == 1 else 's'}"
-    return f"{result.study}: test split of {result.dataset}, {result.iterations:,} iterations, {seeds}", ""
+    budget = f"{result.iterations:,} iterations, {counted(len(result.seeds), 'seed')}"
+    return f"{result.study}: test split of {result.dataset}, {budget}", ""
 
 
 def _benchmark_notes(result: Result) -> list[str]:
     notes = [f"no result: {line}" for line in result.missing]
     if result.waiting:
-        notes.append(f"{result.waiting} runs have not finished; the same command continues.")
+        notes.append(f"Not finished yet: {counted(result.waiting, 'run')}; the same command continues.")
     if not result.comparable and any(run.documented for run in result.runs):
         notes.append("The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.")
     return notes
@@ -376,7 +378,7 @@ def plan(made: Plan, space: str, dataset: str, device: str) -> RenderableType:
         table.add_column(title, justify="right")
     for name, figure, form in _figures_of(asked):
         table.add_row(name, *(form.format(value) for value in (figure.median, figure.low, figure.high)))
-    title = f"{made.trials:,} trials of {asked.iterations:,} iterations, {asked.workers} workers"
+    title = f"{counted(made.trials, 'trial')} of {asked.iterations:,} iterations, {counted(asked.workers, 'worker')}"
     note = f"Over {made.replays} replays of the search on imagined learning curves."
     others = [_alternative(each, asked) for each in made.alternatives]
     return Group(Text(title, style="bold"), facts, "", table, "", *others, "", note)
@@ -407,7 +409,7 @@ def _figures_of(asked: Forecast) -> list[tuple[str, Range, str]]:
 def _alternative(forecast: Forecast, asked: Forecast) -> str:
     """Write what else might be asked for, and what it would take, in one line."""
     halved = forecast.iterations != asked.iterations
-    change = f"{forecast.iterations:,} iterations" if halved else f"{forecast.workers} workers"
+    change = f"{forecast.iterations:,} iterations" if halved else counted(forecast.workers, "worker")
     name, unit_s = _time_unit(forecast.seconds.median)
     time = _span(_divided(forecast.seconds, unit_s), "{:,.1f}")
     return f"With {change}: {_span(forecast.steps, '{:,.0f}')} steps, {time} {name}."

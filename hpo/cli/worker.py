@@ -35,6 +35,7 @@ from hpo.settings import (
     check_study_name,
     default_data_dir,
 )
+from hpo.wording import counted
 
 if TYPE_CHECKING:
     from torch import device
@@ -135,7 +136,7 @@ def _serve_one(
         artifacts=config.artifacts,
         at_end=end_of_run(study, data_dir),
     )
-    say(f"finished {finished} trials of {study.name}")
+    say(f"finished {counted(finished, 'trial')} of {study.name}")
     if used_up := studies.find_used_up(study):
         say(used_up)
     state = study_state.find_state(storage, study.study_id)
@@ -161,7 +162,7 @@ def _serve_forever(
         only=name,
     )
     finished = rotation.serve(stop)
-    say(f"finished {finished} trials")
+    say(f"finished {counted(finished, 'trial')}")
 
 
 def _driver(given: str) -> int | None:

@@ -18,6 +18,7 @@ from hpo.database.retry import retried
 from hpo.database.storage import Storage
 from hpo.database.tables import AttemptRow, StudyRow, described, now_s
 from hpo.settings import StudyState
+from hpo.wording import counted
 
 LOOKED_AT = ("complete", "pruned", "waiting")
 """The outcomes of attempts whose trials have been compared with others, at their end or at a rung."""
@@ -63,7 +64,7 @@ def find_reason(ends: Ends, reached: Reached) -> str | None:
     if ends.target_accuracy is not None and value >= ends.target_accuracy:
         return f"trial {number} has reached a validation accuracy of {value:.4f}, at least {ends.target_accuracy:g}"
     if ends.stop_after is not None and reached.since_best >= ends.stop_after:
-        return f"{reached.since_best} trials since trial {number} ({value:.4f}) were no better"
+        return f"trial {number} ({value:.4f}) is still the best after {counted(reached.since_best, 'more trial')}"
     return None
 
 

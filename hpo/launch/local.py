@@ -13,6 +13,7 @@ from hpo.launch.process import ask_to_end, await_end, start_worker
 from hpo.launch.supervise import Ended, Workers
 from hpo.paths import choose_log
 from hpo.study import Study
+from hpo.wording import counted
 from hpo.worker.name import worker_name
 
 
@@ -81,11 +82,12 @@ class LocalLauncher:
     def prepare(self, study: Study, options: Sequence[str], environment: Mapping[str, str]) -> Workers:
         """Choose devices for workers of a study."""
         devices = choose_devices(self.workers, find_gpus(), cores=count_cores())
+        names = ", ".join(device.name for device in devices)
         log_path = choose_log(f"{study.name}.log")
         return Workers(
             study=study,
             places=[LocalPlace(device, options, environment, log_path) for device in devices],
-            summary=f"{len(devices)} workers ({', '.join(device.name for device in devices)}), their log is {log_path}",
+            summary=f"{counted(len(devices), 'worker')} ({names}), log in {log_path}",
             output=str(log_path),
         )
 

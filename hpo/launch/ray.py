@@ -32,6 +32,7 @@ from hpo.launch.supervise import TERMINATE_S, Ended, Workers
 from hpo.launch.worker_actor import WorkerActor, WorkerLocation
 from hpo.settings import MAX_WORKERS
 from hpo.study import Study
+from hpo.wording import counted
 
 ROOM_S = 10.0
 """How long an actor may take to start before people are told that it waits for room."""
@@ -217,7 +218,7 @@ class RayLauncher:
         return Workers(
             study=study,
             places=[RayPlace(self.share, options, environment) for _ in range(self.places)],
-            summary=f"{self.places} workers on the {self.address} ({self.share}), their output is in {self.logs}",
+            summary=f"{counted(self.places, 'worker')} on the {self.address} ({self.share}), output in {self.logs}",
             output=self.logs,
             require_answer=Head(ray.get_runtime_context().gcs_address).require_answer,
         )

@@ -13,6 +13,7 @@ from hpo.database import losses, overview
 from hpo.database.overview import Counts
 from hpo.errors import StudyFailed
 from hpo.study import Study, is_hopeless
+from hpo.wording import counted
 from hpo.worker.stop import LAST_CALL_S, StopSignal
 
 POLL_S = 0.5
@@ -193,4 +194,4 @@ class Launcher(Protocol):
 
 def waiting_note(waiting: Sequence[bool]) -> str:
     """Write how many workers still wait for room; empty where none does."""
-    return f"{sum(waiting)} of {len(waiting)} workers are waiting for room" if any(waiting) else ""
+    return f"waiting for room: {sum(waiting)} of {counted(len(waiting), 'worker')}" if any(waiting) else ""

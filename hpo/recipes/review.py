@@ -9,6 +9,7 @@ from typing import Any
 from hpo.recipes.recipe import REFERENCE_ITERATIONS
 from hpo.recipes.schedule import evaluation, scale
 from hpo.recipes.space import SearchSpace
+from hpo.wording import counted
 
 
 def review_space(space: SearchSpace, iterations: int, training_images: int, validation_images: int) -> list[str]:
@@ -50,7 +51,7 @@ def _patience_that_cannot_matter(space: SearchSpace, iterations: int, validation
     if idle:
         yield f"patience {_listed(idle)} never stops a trial: the budget of {REFERENCE_ITERATIONS:,} ends before"
     waits = {value: -(-scale(value, iterations) // first) for value in allowed if value not in idle}
-    yield from _equal(waits, "patience", f"there is one evaluation per {first} iterations")
+    yield from _equal(waits, "patience", f"evaluations are {counted(first, 'iteration')} apart")
 
 
 def _batches_that_are_equal(space: SearchSpace, training_images: int) -> Iterator[str]:

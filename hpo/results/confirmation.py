@@ -27,6 +27,7 @@ from hpo.results.race import Entry, Score, race
 from hpo.results.significance import Difference, judge, paired_difference, show_difference
 from hpo.settings import VALIDATION_LOSS, StudySettings
 from hpo.study import Best, Study
+from hpo.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +186,7 @@ def find_dropped(companion: Study, comparison: Comparison, trial_number: int) ->
     """Explain why a trial of a confirmation is not trained; None if it must be."""
     run = str(comparison.params_of(trial_number)["run"])
     after = race(_entries(companion, comparison), BASELINE).dropped.get(run)
-    return None if after is None else f"dropped: {run} was clearly behind after {_number_of_seeds(after)}"
+    return None if after is None else f"dropped: {run} was clearly behind after {counted(after, 'seed')}"
 
 
 def load_best(search: Study) -> Best:
@@ -231,18 +232,18 @@ def to_dict(confirmation: Confirmation) -> dict[str, Any]:
 def verdict(confirmation: Confirmation) -> str:
     """State which recipe is best over the further seeds, and whether it is better than the base recipe."""
     if confirmation.waiting:
-        return f"The confirmation is not finished: {confirmation.waiting} of its runs have not finished."
+        return f"The confirmation is not finished: {counted(confirmation.waiting, 'run')} to go."
     winner, seeds = confirmation.winner, len(confirmation.seeds)
     if winner is None:
         return "Nothing is confirmed: too many runs ended without a result."
     if confirmation.difference is None:
         others = len(confirmation.contenders) - 1
         return (
-            f"The base recipe (trial {winner.trial}) is confirmed: on {_number_of_seeds(seeds)} that the search did "
+            f"The base recipe (trial {winner.trial}) is confirmed: on {counted(seeds, 'seed')} that the search did "
             f"not use, none of {others} other{'s' if others > 1 else ''} has a higher mean validation accuracy."
         )
     return (
-        f"Trial {winner.trial} has the highest mean validation accuracy on {_number_of_seeds(seeds)} that the search "
+        f"Trial {winner.trial} has the highest mean validation accuracy on {counted(seeds, 'seed')} that the search "
         f"did not use. It is {judge(confirmation.difference)} than the base recipe: its accuracy differs by "
         f"{show_difference(confirmation.difference, seeds)}."
     )
@@ -355,7 +356,3 @@ def _accuracies(entries: Sequence[Entry], seeds: Sequence[int], dropped_after: i
     for index in seeds:
         if (dropped_after is None or index < dropped_after) and isinstance(entry := entries[index], Score):
             yield entry.accuracy
-
-
-def _number_of_seeds(number: int) -> str:
-    return f"{number} seed{'' if number == 1 else 's'}"

@@ -9,6 +9,8 @@ from typing import Literal
 
 from scipy import stats
 
+from hpo.wording import counted
+
 CONFIDENCE = 0.95
 """Confidence level of all intervals."""
 
@@ -75,7 +77,7 @@ def judge(difference: Difference) -> Judgement:
 def show_difference(difference: Difference, seeds: int) -> str:
     """Write a mean difference with its uncertainty."""
     assert difference.mean is not None, "there is a seed"
-    number = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    number = counted(seeds, "seed")
     if difference.ci95 is None or difference.p_value is None:
         return f"{difference.mean:+.4f} ({number})"
     low, high = difference.ci95

@@ -24,6 +24,7 @@ from hpo.training import arrays, folders
 from hpo.training.data import VALIDATION_SHARE, stratified_positions
 from hpo.training.decoding import Picture, Pixels, Report, decode_files, inspect_files
 from hpo.training.tensor_file import FORMAT, find_decoded, write_tensors
+from hpo.wording import counted
 
 TEST_SHARE = 0.2
 """Fraction of the images that becomes the test split where they come without one."""
@@ -136,7 +137,7 @@ def cut(path: Path, collection: Collection) -> dict[str, Labels]:
     if counts.min() < needed:
         least = int(counts.argmin())
         raise BadInput(
-            f"{path}: class {collection.classes[least]} has {counts[least]} images "
+            f"{path}: class {collection.classes[least]} has {counted(counts[least], 'image')} "
             f"{'to train on' if collection.tests is not None else 'in all'}; the splits need {needed} of each class"
         )
     if collection.tests is None:

@@ -41,14 +41,14 @@ def test_a_folder_of_images_is_searched_benchmarked_reported_and_exported(shell:
     assert not (shell.folder / "hpo.db").exists()
 
     submitted = shell.hpo(*line, "--trials", "1", "--image-size", "8", "--submit", "--json")
-    assert "1 files or arrays that are not images were skipped" in submitted.err
+    assert "skipped 1 entry without images" in submitted.err
     assert submitted.json["study"] == "baseline-colours"
 
     shutil.rmtree(shell.folder / "data")
     missing = shell.hpo("worker")
     assert (missing.code, "data set colours is not in" in missing.err) == (1, True)
     trained = shell.hpo("worker", "--dataset", "colours")
-    assert (trained.code, "finished 1 trials of baseline-colours" in trained.err) == (0, True)
+    assert (trained.code, "finished 1 trial of baseline-colours" in trained.err) == (0, True)
 
     folder.rename(shell.folder / "moved")
     benchmarked = shell.hpo("benchmark", "--seeds", "1", "--workers", "1", "--json")

@@ -47,18 +47,18 @@ def test_a_study_is_deleted_when_its_name_is_typed_and_checkpoints_stay(copied: 
 def test_a_waiting_study_is_paused_stopped_resumed_and_deleted_without_asking(shell: Shell) -> None:
     assert shell.hpo("run", *SMALL, "--trials", "2", "--submit").code == 0
     assert shell.hpo("pause").out == (
-        f"study {STUDY} is paused: 0 running trials will finish, 2 wait; "
+        f"study {STUDY} is paused: 0 running trials to finish, 2 waiting; "
         f"continue it with `hpo resume --study {STUDY}`\n"
     )
     assert shell.hpo("status", "--json").json["state"] == "paused"
     assert shell.hpo("stop").out == (
-        f"study {STUDY} is stopped: 0 running trials were handed back, 0 finished; 0 have finished and 2 "
-        f"are waiting. Continue it with `hpo resume --study {STUDY}` or the command that created it\n"
+        f"study {STUDY} is stopped: 0 running trials handed back, 0 finished; 0 finished in all, 2 "
+        f"waiting. Continue it with `hpo resume --study {STUDY}` or the command that created it\n"
     )
     assert shell.hpo("worker").err.endswith(
         f"study {STUDY} was stopped; continue it with `hpo resume --study {STUDY}`\n"
     )
-    assert shell.hpo("resume").out == f"study {STUDY} was stopped and continues: 0 trials are running, 2 are waiting\n"
+    assert shell.hpo("resume").out == f"study {STUDY} was stopped and continues: 0 trials running, 2 waiting\n"
     done = shell.hpo("delete", "--study", STUDY, "--yes")
     assert (done.code, done.err) == (0, "")
 

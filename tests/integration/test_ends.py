@@ -76,7 +76,7 @@ def test_a_study_ends_after_trials_without_a_better_one(storage: Storage) -> Non
     queue.finish(storage, attempt, NOTHING, at_rung)
 
     assert try_to_claim(made) is None
-    assert state_and_reason(made) == ("ended", "2 trials since trial 2 (0.6000) were no better")
+    assert state_and_reason(made) == ("ended", "trial 2 (0.6000) is still the best after 2 more trials")
     assert state_and_reason(give(storage, stop_after=3)) == ("running", None)
     assert try_to_claim(made) is not None
 

@@ -113,9 +113,7 @@ def test_actors_on_shares_of_a_gpu_find_what_a_local_worker_finds(
     assert json.loads(out)["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
     _sketch, first, *others = err.splitlines()
     assert first.startswith(f"study small: 2 workers on the Ray cluster {cluster.address} (0.5 GPU each), their output")
-    assert [
-        line for line in others if " / 4 finished, " not in line and not line.endswith(" are waiting for room")
-    ] == []
+    assert [line for line in others if " / 4 finished, " not in line and "waiting for room: " not in line] == []
     logs = Path(first.rpartition(" ")[2])
     assert sum(file.read_text().count(" trials of small\n") for file in logs.glob("worker-*.err")) >= 1
     made = study.load(opened(storage_url, "read"), "small")
@@ -152,7 +150,7 @@ def test_a_benchmark_on_a_cluster_finds_what_one_on_this_machine_finds(
         benchmark = start(*command, url=f"sqlite:///{file}", before=WITHOUT_GPU)
         out, err = benchmark.communicate(timeout=FINISH_S)
         assert benchmark.returncode == 0, err
-        assert ("1 workers on the Ray cluster" in err) is (file is path)
+        assert ("1 worker on the Ray cluster" in err) is (file is path)
         found.append({run: json.loads(out)[run]["test_accuracy"] for run in ("candidate", "baseline")})
     assert found[0] == found[1]
     assert len(found[0]["candidate"]) == 1
@@ -221,7 +219,7 @@ def test_sigterm_ends_the_workers_on_a_cluster_and_says_who_had_no_room(
     made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
     wait_until_it_trains(made)
     [pid] = pids(made)
-    wait_until(lambda: "1 of 2 workers are waiting for room\n" in driver.printed(), FINISH_S, "a worker without room")
+    wait_until(lambda: "waiting for room: 1 of 2 workers\n" in driver.printed(), FINISH_S, "a worker without room")
     require_end(driver, signal.SIGTERM, 143, "terminated", pid)
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
     assert outcomes(made.storage) == ["stopped"]

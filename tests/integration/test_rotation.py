@@ -78,7 +78,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     storage: Storage, start: Start
 ) -> None:
     made = make_study(storage, 8, replace(SETTINGS, iterations=128, pruner="none"))
-    paused = "study small is paused: 0 running trials will finish, 8 wait; "
+    paused = "study small is paused: 0 running trials to finish, 8 waiting; "
     assert said(start("pause")).startswith(paused)
     joined = [start("worker"), start("worker")]
     wait_until(lambda: len(workers.list_workers(storage)) == 2, START_S, "two workers")
@@ -90,7 +90,7 @@ def test_a_paused_study_waits_with_its_workers_until_it_is_resumed_and_has_exact
     assert overview.count(storage, made.study_id) == Counts(waiting=8)
 
     resumed = re.fullmatch(
-        r"study small was paused and continues: (\d) trials are running, (\d) are waiting\n", said(start("resume"))
+        r"study small was paused and continues: (\d) trials? running, (\d) waiting\n", said(start("resume"))
     )
     assert resumed is not None
     assert sum(map(int, resumed.groups())) == 8, "the workers may have begun some by then"
@@ -173,7 +173,7 @@ def test_stopping_hands_back_what_a_worker_trains_and_ends_it(storage: Storage, 
 
     output = said(start("stop"))
 
-    became = "1 running trials were handed back, 0 finished; 0 have finished and 2 are waiting. "
+    became = "1 running trial handed back, 0 finished; 0 finished in all, 2 waiting. "
     assert f"study small is stopped: {became}" in output
     assert "study small: waiting for " in output
     assert said(worker).endswith(ENDED.format(0))

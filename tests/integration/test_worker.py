@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_whoever_reaps_it(storage: S
     successor = start("worker")
     output = successor.communicate(timeout=FINISH_S)
 
-    assert (successor.returncode, output[1].splitlines()[-1]) == (0, "finished 1 trials of small")
+    assert (successor.returncode, output[1].splitlines()[-1]) == (0, "finished 1 trial of small")
     finished = first_trial(made)
     assert (finished.state, finished.params) == (TrialState.COMPLETE, params)
     assert overview.count(storage, made.study_id) == Counts(complete=1)

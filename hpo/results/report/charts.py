@@ -20,6 +20,7 @@ from hpo.results.figures import LIGHT, RAMP, drawing, label_iterations, use_log_
 from hpo.results.formatting import show_value
 from hpo.results.report.facts import Facts, Trial
 from hpo.results.report.tree import Branch
+from hpo.wording import counted
 
 COLUMNS = 4
 """Parameters per row in the figure of slices."""
@@ -357,8 +358,7 @@ def _tree_keys(most: int) -> list[Line2D]:
     keys = []
     for trials in sorted({1, max(1, most // 4), most}):
         colour, width = _shared_look(trials, most)
-        label = "1 trial" if trials == 1 else f"{trials} trials"
-        keys.append(Line2D([], [], color=colour, linewidth=width, label=label))
+        keys.append(Line2D([], [], color=colour, linewidth=width, label=counted(trials, "trial")))
     keys.append(Line2D([], [], color=LIGHT["soft"], marker="o", linestyle="", markersize=4, label="complete"))
     keys.append(Line2D([], [], color=LIGHT["soft"], marker="|", linestyle="", markersize=5, label="pruned"))
     return keys

@@ -34,7 +34,7 @@ def test_a_path_is_decoded_with_progress_and_later_known_by_its_name(own, capsys
     later = capsys.readouterr().err
 
     assert "reading cats" in first and "100%" in first
-    assert f"{folder}: 1 files or arrays that are not images were skipped" in first
+    assert f"{folder}: skipped 1 entry without images" in first
     assert "reading cats" not in later
     assert data_settings(by_path) == {
         "dataset": "cats",

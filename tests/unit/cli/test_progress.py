@@ -9,7 +9,7 @@ from rich.console import Console
 from hpo.cli import progress
 from hpo.database.overview import Counts
 
-NOTE = "1 of 2 workers are waiting for room"
+NOTE = "waiting for room: 1 of 2 workers"
 
 
 @pytest.fixture

@@ -137,12 +137,12 @@ def test_workers_are_listed_with_what_they_train():
     [
         (
             COUNTS,
-            "study mine is stopped: 2 running trials were handed back, 1 finished; 7 have finished and 11 "
-            "are waiting. Continue it with `hpo resume --study mine` or the command that created it",
+            "study mine is stopped: 2 running trials handed back, 1 finished; 7 finished in all, 11 "
+            "waiting. Continue it with `hpo resume --study mine` or the command that created it",
         ),
         (
             Counts(complete=20),
-            "study mine has no trials left: 2 running trials were handed back, 1 finished, 20 have finished",
+            "study mine has no trials left: 2 running trials handed back, 1 finished; 20 finished in all",
         ),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_benchmark_shows_every_seed_the_means_and_the_verdict():
         "documented                 -    0.8963                      -    0.5765",
         "",
         "no result: baseline on seed 5: diverged",
-        "2 runs have not finished; the same command continues.",
+        "Not finished yet: 2 runs; the same command continues.",
         "The documented figures are not comparable: they are of CIFAR-10 at 64,000 iterations.",
         "So it is.",
     ]

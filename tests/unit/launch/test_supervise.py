@@ -137,7 +137,7 @@ def test_workers_that_ended_with_a_stop_which_their_driver_missed_are_started_ag
 
 @pytest.mark.parametrize(
     ("waiting", "note"),
-    [([], ""), ([False, False], ""), ([True, False, True], "2 of 3 workers are waiting for room")],
+    [([], ""), ([False, False], ""), ([True, False, True], "waiting for room: 2 of 3 workers")],
 )
 def test_who_waits_for_room_is_told(waiting, note):
     assert waiting_note(waiting) == note

@@ -37,7 +37,7 @@ def review(search, base=BASE, iterations=640):
         ),
         (
             "{patience: [7000, 7020, 20000]}",
-            ["patience 7000 and 7020 train the same: there is one evaluation per 5 iterations"],
+            ["patience 7000 and 7020 train the same: evaluations are 5 iterations apart"],
         ),
         ("{batch_size: [128, 1000]}", []),
         (
@@ -58,9 +58,7 @@ def test_a_patience_has_less_room_the_fewer_evaluations_there_are():
     search = "{patience: [7020, 8000, 12000]}"
 
     assert review(search, iterations=640) == []
-    assert review(search, iterations=32) == [
-        "patience 7020 and 8000 train the same: there is one evaluation per 1 iterations"
-    ]
+    assert review(search, iterations=32) == ["patience 7020 and 8000 train the same: evaluations are 1 iteration apart"]
 
 
 @pytest.mark.parametrize("name", list_shipped())
