@@ -152,7 +152,7 @@ def test_a_worker_joins_from_another_process(shell: Shell) -> None:
         joined = shell.hpo("worker", "--study", STUDY)
         driver.communicate(timeout=120)
     assert (driver.returncode, joined.code) == (0, 0)
-    assert re.search(r"finished \d trials of smooth_lr-digits", joined.err)
+    assert re.search(r"finished \d trials? of smooth_lr-digits", joined.err)
     assert sum(shell.hpo("status", "--json").json["trials"].values()) == 4
 
 
