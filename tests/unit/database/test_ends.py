@@ -15,7 +15,7 @@ BEST = (4, 0.9)
         (Ends(budget=100), Reached(steps=100, since_best=0, best=None), "100 optimizer steps of 100"),
         (Ends(budget=64_000), Reached(steps=64_128, since_best=0, best=BEST), "64,128 optimizer steps of 64,000"),
         (Ends(stop_after=3), Reached(steps=0, since_best=2, best=BEST), None),
-        (Ends(stop_after=3), Reached(steps=0, since_best=3, best=BEST), "3 trials since trial 4 (0.9000) were no"),
+        (Ends(stop_after=3), Reached(steps=0, since_best=3, best=BEST), "trial 4 (0.9000) is still the best after 3"),
         (Ends(stop_after=3), Reached(steps=0, since_best=0, best=None), None),
         (Ends(target_accuracy=0.91), Reached(steps=0, since_best=9, best=BEST), None),
         (Ends(target_accuracy=0.9), Reached(steps=0, since_best=0, best=BEST), "trial 4 has reached"),
@@ -23,7 +23,7 @@ BEST = (4, 0.9)
         (
             Ends(budget=100, stop_after=3, target_accuracy=0.95),
             Reached(steps=5, since_best=4, best=BEST),
-            "4 trials since",
+            "after 4 more trials",
         ),
     ],
 )
