@@ -237,10 +237,10 @@ def verdict(confirmation: Confirmation) -> str:
     if winner is None:
         return "Nothing is confirmed: too many runs ended without a result."
     if confirmation.difference is None:
-        others = len(confirmation.contenders) - 1
+        others = counted(len(confirmation.contenders) - 1, "other")
         return (
             f"The base recipe (trial {winner.trial}) is confirmed: on {counted(seeds, 'seed')} that the search did "
-            f"not use, none of {others} other{'s' if others > 1 else ''} has a higher mean validation accuracy."
+            f"not use, none of {others} has a higher mean validation accuracy."
         )
     return (
         f"Trial {winner.trial} has the highest mean validation accuracy on {counted(seeds, 'seed')} that the search "

@@ -195,7 +195,7 @@ def test_a_confirmation_counts_only_once_it_is_finished(storage: Storage) -> Non
 
     assert confirmation.find(search) is None
     assert confirmation.load_best(search).trial == 1
-    assert confirmation.verdict(confirmation.result(companion)) == ("The confirmation is not finished: 4 runs to go.")
+    assert confirmation.verdict(confirmation.result(companion)) == "The confirmation is not finished: 4 runs to go."
 
 
 @sqlite_only
