@@ -15,7 +15,7 @@ import sys
 from importlib import import_module
 from typing import Never
 
-LIMIT_S = 240
+LIMIT_S = 480
 OTHERS = (
     "alembic.command",
     "matplotlib.figure",

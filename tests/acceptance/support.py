@@ -20,7 +20,7 @@ from tests.acceptance import forking
 
 PROGRAMS = Path(sys.executable).parent
 SCHEMAS = Path(__file__).parents[2] / "docs" / "reference" / "json-output.schema.json"
-LIMIT_S = 240.0
+LIMIT_S = 480.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,8 +27,8 @@ from tests.acceptance.conftest import SMALL
 from tests.acceptance.support import PROGRAMS, Shell
 from tests.conftest import KINDS, PostgreSQL, free_port
 
-START_S = 60.0
-GROWTH_S = 120.0  # a trial takes seconds, but the machine may be busy
+START_S = 180.0
+GROWTH_S = 300.0  # a trial takes seconds, but the machine may be busy
 STUDY = "smooth_lr-digits"
 PARAMETERS = {"boundary_1", "boundary_2", "boundary_3", "learning_rate_2", "learning_rate_3", "learning_rate_4"}
 

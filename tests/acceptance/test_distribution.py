@@ -12,7 +12,7 @@ import pytest
 from hpo import DISTRIBUTION, __version__
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def run(*command: str | Path, folder: Path) -> str:

@@ -39,7 +39,7 @@ MODULES: tuple[str, ...] = (
     "matplotlib.backends.backend_agg",
 )
 MODULES += ("psycopg", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite", "optuna.storages")
-START_S = 120.0  # to import torch on a busy machine
+START_S = 300.0  # to import torch on a busy machine
 POLL_S = 0.01
 ORDER_BYTES = 100_000
 SET_CHILD_SUBREAPER = 36  # prctl.h

@@ -16,7 +16,7 @@ from hpo.database.storage import Storage
 from tests.integration.conftest import Process
 from tests.integration.support import is_running, list_attempts
 
-FINISH_S = 300.0
+FINISH_S = 480.0
 END_S = 5.0
 STORE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 # A node that says nothing for three seconds is dead, in place of a quarter of a minute.

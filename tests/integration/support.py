@@ -25,7 +25,7 @@ from hpo.recipes.schedule import CurvePoint
 from hpo.sampling import sample
 from hpo.settings import DEFAULT_LEASE_S, StudySettings
 
-START_S = 120.0  # to import torch on a busy machine
+START_S = 300.0  # to import torch on a busy machine
 PROCESSES_S = 60.0  # the machine may be busy
 DIGITS_SPLIT = "0f0e738ae99df2fa73a31ad2b375d86bdf1c35183d3e625bfd18b5f805ab67a4"
 
@@ -140,12 +140,12 @@ def list_attempts(storage: Storage) -> list[dict[str, Any]]:
     return sorted(dump(storage)["hpo_attempts"], key=itemgetter("attempt_id"))
 
 
-def wait_until(holds: Callable[[], Any], limit_s: float, what: str) -> Any:
+def wait_until(holds: Callable[[], Any], limit_s: float, what: str, pause_s: float = 0.05) -> Any:
     """Poll until something holds, and give what it gave."""
     deadline = time.monotonic() + limit_s
     while not (found := holds()):
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
     return found
 
 

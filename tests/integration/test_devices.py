@@ -33,8 +33,8 @@ from tests.integration.support import SPACE, list_attempts, make_study, wait_unt
 Open = Callable[..., Storage]
 Advance = Callable[..., int]
 CPU = torch.device("cpu")
-START_S = 120.0  # to import torch on a busy machine
-FINISH_S = 120.0
+START_S = 300.0  # to import torch on a busy machine
+FINISH_S = 300.0
 SHORT_LEASE_S = 12.0  # after memory was short a worker waits for a sixth of it
 LOST = "device cpu: CUDA error: an illegal memory access was encountered"
 LOST_LINE = f"{LOST}; this worker exits; another process may be using it"

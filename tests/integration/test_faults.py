@@ -46,7 +46,7 @@ KILL_EVERY = 80
 
 LEASE_S = 3.0
 STORM_S = 200.0
-FINISH_S = 120.0
+FINISH_S = 300.0
 # So long that most workers die in the midst of a trial.
 STORMY = replace(SETTINGS, iterations=64)
 

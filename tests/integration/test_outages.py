@@ -50,7 +50,7 @@ OUTAGE_S = 5.0
 CALL_S = 2.0  # of a database that is silent
 LONGEST_OUTAGE_S = 20.0
 OUTAGES = 3
-START_S = 120.0
+START_S = 300.0
 CPU = torch.device("cpu")
 # Long enough for an outage in the midst of training; without a pruner, nothing has to wait for its decision.
 LONG = replace(SETTINGS, iterations=256, pruner="none")

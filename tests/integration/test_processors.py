@@ -16,7 +16,7 @@ from tests.integration.support import SPACE
 OTHER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """What makes the libraries compute as on a processor with fewer instruction sets."""
 
-LIMIT_S = 240.0
+LIMIT_S = 480.0
 RUN = (
     "run",
     "--no-confirm",

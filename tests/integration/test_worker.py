@@ -42,7 +42,7 @@ Open = Callable[..., Storage]
 
 HAND_BACK_S = 5.0
 ORPHANED_S = 20.0  # two heartbeats
-FINISH_S = 120.0
+FINISH_S = 300.0
 SHORT = replace(SETTINGS, iterations=256)  # long enough to be interrupted, short enough to be finished
 
 
