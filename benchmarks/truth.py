@@ -5,8 +5,8 @@
 
 The runs are trials of an ordinary study with prefix reuse and without a pruner, on the validation split alone. The same
 command continues after a break, and run a second time beside the first it is a second worker. Whenever it ends, the
-seeds on which every recipe is complete are added to `benchmarks/truth/DATASET-ITERATIONS.json.gz`. With another
-`--run-seed` it adds further seeds, on this machine or another.
+seeds on which every recipe is complete are added to the file of this data set, image size and budget in
+`benchmarks/truth/`. With another `--run-seed` it adds further seeds, on this machine or another.
 
 The recipes are the base recipe and the first distinct ones of a Sobol sequence over the space's parameters.
 """
@@ -44,6 +44,7 @@ from hpo.training.data import Dataset
 from hpo.training.numerics import native_precision
 from hpo.trial.checkpoints import Checkpoints
 from hpo.trial.objective import NUMERICS
+from hpo.wording import counted
 from hpo.worker.stop import EXIT_CODES, StopSignal
 from hpo.worker.work import work
 
@@ -105,7 +106,8 @@ def begin(arguments: argparse.Namespace, dataset: Dataset, storage: Storage) -> 
 
 
 def _name(arguments: argparse.Namespace, dataset: Dataset) -> str:
-    return f"{dataset.name}-{arguments.iterations}"
+    size = arguments.image_size
+    return f"{dataset.name}{f'-{size}x{size}' if size else ''}-{arguments.iterations}"
 
 
 def train(study: Study, arguments: argparse.Namespace, stop: StopSignal) -> None:
@@ -180,7 +182,7 @@ def add_to_file(truth: Truth, path: Path) -> str:
         except ValueError as error:
             raise SystemExit(f"{path} cannot be added to: {error}") from error
     save(truth, path)
-    return f"{path} has {len(truth.recipes)} recipes on {len(truth.seeds)} seeds"
+    return f"{path} has {len(truth.recipes)} recipes on {counted(len(truth.seeds), 'seed')}"
 
 
 def main() -> None:
@@ -210,7 +212,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     truth = collect(study, arguments, dataset)
-    print(f"{len(truth.recipes)} recipes on {len(truth.seeds)} of {arguments.seeds} seeds")
+    print(f"{len(truth.recipes)} recipes on {len(truth.seeds)} of {counted(arguments.seeds, 'seed')}")
     if truth.runs:
         print(add_to_file(truth, arguments.out / f"{_name(arguments, dataset)}.json.gz"))
     raise SystemExit(EXIT_CODES.get(stop.reason, 0))

@@ -48,9 +48,9 @@ def test_searches_are_compared_live(shell: Shell) -> None:
 
 def test_searches_are_replayed_on_curves_that_were_trained_for_it(shell: Shell) -> None:
     small = ("--recipes", "3", "--seeds", "1", "--iterations", "32", "--out", ".")
-    first = "3 recipes on 1 of 1 seeds\ndigits-32.json.gz has 3 recipes on 1 seeds\n"
+    first = "3 recipes on 1 of 1 seed\ndigits-32.json.gz has 3 recipes on 1 seed\n"
     assert run(shell, "truth", *small).out == first
-    assert run(shell, "truth", *small, "--run-seed", "1").out == first.replace("on 1 seeds", "on 2 seeds")
+    assert run(shell, "truth", *small, "--run-seed", "1").out == first.replace("on 1 seed\n", "on 2 seeds\n")
     said = run(shell, "true_regret", "digits-32.json.gz", "--orders", "2").out.splitlines()
     assert said[0] == "digits-32.json.gz: 3 recipes, 2 seeds"
     assert [line.split("|")[-2].strip() for line in said if line.startswith("| no pruning |")] == ["4"] * 4
