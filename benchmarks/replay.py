@@ -18,6 +18,7 @@ from hpo.recipes.comparison import BASELINE
 from hpo.recipes.promotion import first_drop
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import Align, CurvePoint, distinct_iterations, grid, iteration_at_phase_time
+from hpo.results.race import Score, race
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,16 +329,14 @@ def name_winner(truth: Truth, complete: Sequence[Run], further: Sequence[int], c
         return Named(recipe=ranked[0].recipe, confirmed=())
     names = dict.fromkeys([*(run.recipe for run in ranked[: choice.top]), BASELINE])
     runs = {name: [truth.runs[name, seed] for seed in further[: choice.seeds]] for name in names}
-    best = min(runs, key=lambda name: _mean_rank(runs[name]))
-    return Named(recipe=best, confirmed=tuple(run for own in runs.values() for run in own))
+    scores = {name: [Score(accuracy=run.accuracy, loss=run.loss) for run in own] for name, own in runs.items()}
+    ended = race(scores, BASELINE)
+    confirmed = [run for name, own in runs.items() for run in own[: ended.dropped.get(name)]]
+    return Named(recipe=ended.ranking[0], confirmed=tuple(confirmed))
 
 
 def _rank(accuracy: float, loss: float, choice: Choice) -> tuple[float, ...]:
     return {"first": (-accuracy,), "loss": (-accuracy, loss), "loss alone": (loss,)}[choice.ties]
-
-
-def _mean_rank(runs: Sequence[Run]) -> tuple[float, float]:
-    return -round(fmean(run.accuracy for run in runs), 9), fmean(run.loss for run in runs)
 
 
 def count_steps(truth: Truth, trained: Sequence[Trained], confirmed: Sequence[Run], *, reuse: bool) -> int:
