@@ -1,6 +1,6 @@
 """The promotion of trials: where their rungs are, what is compared there, and which trials may train beyond.
 
-This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the better half
+This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the best third
 of those that have reached its rung waits there, and continues once it is. So an early decision can be corrected later.
 """
 
@@ -14,11 +14,11 @@ from statistics import fmean
 from hpo.recipes.recipe import Recipe
 from hpo.recipes.schedule import CurvePoint, grid, learning_rate_runs
 
-FACTOR = 2
-"""One of this many trials is promoted at each rung; what a trial trains from one rung to the next grows as much.
+FACTOR = 3
+"""One of this many trials is promoted at each rung. Chosen with the rungs, by `benchmarks/true_regret.py`."""
 
-Li et al. 2020 use 4. `benchmarks/true_regret.py` is the reason for 2: with 3, the best of the documented runs is lost.
-"""
+PHASE_SHARE = 3
+"""A rung lies at one of this many parts of its phase."""
 
 COMPARED_EVALUATIONS = 3
 """Trials are compared by the mean accuracy of this many evaluations up to a rung: a single one is noisy."""
@@ -51,15 +51,16 @@ def promotion_rungs(base: Recipe) -> tuple[int, ...]:
     """List the steps at which trials are compared, on the schedule of the base recipe.
 
     Trials share what they train before their rate first drops, so ending one there would save nothing, and as long as
-    the rate is high their accuracies say little. What counts is the distance from that drop: the last rung lies at
-    half of it, the one before at a quarter, and so on, as long as they can be told apart.
+    the rate is high their accuracies say little. Each later drop changes the order of the trials again, and soon after
+    it they can be compared. So each later phase has one rung, at its third, except the last phase: there is little left
+    to save. If it is the only one, it has the rung.
     """
     start, steps = first_drop(base), grid(base.iterations)
-    length, share, rungs = base.iterations - start, FACTOR, set()
-    while length >= share * steps[0]:
-        rungs.add(next(step for step in steps if share * (step - start) >= length))
-        share *= FACTOR
-    return tuple(sorted(rungs))
+    edges = [start, *(end for end, _ in learning_rate_runs(base, base.iterations) if end > start)]
+    later = list(pairwise(edges))
+    compared = later[:-1] or later
+    reached = (next(step for step in steps if PHASE_SHARE * (step - begin) >= end - begin) for begin, end in compared)
+    return tuple(sorted({step for step, (_, end) in zip(reached, compared, strict=True) if step < end}))
 
 
 def first_drop(recipe: Recipe) -> int:

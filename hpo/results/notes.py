@@ -30,7 +30,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 _WHY_PRUNED = {
     "median": "its best accuracy so far was below the median of the earlier trials",
-    "asha": "it was not in the better half of the trials at its rung",
+    "asha": "it was not in the best third of the trials at its rung",
     "asha-stop": "it was not in the best third of the trials",
     "hyperband": "it was not in the best third of the trials of its bracket",
     "wilcoxon": "a signed-rank test found it worse than the best trial",
@@ -148,7 +148,7 @@ def _sentence(outcome: str) -> str:
 
 def _reason(outcome: str, pruner: str) -> str:
     if outcome.startswith("waiting at rung"):
-        return " It continues once it is in the better half of the trials there, and is pruned if the study ends first."
+        return " It continues once it is in the best third of the trials there, and is pruned if the study ends first."
     if outcome.startswith("pruned"):
         return f" The {pruner} pruner ended it: {_WHY_PRUNED[pruner]}, compared at the same point."
     if outcome.startswith("stopped early"):

@@ -85,7 +85,7 @@ def test_a_finished_trial_has_its_figure_and_a_note_that_shows_it(
 def test_the_figure_of_a_trial_that_waited_at_a_rung_is_replaced(
     storage: Storage, digits: Dataset, artifacts: Artifacts
 ) -> None:
-    made = make_study(storage, 4, PROMOTING)
+    made = make_study(storage, 6, PROMOTING)
     config = WorkerConfig(artifacts=artifacts)
     suggest(made, base := claim(made))
     queue.reach_rung(storage, base, NOTHING, 1, 2.0, promoted=True)
@@ -93,10 +93,10 @@ def test_the_figure_of_a_trial_that_waited_at_a_rung_is_replaced(
     waited = made.trials()[1]
     assert note_of(made, waited).startswith("**Waiting at rung 1 (iteration ")
     [figure_id] = figures_of(made, waited)
-    for _ in range(2):
+    for _ in range(4):
         queue.reach_rung(storage, claim(made), NOTHING, 1, -1.0, promoted=False)
     attempt = claim(made)
-    assert attempt.trial_number == 1, "of four, the second is promoted"
+    assert attempt.trial_number == 1, "of six, the second is promoted"
 
     train_attempt(made, attempt, digits, StopSignal(), config)
 

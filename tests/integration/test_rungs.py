@@ -12,6 +12,7 @@ from hpo.database.attempt import Attempt, Outcome, Progress, WorkerId
 from hpo.database.optuna_view import OptunaView
 from hpo.database.overview import Counts
 from hpo.database.storage import Storage, open_storage
+from hpo.recipes.promotion import FACTOR
 from hpo.recipes.schedule import CurvePoint
 from tests.integration.support import (
     NOTHING,
@@ -51,7 +52,7 @@ def wait_at_rung(made: study.Study, *values: float) -> None:
 
 
 def lead(made: study.Study) -> None:
-    """Let the first trial pass the first rung as the best of all, so that two more may wait and none is promoted."""
+    """Let the first trial pass the first rung as the best of all, so that four more may wait and none is promoted."""
     attempt = claim(made)
     suggest(made, attempt)
     assert reach(made.storage, attempt, 1, 0.99, promoted=True)
@@ -78,47 +79,46 @@ def test_a_trial_that_waits_keeps_all_that_it_has(storage: Storage) -> None:
     assert study.status(made)["waiting_at_rungs"] == {1: 1}
 
 
-def test_the_better_half_trains_on_and_comes_before_new_trials(storage: Storage) -> None:
-    made = make_study(storage, 9, PROMOTING)
+def test_the_best_third_trains_on_and_comes_before_new_trials(storage: Storage) -> None:
+    made = make_study(storage, 12, PROMOTING)
     lead(made)
-    wait_at_rung(made, 0.5, 0.6)
-    third = claim(made)
-    assert reach(storage, third, 1, 0.7), "the second of four trains on at once"
-    wait_at_rung(made, 0.1)
-    fifth = claim(made)
-    assert fifth.trial_number == 5
-    assert not reach(storage, fifth, 1, 0.3)
+    wait_at_rung(made, 0.5, 0.6, 0.1, 0.2)
+    assert reach(storage, claim(made), 1, 0.7), "the second of six trains on at once"
+    wait_at_rung(made, 0.3, 0.4)
+    ninth = claim(made)
+    assert ninth.trial_number == 8
+    assert not reach(storage, ninth, 1, 0.45)
 
     promoted = claim(made)
 
     assert (promoted.trial_number, promoted.number) == (2, 2)
     assert made.trials()[2].user_attrs["outcome"] == "promoted from rung 1 (iteration 10)"
     assert queue.reach_rung(storage, promoted, NOTHING, 1, 0.6, promoted=False), "it passes the rung again"
-    assert claim(made).trial_number == 6
+    assert claim(made).trial_number == 9
 
 
 def test_an_interrupted_trial_comes_before_those_that_may_be_promoted(storage: Storage) -> None:
     made = make_study(storage, 9, PROMOTING)
     lead(made)
     interrupted = [claim(made), claim(made)]
-    wait_at_rung(made, 0.7, 0.5)
+    wait_at_rung(made, 0.7, 0.5, 0.4, 0.3)
     assert not reach(storage, claim(made), 1, 0.6)
     for attempt in interrupted:
         queue.hand_back(storage, attempt, NOTHING, "stopped")
 
-    assert [claim(made).trial_number for _ in range(4)] == [1, 2, 3, 6]
+    assert [claim(made).trial_number for _ in range(4)] == [1, 2, 3, 8]
 
 
 def test_a_promoted_trial_that_is_interrupted_need_not_be_promoted_again(storage: Storage) -> None:
     made = make_study(storage, 4, PROMOTING)
-    wait_at_rung(made, 0.5)
-    second = claim(made)
-    assert reach(storage, second, 1, 0.7)
-    queue.hand_back(storage, second, NOTHING, "stopped")
+    wait_at_rung(made, 0.5, 0.4)
+    third = claim(made)
+    assert reach(storage, third, 1, 0.7)
+    queue.hand_back(storage, third, NOTHING, "stopped")
 
-    assert overview.count(storage, made.study_id) == Counts(waiting=4, at_rungs={1: 1})
+    assert overview.count(storage, made.study_id) == Counts(waiting=4, at_rungs={1: 2})
     again = claim(made)
-    assert again.trial_number == 1
+    assert again.trial_number == 2
     assert reach(storage, again, 1, 0.7)
 
 
@@ -144,9 +144,9 @@ def test_the_base_recipe_trains_on_whatever_its_value_is(storage: Storage) -> No
 
 
 def test_trials_that_wait_are_pruned_once_nothing_else_is_left(storage: Storage) -> None:
-    made = make_study(storage, 5, PROMOTING)
+    made = make_study(storage, 7, PROMOTING)
     lead(made)
-    wait_at_rung(made, 0.6, 0.4)
+    wait_at_rung(made, 0.6, 0.4, 0.3, 0.2)
     runs = claim(made)
     assert rungs.prune_if_used_up(storage, made.study_id) == 0, "a trial runs, and a new one waits"
     complete(made, runs, 0.9)
@@ -161,43 +161,45 @@ def test_trials_that_wait_are_pruned_once_nothing_else_is_left(storage: Storage)
     study_state.set_state(storage, made.study_id, "running")
 
     assert queue.claim(storage, made.study_id, WORKER) is None
-    assert rungs.prune_if_used_up(storage, made.study_id) == 2
+    assert rungs.prune_if_used_up(storage, made.study_id) == 4
 
     pruned = "pruned at rung 1 (iteration 10)"
     assert outcomes(made) == [
         ("COMPLETE", 0.99, "complete"),
         ("COMPLETE", 0.8, "complete"),
         ("PRUNED", 0.4, pruned),
+        ("PRUNED", 0.3, pruned),
+        ("PRUNED", 0.2, pruned),
         ("COMPLETE", 0.9, "complete"),
         ("PRUNED", 0.5, pruned),
     ]
-    assert overview.count(storage, made.study_id) == Counts(complete=3, pruned=2)
+    assert overview.count(storage, made.study_id) == Counts(complete=3, pruned=4)
     assert rungs.prune_if_used_up(storage, made.study_id) == 0
 
 
 def test_trials_that_were_pruned_at_the_end_wait_again_when_the_study_is_extended(
     storage_url: str, opened: Open
 ) -> None:
-    made = make_study(opened(storage_url), 4, PROMOTING)
+    made = make_study(opened(storage_url), 6, PROMOTING)
     lead(made)
     diverged = claim(made)
     suggest(made, diverged)
     queue.finish(made.storage, diverged, NOTHING, Outcome(state="pruned", value=0.9, attrs={"outcome": "pruned: ..."}))
-    wait_at_rung(made, 0.5, 0.4)
+    wait_at_rung(made, 0.5, 0.4, 0.3, 0.2)
     before = dump(made.storage)
-    assert rungs.prune_if_used_up(made.storage, made.study_id) == 2
-    make_study(opened(storage_url), 4, PROMOTING)
-    assert overview.count(made.storage, made.study_id) == Counts(complete=1, pruned=3), "no trial was added"
+    assert rungs.prune_if_used_up(made.storage, made.study_id) == 4
+    make_study(opened(storage_url), 6, PROMOTING)
+    assert overview.count(made.storage, made.study_id) == Counts(complete=1, pruned=5), "no trial was added"
 
-    again = make_study(opened(storage_url), 5, PROMOTING)
+    again = make_study(opened(storage_url), 7, PROMOTING)
 
     after = dump(again.storage)
     for name in ("hpo_rungs", "hpo_curve_points", "trial_values", "trial_intermediate_values"):
         assert after[name] == before[name]
-    assert after["trials"][:4] == before["trials"]
+    assert after["trials"][:6] == before["trials"]
     assert after["trial_user_attributes"] == before["trial_user_attributes"]
     assert not reach(again.storage, claim(again), 1, 0.1)
-    assert claim(again).trial_number == 2, "of four, the second is promoted"
+    assert claim(again).trial_number == 2, "of six, the second is promoted"
 
 
 def test_a_smaller_number_of_trials_removes_none_that_waits_at_a_rung(storage: Storage) -> None:
@@ -210,19 +212,20 @@ def test_a_smaller_number_of_trials_removes_none_that_waits_at_a_rung(storage: S
 
 
 def test_samplers_see_a_waiting_trial_as_one_that_was_pruned(storage: Storage) -> None:
-    made = make_study(storage, 5, PROMOTING)
+    made = make_study(storage, 7, PROMOTING)
     lead(made)
-    wait_at_rung(made, 0.6, 0.4)
+    wait_at_rung(made, 0.6, 0.4, 0.3, 0.2)
 
     def shown(view: OptunaView = storage.view) -> list[tuple[int, str, float | None, dict[int, float]]]:
         trials = view.get_all_trials(made.study_id, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return [(t.number, t.state.name, t.value, t.intermediate_values) for t in trials if t.number > 0]
 
-    first, others = (1, "PRUNED", 0.6, {10: 0.6}), [(2, "PRUNED", 0.4, {10: 0.4})]
+    first = (1, "PRUNED", 0.6, {10: 0.6})
+    others = [(number, "PRUNED", value, {10: value}) for number, value in ((2, 0.4), (3, 0.3), (4, 0.2))]
     assert shown() == [first, *others]
     complete(made, claim(made), 0.9)
     assert not reach(storage, claim(made), 1, 0.5)
-    others += [(3, "COMPLETE", 0.9, {}), (4, "PRUNED", 0.5, {10: 0.5})]
+    others += [(5, "COMPLETE", 0.9, {}), (6, "PRUNED", 0.5, {10: 0.5})]
     assert shown() == [first, *others]
     promoted = claim(made)
     assert shown() == others
@@ -230,15 +233,15 @@ def test_samplers_see_a_waiting_trial_as_one_that_was_pruned(storage: Storage) -
     further = (1, "PRUNED", 0.7, {10: 0.6, 20: 0.7})
     assert shown() == [further, *others]
 
-    assert rungs.prune_if_used_up(storage, made.study_id) == 3
+    assert rungs.prune_if_used_up(storage, made.study_id) == 5
 
     assert shown() == shown(storage.with_empty_cache().view) == [further, *others]
-    make_study(storage, 6, PROMOTING)
+    make_study(storage, 8, PROMOTING)
     complete(made, claim(made), 0.8)
-    assert shown() == shown(storage.with_empty_cache().view) == [further, *others, (5, "COMPLETE", 0.8, {})]
+    assert shown() == shown(storage.with_empty_cache().view) == [further, *others, (7, "COMPLETE", 0.8, {})]
 
 
-def test_many_workers_promote_exactly_the_better_half(storage_url: str, storage: Storage) -> None:
+def test_many_workers_promote_exactly_the_best_third(storage_url: str, storage: Storage) -> None:
     made = make_study(storage, 40, PROMOTING)
 
     in_processes(_work_without_training, [(storage_url, f"worker {i}") for i in range(6)])
@@ -248,7 +251,7 @@ def test_many_workers_promote_exactly_the_better_half(storage_url: str, storage:
     rows = dump(storage)["hpo_rungs"]
     for rung in (1, 2):
         there = sorted((row for row in rows if row["rung"] == rung), key=lambda row: -row["value"])
-        best = there[: len(there) // 2]
+        best = there[: len(there) // FACTOR]
         assert all(row["promoted"] for row in best)
         completed = {trial._trial_id for trial in made.trials() if trial.state == TrialState.COMPLETE}
         beyond = completed if rung == 2 else {row["trial_id"] for row in rows if row["rung"] == 2}

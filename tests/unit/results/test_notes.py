@@ -271,7 +271,7 @@ def test_the_note_of_a_trial_shows_its_recipe_beside_the_base_recipe():
         ),
         (
             "waiting at rung 1 (iteration 20)",
-            "**Waiting at rung 1 (iteration 20).** It continues once it is in the better half of the trials there, "
+            "**Waiting at rung 1 (iteration 20).** It continues once it is in the best third of the trials there, "
             "and is pruned if the study ends first.",
         ),
         ("failed: RuntimeError: no memory (train.py:1)", "**Failed: RuntimeError: no memory (train.py:1).**"),

@@ -90,10 +90,10 @@ def test_pruners_save_steps(pruner):
     assert pruned.steps < whole.steps
 
 
-def test_half_of_the_trials_pass_a_rung_and_no_trial_is_left_that_may():
+def test_a_third_of_the_trials_pass_a_rung_and_no_trial_is_left_that_may():
     replayed = replay_search(replace(SEARCH, trials=16, pruner="asha", reuse=False), Pace(), 1)
 
-    assert 16 < replayed.attempts <= 16 + 8 + 4 + 2 + 1
+    assert 16 < replayed.attempts <= 16 + 5 + 1
     assert replayed.steps == replayed.requested
 
 

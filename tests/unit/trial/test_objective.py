@@ -133,45 +133,47 @@ def test_the_base_recipe_is_never_pruned_and_its_pruner_is_asked_all_the_same(fe
     assert recorder.asked_at == sorted(rungs(32))
 
 
-# The rate of BASE drops at iteration 8 of 32, and its rungs are the steps 10, 11, 14 and 20; that of LATER at 12.
-LATER = replace(BASE, boundaries=(24_000, 48_000))
+# The rate of STEPS drops at iterations 8, 16 and 24 of 32, and its rungs are 11 and 19; that of LATER at 12, 16 and 24.
+STEPS = replace(BASE, boundaries=(16_000, 32_000, 48_000), values=(0.1, 0.01, 0.002, 0.001))
+LOWER = replace(STEPS, values=(0.1, 0.01, 0.001, 0.0005))
+LATER = replace(STEPS, boundaries=(24_000, 32_000, 48_000))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "align", "rungs_at"),
     [
-        (BASE, "phase", {1: 10, 2: 11, 3: 14, 4: 20}),
-        (OTHER, "iteration", {1: 10, 2: 11, 3: 14, 4: 20}),
-        (LATER, "phase", {1: 15, 2: 16, 3: 21, 4: 26}),
-        (LATER, "iteration", {3: 14, 4: 20}),
+        (STEPS, "phase", {1: 11, 2: 19}),
+        (LOWER, "iteration", {1: 11, 2: 19}),
+        (LATER, "phase", {1: 13, 2: 19}),
+        (LATER, "iteration", {2: 19}),
     ],
 )
 def test_a_trial_is_compared_at_each_rung_after_its_rate_has_dropped(few_digits, recipe, align, rungs_at):
     _, curve = train(recipe, few_digits, 32)
     drop = first_drop(recipe)
 
-    outcome, recorder = run(recipe, few_digits, align=align, promoting=True)
+    outcome, recorder = run(recipe, few_digits, base=STEPS, align=align, promoting=True)
 
     assert outcome.state == "complete"
     assert recorder.rungs == [
-        (rung, at, fmean(point.val_accuracy for point in curve[max(drop, at - 3) : at]), recipe == BASE)
+        (rung, at, fmean(point.val_accuracy for point in curve[max(drop, at - 3) : at]), recipe == STEPS)
         for rung, at in rungs_at.items()
     ]
 
 
 def test_a_trial_that_has_to_wait_at_a_rung_has_no_value_yet(few_digits):
-    _, curve = train(OTHER, few_digits, 14)
+    _, curve = train(LOWER, few_digits, 19)
 
-    outcome, recorder = run(OTHER, few_digits, promoting=True, wait_at=3)
+    outcome, recorder = run(LOWER, few_digits, base=STEPS, promoting=True, wait_at=2)
 
     assert outcome == Outcome(
         state="waiting",
         value=None,
-        attrs={"outcome": "waiting at rung 3 (iteration 14)", "iterations": 14, "numerics": here()},
+        attrs={"outcome": "waiting at rung 2 (iteration 19)", "iterations": 19, "numerics": here()},
     )
     assert recorder.curve == curve
-    assert (recorder.steps, [rung for rung, *_ in recorder.rungs]) == (14, [1, 2, 3])
+    assert (recorder.steps, [rung for rung, *_ in recorder.rungs]) == (19, [1, 2])
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 7])
