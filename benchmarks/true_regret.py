@@ -72,7 +72,10 @@ RUNG_PLANS = ((1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (1, 3), (2, 3), (3, 3))
 """Numbers of rungs, and factors."""
 
 COMPARED_CHOICES = (UNCONFIRMED, Choice(top=3, seeds=2))
-CHOSEN = (("no pruning", LAST), ("asha-stop", LAST), ("asha", Compared(over="mean", count=COMPARED_EVALUATIONS)))
+AT_RUNGS = Compared(over="mean", count=COMPARED_EVALUATIONS)
+"""What `--pruner asha` compares."""
+
+CHOSEN = (("no pruning", LAST), ("asha-stop", LAST), ("asha, rungs at halves", AT_RUNGS), ("asha", AT_RUNGS))
 """The searches that are replayed with every choice of the winner."""
 
 BEST_DOCUMENTED = "dropout"
@@ -128,6 +131,7 @@ def searches(truth: Truth) -> list[Search]:
         median_every_epoch(base, epoch),
         ray_tune(base, epoch),
         landed_promotion(base),
+        promotion_at_halves(base),
         landed_halving(base),
         landed_median(base),
         *(median_after_drop(base, compared) for compared in COMPARED),
@@ -167,7 +171,18 @@ def landed_promotion(base: Recipe) -> Search:
         name="asha",
         pruner=promote_by(FACTOR),
         steps=promotion_rungs(base),
-        compared=Compared(over="mean", count=COMPARED_EVALUATIONS),
+        compared=AT_RUNGS,
+        after_drop=True,
+    )
+
+
+def promotion_at_halves(base: Recipe) -> Search:
+    """Describe `--pruner asha` as it was: rungs at halves of what is left after the first drop, the better half."""
+    return Search(
+        name="asha, rungs at halves",
+        pruner=promote_by(2),
+        steps=rungs_after_drop(base, 4, 2),
+        compared=AT_RUNGS,
         after_drop=True,
     )
 
