@@ -239,20 +239,20 @@ class QuantileStopper:
         return None
 
 
-def promote_by(factor: int, *, rounds_up: bool = False) -> Pruner:
+def promote_by(factor: int, at_least: int = 1) -> Pruner:
     """Make a pruner that promotes (Li et al. 2020, §3, algorithm 2).
 
     A trial waits at its rung until it is among the best `1 / factor` of those that have reached it; a trial that may go
     on comes before a new one. The base recipe is never kept waiting.
 
     Args:
-        rounds_up: Whether that share is rounded up once no trial is new, so that each rung promotes at least one.
+        at_least: How many go on from a rung, even if it is a larger share of those that have reached it.
     """
 
     def prune(trials: Sequence[Trial]) -> list[Trained]:
         """Train until no trial is new and none may go on."""
         at = [NEW] * len(trials)
-        while (chosen := _next_trial(trials, at, factor, rounds_up=rounds_up)) is not None:
+        while (chosen := _next_trial(trials, at, factor, at_least)) is not None:
             at[chosen] = len(trials[chosen].decisions) if trials[chosen].name == BASELINE else at[chosen] + 1
         return [
             _trained(trial, rung if rung < len(trial.decisions) else None)
@@ -266,22 +266,14 @@ NEW = -1
 """In place of the index of the decision at which a trial waits."""
 
 
-def _next_trial(trials: Sequence[Trial], at: Sequence[int], factor: int, *, rounds_up: bool) -> int | None:
+def _next_trial(trials: Sequence[Trial], at: Sequence[int], factor: int, at_least: int) -> int | None:
     """Choose the trial that trains next: the best of the highest rung that may go on, else the first new one."""
-    rungs = range(max(len(trial.decisions) for trial in trials))
-    for rung in reversed(rungs):
+    for rung in reversed(range(max(len(trial.decisions) for trial in trials))):
         there = _rank_at(trials, at, rung)
-        for trial in there[: len(there) // factor]:
+        for trial in there[: max(at_least, len(there) // factor)]:
             if at[trial] == rung:
                 return trial
-    if NEW in at:
-        return at.index(NEW)
-    for rung in rungs if rounds_up else ():  # the lowest first, so that all have come before the next one is judged
-        there = _rank_at(trials, at, rung)
-        for trial in there[: -(-len(there) // factor)]:
-            if at[trial] == rung:
-                return trial
-    return None
+    return at.index(NEW) if NEW in at else None
 
 
 def _rank_at(trials: Sequence[Trial], at: Sequence[int], rung: int) -> list[int]:
@@ -347,9 +339,10 @@ def count_steps(truth: Truth, trained: Sequence[Trained], confirmed: Sequence[Ru
     return distinct_iterations(lengths) if reuse else sum(length for _, length in lengths)
 
 
-def best_elsewhere(truth: Truth) -> dict[int, str]:
-    """Name the best recipe of the table for each seed, chosen by its mean over the other seeds."""
+def best_elsewhere(truth: Truth, names: Sequence[str]) -> dict[int, str]:
+    """Name the best of some recipes for each seed: by its mean over the others; of equals the first in the table."""
+    listed = [name for name in truth.recipes if name in names]
     return {
-        seed: max(truth.recipes, key=lambda name: fmean(truth.accuracy(name, s) for s in truth.seeds if s != seed))
+        seed: max(listed, key=lambda name: fmean(truth.accuracy(name, s) for s in truth.seeds if s != seed))
         for seed in truth.seeds
     }

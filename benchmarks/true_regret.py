@@ -2,12 +2,13 @@
 
     python benchmarks/true_regret.py benchmarks/truth/digits-640.json.gz
     python benchmarks/true_regret.py benchmarks/truth/digits-640.json.gz --documented documented_validation_curves.csv
+    python benchmarks/true_regret.py benchmarks/truth/cifar-16x16-640.json.gz --trials 6
 
 `truth.py` trains the curves: each recipe of a table on several seeds. A replay is the search of one worker on one of
-the seeds, whose trials are the recipes in random order, the base recipe first. Confirmation trains on other seeds. The
-recipe that is named is judged on all seeds that the search did not use. *True regret* is its accuracy there below that
-of the best recipe of the table, which is chosen for each of these seeds by its mean over all the others: nothing is
-judged by the noise that it was chosen by. A regret under zero says that the best of the table is not known better.
+the seeds, whose trials are recipes of the table in random order, the base recipe first. Confirmation trains on other
+seeds. The recipe that is named is judged on all seeds that the search did not use. *True regret* is its accuracy there
+below that of the best of the search's recipes, which is chosen for each of these seeds by its mean over all the others:
+nothing is judged by the noise that it was chosen by. A regret under zero says that the best is not known better.
 
 *Steps* are optimizer steps, confirmation included, as a share of trials times budget: with shared beginnings trained
 once, except in the rows of other tools. Standard errors are over the means of the search's seeds, not over replays.
@@ -21,7 +22,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -75,7 +76,13 @@ COMPARED_CHOICES = (UNCONFIRMED, Choice(top=3, seeds=2))
 AT_RUNGS = Compared(over="mean", count=COMPARED_EVALUATIONS)
 """What `--pruner asha` compares."""
 
-CHOSEN = (("no pruning", LAST), ("asha-stop", LAST), ("asha, rungs at halves", AT_RUNGS), ("asha", AT_RUNGS))
+CHOSEN = (
+    ("no pruning", LAST),
+    ("asha-stop", LAST),
+    ("asha, rungs at halves", AT_RUNGS),
+    ("asha, a third at most", AT_RUNGS),
+    ("asha", AT_RUNGS),
+)
 """The searches that are replayed with every choice of the winner."""
 
 BEST_DOCUMENTED = "dropout"
@@ -104,12 +111,26 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Orders:
+    """The random orders of recipes in which a search is replayed on each seed.
+
+    Attributes:
+        trials: How many of the recipes each has; all of them by default.
+        seed: Determines the orders.
+    """
+
+    count: int
+    trials: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What one replay comes to.
 
     Attributes:
         seed: The search's seed.
-        regret: Accuracy below the best recipe of the table, over the seeds that the search did not use.
+        regret: Accuracy below the best recipe of the search, over the seeds that the search did not use.
         gain: Accuracy above the base recipe, over the same seeds.
         steps: As a share of trials times budget.
         complete: How many trials reached their ends.
@@ -131,11 +152,11 @@ def searches(truth: Truth) -> list[Search]:
         median_every_epoch(base, epoch),
         ray_tune(base, epoch),
         landed_promotion(base),
+        strict_promotion(base),
         promotion_at_halves(base),
         landed_halving(base),
         landed_median(base),
         *(median_after_drop(base, compared) for compared in COMPARED),
-        *(promotion(base, count, factor, LAST, rounds_up=False) for count, factor in RUNG_PLANS),
         *(promotion(base, count, factor, compared) for count, factor in RUNG_PLANS for compared in COMPARED),
     ]
 
@@ -174,6 +195,11 @@ def landed_promotion(base: Recipe) -> Search:
         compared=AT_RUNGS,
         after_drop=True,
     )
+
+
+def strict_promotion(base: Recipe) -> Search:
+    """Describe `--pruner asha` without the rule that at least one is promoted at each rung."""
+    return replace(landed_promotion(base), name="asha, a third at most", pruner=promote_by(FACTOR, at_least=0))
 
 
 def promotion_at_halves(base: Recipe) -> Search:
@@ -215,31 +241,32 @@ def median_after_drop(base: Recipe, compared: Compared) -> Search:
     )
 
 
-def promotion(base: Recipe, count: int, factor: int, compared: Compared, *, rounds_up: bool = True) -> Search:
+def promotion(base: Recipe, count: int, factor: int, compared: Compared) -> Search:
     """Describe promotion at some rungs after the first drop of the rate."""
     rungs = "1 rung" if count == 1 else f"{count} rungs"
     return Search(
-        name=f"promotion, factor {factor}, {rungs}{'' if rounds_up else ', rounded down'}",
-        pruner=promote_by(factor, rounds_up=rounds_up),
+        name=f"promotion, factor {factor}, {rungs}",
+        pruner=promote_by(factor),
         steps=rungs_after_drop(base, count, factor),
         compared=compared,
         after_drop=True,
     )
 
 
-def replay(truth: Truth, search: Search, choice: Choice, orders: int, seed: int) -> list[Outcome]:
+def replay(truth: Truth, search: Search, choice: Choice, orders: Orders) -> list[Outcome]:
     """Replay a search in many orders on each seed of the table."""
     shown = {
         key: as_trial(truth, run, search.steps, search.align, search.compared, after_drop=search.after_drop)
         for key, run in truth.runs.items()
     }
-    best = best_elsewhere(truth)
-    shuffled = random.Random(seed)
+    shuffled = random.Random(orders.seed)
     others = [name for name in truth.recipes if name != BASELINE]
+    further_trials = len(others) if orders.trials is None else orders.trials - 1
     outcomes = []
     for searched in truth.seeds:
-        for _ in range(orders):
-            names = [BASELINE, *shuffled.sample(others, len(others))]
+        for _ in range(orders.count):
+            names = [BASELINE, *shuffled.sample(others, further_trials)]
+            best = best_elsewhere(truth, names)
             further = shuffled.sample([s for s in truth.seeds if s != searched], len(truth.seeds) - 1)
             trained = search.pruner([shown[name, searched] for name in names])
             complete = [truth.runs[each.trial.name, searched] for each in trained if each.complete]
@@ -298,10 +325,10 @@ def summarise(search: Search, choice: Choice, outcomes: Sequence[Outcome]) -> Ro
     )
 
 
-def measure(truth: Truth, search: Search, choices: Sequence[Choice], orders: int, seed: int) -> list[Row]:
+def measure(truth: Truth, search: Search, choices: Sequence[Choice], orders: Orders) -> list[Row]:
     """Replay a search with each choice of the winner for which the table has enough seeds."""
     possible = [choice for choice in choices if choice.seeds + 1 < len(truth.seeds)]
-    return [summarise(search, choice, replay(truth, search, choice, orders, seed)) for choice in possible]
+    return [summarise(search, choice, replay(truth, search, choice, orders)) for choice in possible]
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -373,14 +400,18 @@ def main() -> None:
     parser.add_argument("truth", type=Path, nargs="*", help="files that truth.py wrote")
     parser.add_argument("--documented", type=Path, help="CSV file of the documented validation curves")
     parser.add_argument("--orders", type=int, default=50, help="random orders of the recipes for each seed")
+    parser.add_argument("--trials", type=int, help="number of recipes in a search; all of the table by default")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
     arguments = parser.parse_args()
+    orders = Orders(count=arguments.orders, trials=arguments.trials, seed=arguments.seed)
     for path in arguments.truth:
         truth = load(path)
+        if orders.trials is not None and not 1 <= orders.trials <= len(truth.recipes):
+            parser.error(f"--trials {orders.trials}: 1 to {len(truth.recipes)} are possible with {path.name}")
         print(f"{path.name}: {len(truth.recipes)} recipes, {len(truth.seeds)} seeds\n")
         for choices, names in ((COMPARED_CHOICES, None), (CHOICES, CHOSEN)):
             chosen = [search for search in searches(truth) if names is None or (search.name, search.compared) in names]
-            rows = [measure(truth, search, choices, arguments.orders, arguments.seed) for search in chosen]
+            rows = [measure(truth, search, choices, orders) for search in chosen]
             print("\n".join([*lines([row for group in rows for row in group]), ""]), flush=True)
     if arguments.documented:
         print("\n".join(documented_lines(read_documented(arguments.documented))))

@@ -2,6 +2,7 @@
 
 This is the asynchronous successive halving of Li et al. 2020 (§3, algorithm 2): a trial that is not in the best third
 of those that have reached its rung waits there, and continues once it is. So an early decision can be corrected later.
+The best of a rung trains on even where it is of fewer than three, so that a short search has more than one full trial.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def compared_value(curve: Sequence[CurvePoint], recipe: Recipe) -> float | None:
 
 
 def _best(ranked: Sequence[Reached]) -> Sequence[Reached]:
-    return ranked[: len(ranked) // FACTOR]
+    return ranked[: max(1, len(ranked) // FACTOR)]
 
 
 def _rung(reached: Reached) -> int:

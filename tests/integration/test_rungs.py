@@ -52,10 +52,11 @@ def wait_at_rung(made: study.Study, *values: float) -> None:
 
 
 def lead(made: study.Study) -> None:
-    """Let the first trial pass the first rung as the best of all, so that four more may wait and none is promoted."""
+    """Let the first trial pass both rungs as the best of all, so that four more may wait and none is promoted."""
     attempt = claim(made)
     suggest(made, attempt)
-    assert reach(made.storage, attempt, 1, 0.99, promoted=True)
+    for rung in (1, 2):
+        assert reach(made.storage, attempt, rung, 0.99, promoted=True)
     complete(made, attempt, 0.99)
 
 
@@ -64,18 +65,19 @@ def outcomes(made: study.Study) -> list[tuple[str, float | None, str]]:
 
 
 def test_a_trial_that_waits_keeps_all_that_it_has(storage: Storage) -> None:
-    made = make_study(storage, 3, PROMOTING)
+    made = make_study(storage, 4, PROMOTING)
+    lead(made)
     attempt = claim(made)
     params = suggest(made, attempt)
 
     assert not reach(storage, attempt, 1, 0.5)
 
-    trial = made.trials()[0]
+    trial = made.trials()[1]
     assert (trial.state, trial.params, trial.intermediate_values) == (TrialState.WAITING, params, {10: 0.5})
     assert [point.iteration for point in overview.load_curve(storage, trial._trial_id)] == [10]
     assert trial.user_attrs["outcome"] == "waiting at rung 1 (iteration 10)"
     counts = overview.count(storage, made.study_id)
-    assert counts == Counts(waiting=3, at_rungs={1: 1})
+    assert counts == Counts(waiting=3, complete=1, at_rungs={1: 1})
     assert study.status(made)["waiting_at_rungs"] == {1: 1}
 
 
@@ -111,28 +113,45 @@ def test_an_interrupted_trial_comes_before_those_that_may_be_promoted(storage: S
 
 def test_a_promoted_trial_that_is_interrupted_need_not_be_promoted_again(storage: Storage) -> None:
     made = make_study(storage, 4, PROMOTING)
-    wait_at_rung(made, 0.5, 0.4)
-    third = claim(made)
-    assert reach(storage, third, 1, 0.7)
-    queue.hand_back(storage, third, NOTHING, "stopped")
+    first, second = claim(made), claim(made)
+    assert reach(storage, first, 1, 0.7)
+    assert reach(storage, second, 1, 0.9), "the better of two"
+    queue.hand_back(storage, first, NOTHING, "stopped")
 
-    assert overview.count(storage, made.study_id) == Counts(waiting=4, at_rungs={1: 2})
+    assert overview.count(storage, made.study_id) == Counts(running=1, waiting=3)
     again = claim(made)
-    assert again.trial_number == 2
-    assert reach(storage, again, 1, 0.7)
+    assert again.trial_number == 0
+    assert reach(storage, again, 1, 0.7), "although another is the better of two now"
+
+
+def test_the_best_of_a_rung_trains_on_however_few_have_reached_it(storage: Storage) -> None:
+    made = make_study(storage, 4, PROMOTING)
+    first, second, third, fourth = (claim(made) for _ in range(4))
+
+    assert reach(storage, first, 1, 0.5)
+    assert not reach(storage, second, 1, 0.4)
+    assert reach(storage, third, 1, 0.6)
+    assert reach(storage, first, 2, 0.7)
+    assert not reach(storage, fourth, 1, 0.3)
+    assert not reach(storage, third, 2, 0.65)
+
+    assert overview.count(storage, made.study_id) == Counts(running=1, waiting=3, at_rungs={1: 2, 2: 1})
 
 
 def test_a_worker_that_dies_at_a_rung_before_its_trial_waits_costs_nothing(storage: Storage) -> None:
-    made = make_study(storage, 2, PROMOTING)
+    made = make_study(storage, 3, PROMOTING)
+    lead(made)
+    passed = dump(storage)["hpo_rungs"]
     attempt = queue.claim(storage, made.study_id, WORKER, LAPSED)
     assert attempt is not None
     assert not queue.reach_rung(storage, attempt, NOTHING, 1, 0.5, promoted=False)
+    assert dump(storage)["hpo_rungs"] != passed
 
-    assert losses.reap(storage, made.study_id) == [0]
+    assert losses.reap(storage, made.study_id) == [1]
 
-    assert overview.count(storage, made.study_id) == Counts(waiting=2)
-    assert dump(storage)["hpo_rungs"] == []
-    assert claim(made).trial_number == 0
+    assert overview.count(storage, made.study_id) == Counts(waiting=2, complete=1)
+    assert dump(storage)["hpo_rungs"] == passed
+    assert claim(made).trial_number == 1
 
 
 def test_the_base_recipe_trains_on_whatever_its_value_is(storage: Storage) -> None:
@@ -204,11 +223,12 @@ def test_trials_that_were_pruned_at_the_end_wait_again_when_the_study_is_extende
 
 def test_a_smaller_number_of_trials_removes_none_that_waits_at_a_rung(storage: Storage) -> None:
     made = make_study(storage, 5, PROMOTING)
+    lead(made)
     wait_at_rung(made, 0.5, 0.4)
 
     make_study(storage, 1, PROMOTING)
 
-    assert overview.count(storage, made.study_id) == Counts(waiting=2, at_rungs={1: 2})
+    assert overview.count(storage, made.study_id) == Counts(waiting=2, complete=1, at_rungs={1: 2})
 
 
 def test_samplers_see_a_waiting_trial_as_one_that_was_pruned(storage: Storage) -> None:
@@ -251,7 +271,7 @@ def test_many_workers_promote_exactly_the_best_third(storage_url: str, storage: 
     rows = dump(storage)["hpo_rungs"]
     for rung in (1, 2):
         there = sorted((row for row in rows if row["rung"] == rung), key=lambda row: -row["value"])
-        best = there[: len(there) // FACTOR]
+        best = there[: max(1, len(there) // FACTOR)]
         assert all(row["promoted"] for row in best)
         completed = {trial._trial_id for trial in made.trials() if trial.state == TrialState.COMPLETE}
         beyond = completed if rung == 2 else {row["trial_id"] for row in rows if row["rung"] == 2}

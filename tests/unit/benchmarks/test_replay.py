@@ -107,30 +107,30 @@ def test_ray_tune_stops_below_the_upper_quarter_of_those_before(replay: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("values", "factor", "rounds_up", "expected"),
+    ("values", "expected"),
     [
-        # of three, the best goes on as soon as the third has come
-        ([(0.1,), (0.3,), (0.2,)], 3, False, [10, 100, 10]),
-        # two of six; the third trial waits until a sixth has come
-        ([(0.9,), (0.1,), (0.8,), (0.2,), (0.3,), (0.4,)], 3, False, [100, 10, 100, 10, 10, 10]),
-        # with fewer than the factor nobody goes on, unless the share is rounded up
-        ([(0.1,), (0.2,)], 3, False, [10, 10]),
-        ([(0.1,), (0.2,)], 3, True, [10, 100]),
+        # of fewer than three, the best
+        ([(0.1,)], [100]),
+        ([(0.2,), (0.1,)], [100, 10]),
         # a later and better trial goes on as well as the one that went on before it
-        ([(0.3,), (0.1,), (0.2,), (0.9,)], 3, False, [100, 10, 10, 100]),
+        ([(0.1,), (0.3,), (0.2,)], [100, 100, 10]),
+        ([(0.3,), (0.1,), (0.2,), (0.9,)], [100, 10, 10, 100]),
+        # two of six; the third trial waits until a sixth has come
+        ([(0.9,), (0.1,), (0.8,), (0.2,), (0.3,)], [100, 10, 10, 10, 10]),
+        ([(0.9,), (0.1,), (0.8,), (0.2,), (0.3,), (0.4,)], [100, 10, 100, 10, 10, 10]),
         # of equals the first
-        ([(0.5,), (0.5,), (0.5,)], 3, False, [100, 10, 10]),
-        # a second rung, where too few come
-        ([(0.3, 0.3), (0.2, 0.9), (0.1, 0.1)], 3, False, [20, 10, 10]),
-        ([(0.3, 0.3), (0.2, 0.9), (0.1, 0.1)], 3, True, [100, 10, 10]),
+        ([(0.5,), (0.5,), (0.5,)], [100, 10, 10]),
+        # a second rung, to which only those come that the first one promotes
+        ([(0.3, 0.3), (0.2, 0.9), (0.1, 0.1)], [100, 10, 10]),
+        ([(0.3, 0.3), (0.4, 0.2), (0.1, 0.1)], [100, 20, 10]),
         # one that stops early has fewer decisions
-        ([(0.3,), (0.2, 0.9), (0.1, 0.1)], 3, False, [100, 10, 10]),
+        ([(0.3,), (0.2, 0.9), (0.1, 0.1)], [100, 10, 10]),
     ],
 )
 def test_trials_among_the_best_at_their_rung_are_promoted(
-    replay: Any, values: list[tuple[float, ...]], factor: int, rounds_up: bool, expected: list[int]
+    replay: Any, values: list[tuple[float, ...]], expected: list[int]
 ) -> None:
-    trained = replay.promote_by(factor, rounds_up=rounds_up)([trial(replay, *each) for each in values])
+    trained = replay.promote_by(3)([trial(replay, *each) for each in values])
     assert [each.iterations for each in trained] == expected
     assert [each.complete for each in trained] == [iterations == 100 for iterations in expected]
 
@@ -138,8 +138,9 @@ def test_trials_among_the_best_at_their_rung_are_promoted(
 def test_the_base_recipe_never_waits_but_takes_its_place_among_the_best(replay: Any) -> None:
     trials = [trial(replay, 0.9, name=BASELINE), trial(replay, 0.8), trial(replay, 0.1)]
     assert [each.iterations for each in replay.promote_by(3)(trials)] == [100, 10, 10]
-    trials = [trial(replay, 0.1, name=BASELINE), trial(replay, 0.8), trial(replay, 0.9)]
-    assert [each.iterations for each in replay.promote_by(3)(trials)] == [100, 10, 100]
+    trials = [trial(replay, 0.1, name=BASELINE), trial(replay, 0.8), trial(replay, 0.7)]
+    assert [each.iterations for each in replay.promote_by(3)(trials)] == [100, 100, 10]
+    assert [each.iterations for each in replay.promote_by(4, at_least=0)(trials)] == [100, 10, 10]
 
 
 def make_truth(truth_table: Any, accuracies: dict[str, list[float]], losses: dict[str, float] | None = None) -> Any:
@@ -203,7 +204,8 @@ def test_shared_beginnings_are_counted_once_for_each_seed(replay: Any, truth_tab
 
 def test_the_best_recipe_for_a_seed_is_chosen_by_the_other_seeds(replay: Any, truth_table: Any) -> None:
     truth = make_truth(truth_table, {BASELINE: [0.5, 0.5, 0.5], "a": [1.0, 0.3, 0.3], "b": [0.1, 0.6, 0.6]})
-    assert replay.best_elsewhere(truth) == {0: "b", 1: "a", 2: "a"}
+    assert replay.best_elsewhere(truth, ["a", BASELINE, "b"]) == {0: "b", 1: "a", 2: "a"}
+    assert replay.best_elsewhere(truth, [BASELINE, "b"]) == {0: "b", 1: BASELINE, 2: BASELINE}
 
 
 def test_a_run_is_compared_as_far_as_the_base_recipe_is_at_each_step(replay: Any, truth_table: Any) -> None:

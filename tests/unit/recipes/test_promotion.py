@@ -24,8 +24,11 @@ def at_rungs(**trials):
     ("trials", "promotable"),
     [
         ({}, []),
-        ({"t0": [(1, 0.9, False)]}, []),
-        ({"t0": [(1, 0.9, False)], "t1": [(1, 0.8, False)]}, []),
+        # The best, however few there are.
+        ({"t0": [(1, 0.9, False)]}, [(0, 1)]),
+        ({"t0": [(1, 0.8, False)], "t1": [(1, 0.9, False)]}, [(1, 1)]),
+        ({"t0": [(1, 0.9, True)], "t1": [(1, 0.8, False)]}, []),
+        ({"t0": [(1, 0.9, True), (2, 0.6, False)], "t1": [(1, 0.8, False)]}, [(0, 2)]),
         ({"t0": [(1, 0.7, False)], "t1": [(1, 0.9, False)], "t2": [(1, 0.8, False)]}, [(1, 1)]),
         ({"t0": [(1, 0.7, False)], "t1": [(1, 0.9, True)], "t2": [(1, 0.8, False)]}, []),
         # Of equals, the older one.
@@ -43,7 +46,7 @@ def at_rungs(**trials):
         ),
     ],
 )
-def test_the_best_third_of_each_rung_is_promoted(trials, promotable):
+def test_the_best_third_of_each_rung_and_at_least_one_is_promoted(trials, promotable):
     reached = at_rungs(**trials)
 
     assert [(each.trial_number, each.rung) for each in list_promotable(reached)] == promotable

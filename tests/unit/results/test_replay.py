@@ -91,9 +91,9 @@ def test_pruners_save_steps(pruner):
 
 
 def test_a_third_of_the_trials_pass_a_rung_and_no_trial_is_left_that_may():
-    replayed = replay_search(replace(SEARCH, trials=16, pruner="asha", reuse=False), Pace(), 1)
+    replayed = replay_search(replace(SEARCH, trials=40, pruner="asha", reuse=False), Pace(), 1)
 
-    assert 16 < replayed.attempts <= 16 + 5 + 1
+    assert 40 < replayed.attempts <= 40 + 13 + 1
     assert replayed.steps == replayed.requested
 
 
