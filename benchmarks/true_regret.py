@@ -206,7 +206,7 @@ def promotion_at_halves(base: Recipe) -> Search:
     """Describe `--pruner asha` as it was: rungs at halves of what is left after the first drop, the better half."""
     return Search(
         name="asha, rungs at halves",
-        pruner=promote_by(2),
+        pruner=promote_by(2, at_least=0),
         steps=rungs_after_drop(base, 4, 2),
         compared=AT_RUNGS,
         after_drop=True,
