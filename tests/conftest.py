@@ -30,7 +30,7 @@ Kind = Literal["sqlite", "postgresql"]
 KINDS: tuple[Kind, ...] = ("sqlite", "postgresql")
 
 PASSWORD = "correct-horse"  # looked for in messages, where it must not appear
-POSTGRESQL_START_S = 60.0
+POSTGRESQL_START_S = 180.0
 SERVER_BYTES = 4 * 10**9  # 8 MB a database, and write-ahead logs
 SERVER_SETTINGS: dict[str, str | int] = {
     "listen_addresses": "127.0.0.1",

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.acceptance.support import Forking, Shell
 from tests.conftest import fill_once
+
+expect.set_options(timeout=60_000)  # the machine may be busy
 
 CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ("--space", "smooth_lr", "--dataset", "digits", "--iterations", "32", "--no-confirm")

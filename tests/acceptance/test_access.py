@@ -125,7 +125,7 @@ def test_a_browser_shows_the_study_after_the_login_and_nothing_before(
         browser().goto(address)
     ada = browser(http_credentials={"username": "ada", "password": PASSWORD})
     ada.goto(address)
-    expect(ada.get_by_text(STUDY).first).to_be_visible(timeout=60_000)
+    expect(ada.get_by_text(STUDY).first).to_be_visible(timeout=180_000)
 
 
 @pytest.mark.parametrize(

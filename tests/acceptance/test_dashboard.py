@@ -27,7 +27,7 @@ from tests.acceptance.conftest import SMALL
 from tests.acceptance.support import PROGRAMS, Shell
 from tests.conftest import KINDS, PostgreSQL, free_port
 
-START_S = 180.0
+START_S = 300.0
 GROWTH_S = 300.0  # a trial takes seconds, but the machine may be busy
 STUDY = "smooth_lr-digits"
 PARAMETERS = {"boundary_1", "boundary_2", "boundary_3", "learning_rate_2", "learning_rate_3", "learning_rate_4"}
@@ -129,7 +129,7 @@ def test_optuna_dashboard_as_installed_opens_the_storage(study: tuple[Shell, str
 
 def test_a_person_finds_study_history_and_trials_in_a_browser(address: str, browser: Callable[[], Page]) -> None:
     page = browser()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     open_study(page, address)
     for heading in ("History", "Study User Attributes", "Intermediate values"):
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
@@ -167,7 +167,7 @@ def test_a_study_grows_in_the_browser_while_it_runs(
 ) -> None:
     url = make_url(kind)
     page = browser()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     command = [
         *SMALL,
         "--trials",

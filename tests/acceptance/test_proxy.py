@@ -74,10 +74,10 @@ def look_around(page: Page, port: int) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"http://127.0.0.1:{port}/hpo/")
     page.get_by_text(STUDY).first.click()
-    expect(page.get_by_text("Hyperparameter Importance").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Hyperparameter Importance").first).to_be_visible(timeout=180_000)
     page.goto(f"http://127.0.0.1:{port}/hpo/dashboard/studies/1/trials?numbers=0")
     picture = page.locator("img[src*='/hpo/artifacts/']").first
-    expect(picture).to_be_visible(timeout=60_000)
+    expect(picture).to_be_visible(timeout=180_000)
     wait_until(lambda: is_drawn(picture))
     own = [url for url in asked if url.startswith("http") and not url.endswith("/favicon.ico")]
     assert [url for url in own if not url.startswith(f"http://127.0.0.1:{port}/hpo/")] == []

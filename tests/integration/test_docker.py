@@ -38,7 +38,9 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb)
 
 
 def output_of(*command: str | Path) -> tuple[int, str]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    )
     return done.returncode, done.stdout
 
 
@@ -137,7 +139,7 @@ def test_the_password_reaches_the_environment_alone(container: Container, tmp_pa
     secret = tmp_path / "secret"
     secret.write_text(f"{PASSWORD}\n")
     with container.start("worker", "--study", "two words", HPO_PASSWORD_FILE=str(secret)) as process:
-        shown, password = process.communicate(timeout=60)[0].splitlines()
+        shown, password = process.communicate(timeout=300)[0].splitlines()
     assert password == PASSWORD
     assert shown.endswith("hpo worker --study two words ")
 
@@ -150,7 +152,7 @@ def test_hpo_logs_in_with_the_password_of_the_file(postgresql: PostgreSQL, conta
     container.install("hpo", f'exec {PROGRAMS / "hpo"} "$@"')
     settings = {"HPO_STORAGE": url.replace(f":{PASSWORD}@", "@"), "HPO_PASSWORD_FILE": str(secret)}
     with container.start("status", **settings) as process:
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=300)[0]
     assert (process.returncode, said.endswith(" holds 0 studies; `hpo run` makes one\n")) == (2, True)
 
 
@@ -160,7 +162,7 @@ def test_a_signal_reaches_hpo_itself(container: Container) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        assert (process.communicate(timeout=60)[0], process.returncode) == ("got it\n", 143)
+        assert (process.communicate(timeout=300)[0], process.returncode) == ("got it\n", 143)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class Machine:
 
     def refused(self, **settings: str) -> tuple[int, str]:
         with self.start(**settings) as process:
-            said = process.communicate(timeout=60)[0]
+            said = process.communicate(timeout=300)[0]
         return process.returncode, said
 
 
@@ -197,7 +199,7 @@ def device_of(process: subprocess.Popen[str]) -> str:
 
 def end(*processes: subprocess.Popen[str]) -> None:
     for process in processes:
-        process.communicate("\n", timeout=60)
+        process.communicate("\n", timeout=300)
 
 
 def test_each_worker_of_a_machine_has_a_gpu_of_its_own_until_it_ends(machine: Machine) -> None:
@@ -291,7 +293,7 @@ def test_the_health_check_asks_the_storage_with_the_password_of_the_file(
 
     def check() -> tuple[int, str]:
         command: list[str | Path] = [sys.executable, DOCKER / "healthcheck.py"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         return done.returncode, done.stderr
 
     secret.write_text(f"{PASSWORD}\n")

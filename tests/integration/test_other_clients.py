@@ -138,7 +138,7 @@ def test_a_study_that_another_sampler_optimises_too_has_the_trials_asked_for_and
 def test_the_command_of_optuna_asks_and_tells(storage_url: str, made: study.Study, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         command = [str(Path(sys.executable).with_name("optuna")), "--storage", storage_url, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
     space = json.dumps({"x": json.loads(optuna.distributions.distribution_to_json(FloatDistribution(0, 1)))})
     run("ask", "--study-name", made.name, "--search-space", space)

@@ -25,7 +25,7 @@ def test_a_job_with_gpus_trains_on_them_alone(tmp_path: Path, settings: dict[str
         env=ours | {"PATH": f"{tmp_path}:{ours['PATH']}"} | settings,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     options = ["--kill-on-bad-exit=0", "--label"]

@@ -259,7 +259,7 @@ def test_a_checkpoint_that_is_gone_on_from_counts_as_used_just_now(checkpoints: 
         session.execute(update(CheckpointRow).values(last_used_s=1.0))
         if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(checkpoints.note_use, second, found).result(timeout=10.0)
+                pool.submit(checkpoints.note_use, second, found).result(timeout=60.0)
     checkpoints.note_use(second, found)
     with storage.transaction() as session:
         assert set(session.scalars(select(AttemptRow.checkpoint_id))) == {found.checkpoint_id}
