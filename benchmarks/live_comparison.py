@@ -43,7 +43,7 @@ from hpo.training.datasets import is_known
 def run_all(arguments: argparse.Namespace) -> list[Search]:
     """Run all searches in turn, one seed after the other."""
     searches = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in arguments.searches:
             file = arguments.work_dir / "searches" / f"{seed}-{name}.json"
             ran = run_once(file, lambda folder, name=name, seed=seed: run_search(name, arguments, seed, folder))
@@ -168,7 +168,8 @@ def main() -> None:
     add_search_options(parser)
     parser.add_argument("--iterations", type=at_least(MIN_ITERATIONS), default=DEFAULT_ITERATIONS_DIGITS)
     parser.add_argument("--trials", type=at_least(1), default=50)
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="how many, from 0 on")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="how many, from the first on")
+    parser.add_argument("--first-seed", type=at_least(0), default=0, help="to go on from another comparison")
     parser.add_argument("--fresh-seeds", type=at_least(1), default=5, help="how many")
     parser.add_argument("--searches", type=some_of, default=list(TITLES), help="some of hpo,optuna,ray")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
