@@ -37,10 +37,11 @@ def test_a_study_without_reuse_trains_what_the_one_with_it_requested(shell: Shel
 @pytest.mark.slow
 @pytest.mark.alone
 def test_searches_are_compared_live(shell: Shell) -> None:
-    small = ("--trials", "2", "--iterations", "32", "--seeds", "1", "--fresh-seeds", "1", "--json", "found.json")
-    said = run(shell, "live_comparison", *small).out.splitlines()
+    small = ("--trials", "2", "--iterations", "32", "--first-seed", "3", "--seeds", "1", "--fresh-seeds", "1")
+    said = run(shell, "live_comparison", *small, "--json", "found.json").out.splitlines()
     found = json.loads((shell.folder / "found.json").read_text())
     assert [search["title"] for search in found] == ["hpo without confirmation", "hpo", "Optuna", "Ray Tune"]
+    assert {search["seed"] for search in found} == {3}
     assert all(search["complete"] + search["ended_early"] == 2 for search in found)
     assert all(32 < search["steps"] <= 64 for search in found[2:])
     assert said[-1].endswith("times as long as hpo to the lowest best")
