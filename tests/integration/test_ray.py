@@ -63,6 +63,12 @@ from hpo.launch import ray
 
 ray.ROOM_S = 2.0
 """
+# An actor kills its worker after a second, long before the driver kills the actor, also on a busy machine.
+IMPATIENT = """
+from hpo.launch import ray
+
+ray.ANSWER_S = 3.0
+"""
 # Ray was told of GPUs that are not there.
 WITHOUT_GPU = """
 from hpo.launch import ray
@@ -225,3 +231,15 @@ def test_sigterm_ends_the_workers_on_a_cluster_and_says_who_had_no_room(
     require_end(driver, signal.SIGTERM, 143, "terminated", pid)
     assert overview.count(made.storage, made.study_id) == Counts(waiting=3)
     assert outcomes(made.storage) == ["stopped"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_worker_that_does_not_end_is_killed(cluster: Any, storage_url: str, opened: Open, start: Start) -> None:
+    command = on(cluster, 1, 6400, "--workers", "1", "--gpus-per-worker", "0", "--json")
+    driver = start(*command, before=IMPATIENT)
+    made = wait_until(lambda: find_study(storage_url, opened), START_S, "a study")
+    wait_until_it_trains(made)
+    [pid] = pids(made)
+    os.kill(pid, signal.SIGSTOP)
+    require_end(driver, signal.SIGTERM, 143, "terminated", pid)
+    assert overview.count(made.storage, made.study_id) == Counts(running=1)  # until its lease ends

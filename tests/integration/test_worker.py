@@ -263,7 +263,7 @@ def test_a_second_interrupt_ends_a_driver_at_once_and_its_workers_follow(
         time.sleep(1.0)
         assert driver.poll() is None
         driver.send_signal(signal.SIGINT)
-        driver.communicate(timeout=1.0)
+        driver.communicate(timeout=HAND_BACK_S)
         assert driver.returncode == -signal.SIGINT
     finally:
         os.kill(pid, signal.SIGCONT)
